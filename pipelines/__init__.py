@@ -1,0 +1,1 @@
+"""How a better model is made; no long-running process of its own."""

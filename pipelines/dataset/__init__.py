@@ -1,0 +1,1 @@
+"""Feedback and files in, training rows out, every row accounted for."""

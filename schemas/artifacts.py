@@ -1,0 +1,208 @@
+"""What a round leaves behind: manifests, reports, and the records that the registry keeps of them.
+
+Pipelines write these, serving and the command line read them; all of them are JSON on disk or in the registry.
+They deliberately do not know how they are stored. Times live in records, never in hashed files.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import AwareDatetime, Field
+
+from schemas.events import Frozen
+
+MANIFEST_FORMAT: Literal[1] = 1
+
+
+class Verdict(StrEnum):
+    """What a gate, or all gates together, concluded."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INSUFFICIENT = "insufficient evidence"
+
+
+class GateResult(Frozen):
+    """One gate's conclusion, with what a reviewer needs to check it."""
+
+    gate: str
+    verdict: Verdict
+    blocking: bool = True
+    observed: float | None = None
+    threshold: float | None = None
+    n: int = 0
+    interval: tuple[float, float] | None = None
+    sentence: str
+
+
+class GateReport(Frozen):
+    """Every gate of one round under one policy. `verdict` is the worst blocking result."""
+
+    verdict: Verdict
+    results: list[GateResult]
+    policy_sha256: str
+    look: int = Field(description="how many gated rounds since the last promotion, this one included (from 1)")
+    bootstrap: bool = False
+
+    def stopped_by(self) -> list[str]:
+        """Names of the blocking gates that did not pass, in order."""
+        return [r.gate for r in self.results if r.blocking and r.verdict is not Verdict.PASS]
+
+
+class DatasetManifest(Frozen):
+    """Where every row went: `rows_in == rows_train + rows_validation + sum(dropped.values())`."""
+
+    fingerprint: str = Field(description="SHA-256 over the sorted training and validation rows")
+    cut: dict[str, int] = Field(description="last offset read, by '<topic_id>/<partition>'")
+    labels: list[str]
+    rows_in: int
+    rows_train: int
+    rows_validation: int
+    rows_by_source: dict[str, int]
+    rows_by_label: dict[str, int]
+    dropped: dict[str, int] = Field(description="reason -> rows")
+    dropped_examples: dict[str, str] = Field(default_factory=dict, description="reason -> one example")
+    quarantined_people: list[str] = Field(default_factory=list)
+    reference_rows: int
+    reference_calibration_rows: int
+    reference_sha256: str
+
+
+class EvaluationReport(Frozen):
+    """One artefact scored on one split. `probabilities` are calibrated; rows are in the split's order."""
+
+    model_version: str
+    split: str
+    n: int
+    accuracy: float
+    macro_f1: float
+    nll: float
+    brier: float
+    ece: float = Field(description="top-label ECE, 15 equal-mass bins")
+    ece_null_99: float = Field(
+        description="99th percentile of the ECE that a perfectly calibrated model shows at this n"
+    )
+    by_slice: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+
+class Calibration(Frozen):
+    """A fitted calibration map over logits: softmax(logits / temperature)."""
+
+    kind: Literal["none", "temperature"] = "none"
+    temperature: float = Field(default=1.0, gt=0)
+    fitted_rows: int = 0
+    nll_before: float | None = None
+    nll_after: float | None = None
+
+
+class Golden(Frozen):
+    """Inputs with the calibrated probabilities that the artefact gave when it was made."""
+
+    texts: list[str]
+    probabilities: list[list[float]]
+    tolerance: float = 1e-3
+
+
+class ModelManifest(Frozen):
+    """`manifest.json` of a model version: written last, with the SHA-256 of every other file of the directory."""
+
+    format: Literal[1] = MANIFEST_FORMAT
+    model_version: str
+    model_name: str
+    task: str
+    labels: list[str]
+    base_model: str
+    base_model_sha256: str
+    max_length: int
+    parent_version: str | None
+    round_id: str
+    dataset_fingerprint: str
+    method: str
+    calibration: Calibration
+    golden: Golden
+    files: dict[str, str] = Field(description="relative path -> SHA-256")
+
+
+class RoundState(StrEnum):
+    """Where a round is. The last five are final."""
+
+    CLAIMED = "claimed"
+    RUNNING = "running"
+    AWAITING_APPROVAL = "awaiting approval"
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    INSUFFICIENT = "insufficient evidence"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+FINAL_STATES = frozenset(
+    {RoundState.PROMOTED, RoundState.REJECTED, RoundState.INSUFFICIENT, RoundState.SKIPPED, RoundState.FAILED}
+)
+
+
+class RoundRecord(Frozen):
+    """A round as the registry knows it."""
+
+    round_id: str
+    model_name: str
+    state: RoundState
+    step: str | None = Field(default=None, description="the step it is in, or was in when it ended")
+    progress: float | None = Field(default=None, ge=0, le=1)
+    reason: str = Field(description="why it was triggered")
+    cut: dict[str, int] = Field(default_factory=dict)
+    champion_version: str | None = Field(default=None, description="the version it is gated against")
+    candidate_version: str | None = None
+    gate_report: GateReport | None = None
+    evaluations: dict[str, EvaluationReport] = Field(
+        default_factory=dict, description="'champion', 'candidate', 'probe'"
+    )
+    dataset: DatasetManifest | None = None
+    detail: str | None = Field(default=None, description="why it ended as it did, in one sentence")
+    attempts: int = 0
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    heartbeat_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
+
+
+class VersionRecord(Frozen):
+    """A model version as the registry knows it."""
+
+    model_version: str
+    digest: str = Field(description="SHA-256 of its manifest.json: its address in the artefact store")
+    parent_version: str | None
+    round_id: str
+    created_at: AwareDatetime
+    servable: bool = Field(description="its gates passed, or a named person approved it")
+    approved_by: str | None = None
+
+
+class Champion(Frozen):
+    """The champion pointer."""
+
+    model_version: str
+    digest: str
+    generation: int
+    promoted_at: AwareDatetime
+    round_id: str | None
+    actor: str
+
+
+class WorkerHeartbeat(Frozen):
+    """What one serving worker last said of itself."""
+
+    worker: str = Field(description="its process id, as text")
+    host: str
+    model_version: str | None
+    generation: int
+    error: str | None
+    seen_at: AwareDatetime
+
+
+class Label(Frozen):
+    """One label of the project's taxonomy."""
+
+    name: str
+    state: Literal["active", "retired", "merged"] = "active"
+    merged_into: str | None = None

@@ -1,0 +1,291 @@
+"""Every setting of Ratchet in one frozen tree, and the one function that loads it.
+
+`load_settings` turns the text of a `ratchet.toml` and an environment into `Settings`; each process calls it once at
+start and passes parts down. It deliberately reads no file and no environment by itself.
+
+A key is overridden by `RATCHET_<GROUP>__<KEY>`. Unknown keys and bad values are refused by name.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "RATCHET_"
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or has a bad value; the message names it."""
+
+
+class Group(BaseModel):
+    """One table of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSettings(Group):
+    """What is served, and from which pretrained weights."""
+
+    name: str = Field(
+        "model",
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
+        description="in every topic, key and metric label: one project is one model",
+    )
+    task: Literal["classification"] = Field("classification", description="what the model answers")
+    base_model: str | None = Field(
+        None, description="folder or hub name of the pretrained encoder; unset: the all-MiniLM-L6-v2 that is installed"
+    )
+    max_length: int = Field(128, ge=8, le=8192, description="tokens; longer texts are truncated")
+
+
+class DatasetSettings(Group):
+    """Which rows train, and which judge."""
+
+    seed: str = Field("data/seed.csv", description="labelled rows that the first champion is trained on")
+    reference: str | None = Field(
+        None, description="curated rows that judge and calibrate, never train; unset: a share of the seed is set aside"
+    )
+    calibration_share: float = Field(
+        0.33, gt=0, lt=1, description="share of the reference rows that fits the calibration and does not judge"
+    )
+    validation_share: float = Field(
+        0.15, gt=0, lt=0.5, description="share of the training rows kept for early stopping"
+    )
+    max_rows_per_person: int | None = Field(
+        50, ge=1, description="rows one person can contribute to a round, newest first; unset: no cap"
+    )
+    quarantine: bool = Field(True, description="leave out people whose labels contradict everybody else's")
+    audit_rate: float = Field(0.02, ge=0, le=1, description="share of predictions marked for labelling by a keyed hash")
+
+
+class KafkaSettings(Group):
+    """The broker."""
+
+    bootstrap_servers: str | None = Field(
+        None, description="host:port,... of a Kafka cluster; unset: the embedded broker, on a free port of this machine"
+    )
+    partitions: int = Field(2, ge=1, description="per topic, when we create it")
+    replication_factor: int = Field(1, ge=1, description="per topic, when we create it; 3 on a real cluster")
+    publish_timeout_s: float = Field(3.0, gt=0, description="seconds before a publish is refused")
+
+
+class FeatureStoreSettings(Group):
+    """Event log and Feast."""
+
+    event_log: str = Field("state/events", description="folder or s3:// address of the two Delta tables")
+    config: str = Field("feature_store.yaml", description="Feast's own configuration")
+    batch_rows: int = Field(2000, ge=1, description="rows at which a micro-batch is committed")
+    batch_seconds: float = Field(0.5, gt=0, description="seconds after which a micro-batch is committed")
+    compact_every: int = Field(50, ge=2, description="commits between compactions and checkpoints of the log")
+
+
+class RegistrySettings(Group):
+    """The registry: versions, champion, rounds, audit."""
+
+    url: str = Field(
+        "sqlite:///state/registry.db", description="SQLAlchemy URL; postgresql+psycopg://... in production"
+    )
+
+
+class ArtifactSettings(Group):
+    """Model versions on disk."""
+
+    url: str = Field("state/artifacts", description="folder, or an fsspec address such as s3://bucket/prefix")
+    cache: str = Field("state/cache", description="local folder of fetched versions; may be deleted at any time")
+
+
+class TriggerSettings(Group):
+    """When a round starts by itself. Whichever fires first."""
+
+    min_feedback: int = Field(
+        200, ge=1, description="distinct labelled feedback, agreeing or not, stored since the last round's cut"
+    )
+    max_age: float | None = Field(
+        None, gt=0, description="hours since the last round, if there is any feedback; unset: off"
+    )
+    drift: float | None = Field(None, gt=0, lt=1, description="not built yet; must stay unset")
+    cron: str | None = Field(None, description="five-field crontab at which a round is due; unset: off")
+    tick_seconds: float = Field(2.0, gt=0, description="seconds between looks of the scheduler")
+    stale_after_s: float = Field(
+        120.0, gt=0, description="seconds without a heartbeat after which a round counts as dead"
+    )
+    max_attempts: int = Field(3, ge=1, description="times a dead round is resumed before it is marked failed")
+
+
+class TrainingSettings(Group):
+    """The LoRA round."""
+
+    start: Literal["base"] = Field("base", description="where a round's weights start")
+    seed: int = Field(13, description="of everything random")
+    epochs: int = Field(8, ge=0, description="at most; early stopping usually ends sooner; 0: the probe alone")
+    patience: int = Field(2, ge=1, description="epochs without a better validation loss before stopping")
+    batch_size: int = Field(16, ge=1, description="rows a step")
+    learning_rate: float = Field(5e-4, gt=0, description="peak rate of the adapter")
+    head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on adapter matrices")
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
+    lora_rank: int = Field(8, ge=1, description="r")
+    lora_alpha: int = Field(16, ge=1, description="scale is alpha / r")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="on adapter inputs")
+    probe_c: float = Field(
+        10.0, gt=0, description="inverse regularisation of the logistic probe that warm-starts the head"
+    )
+    nice: int = Field(10, ge=0, le=19, description="how far a round yields to serving on the same machine")
+    threads: int | None = Field(None, ge=1, description="of torch; unset: all cores")
+
+
+class GateSettings(Group):
+    """How a candidate is promoted."""
+
+    policy: str = Field("policy.toml", description="thresholds, each with its reason")
+    approval: Literal["auto", "manual"] = Field(
+        "auto", description="manual: a passed candidate waits for `ratchet round approve`"
+    )
+
+
+class ServingSettings(Group):
+    """The inference API."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(3000, ge=1, le=65535, description="of the inference API")
+    workers: int = Field(2, ge=1, description="processes")
+    threads: int = Field(1, ge=1, description="of ONNX Runtime in each worker; about cores / workers")
+    max_batch: int = Field(8, ge=1, description="texts run together, after sorting by length")
+    max_queue: int = Field(2048, ge=1, description="texts waiting in one worker before 503")
+    timeout_s: float = Field(10.0, gt=0, description="seconds a request may wait for its batch before 503")
+    max_items: int = Field(256, ge=1, description="texts in one request")
+    max_text_chars: int = Field(20_000, ge=1, description="characters in one text")
+    max_body_bytes: int = Field(4_000_000, ge=1024, description="bytes of one request body")
+    poll_seconds: float = Field(0.5, gt=0, description="seconds between looks at the registry's champion")
+    outbox: str = Field("state/outbox", description="folder of events on their way")
+    outbox_max_bytes: int = Field(
+        1_000_000_000, ge=1_000_000, description="past it predictions are dropped, and counted"
+    )
+
+
+class ConsoleSettings(Group):
+    """The review console (comes later)."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(3001, ge=1, le=65535, description="of the review console")
+
+
+class AccessSettings(Group):
+    """Who may call. The secrets themselves live in keys.env beside the file."""
+
+    enabled: bool = Field(True, description="false is for tests on loopback only")
+    keys: str = Field("keys.env", description="file with RATCHET_API_KEY and RATCHET_SECRET, mode 0600")
+    token_seconds: int = Field(7 * 24 * 3600, ge=1, description="life of a prediction's feedback token")
+    token_uses: int = Field(50, ge=1, description="feedbacks one token may send, per worker")
+
+
+class Settings(Group):
+    """The whole tree. `root` is the folder that relative paths start from: the one that holds ratchet.toml."""
+
+    model: ModelSettings = ModelSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    feature_store: FeatureStoreSettings = FeatureStoreSettings()
+    registry: RegistrySettings = RegistrySettings()
+    artifacts: ArtifactSettings = ArtifactSettings()
+    triggers: TriggerSettings = TriggerSettings()
+    training: TrainingSettings = TrainingSettings()
+    gates: GateSettings = GateSettings()
+    serving: ServingSettings = ServingSettings()
+    console: ConsoleSettings = ConsoleSettings()
+    access: AccessSettings = AccessSettings()
+    root: Path = Field(default=Path(), exclude=True)
+
+    def path(self, value: str) -> Path:
+        """A path setting as an absolute path; relative ones start at `root`."""
+        return (self.root / value).absolute()
+
+    def location(self, value: str) -> str:
+        """A path-or-URL setting: URLs with a scheme as they are, paths as absolute paths."""
+        return value if "://" in value else str(self.path(value))
+
+    @property
+    def registry_url(self) -> str:
+        """The registry's URL with a relative SQLite path made absolute."""
+        prefix = "sqlite:///"
+        url = self.registry.url
+        return prefix + str(self.path(url.removeprefix(prefix))) if url.startswith(prefix) else url
+
+    @property
+    def embedded_broker(self) -> bool:
+        """Whether the broker is the embedded one, which forgets everything when it stops."""
+        return self.kafka.bootstrap_servers is None
+
+
+def load_settings(text: str, environ: Mapping[str, str], *, root: Path) -> Settings:
+    """Settings from a TOML text and an environment.
+
+    Args:
+        text: the content of ratchet.toml; may be empty.
+        environ: variables named RATCHET_<GROUP>__<KEY> override the file; others are ignored.
+        root: the folder that relative paths start from.
+
+    Raises:
+        SettingsError: not TOML, an unknown key or a bad value; the message names key and value.
+
+    """
+    try:
+        tree: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"ratchet.toml is not TOML: {error}") from error
+    for variable, value in environ.items():
+        group, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
+        if variable.startswith(PREFIX) and separator:
+            tree.setdefault(group, {})[key] = _from_environment(value)
+    if "root" in tree:
+        raise SettingsError("unknown setting root")
+    try:
+        return Settings.model_validate({**tree, "root": root})
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
+
+
+def _from_environment(value: str) -> object:
+    """Read numbers, booleans and null as JSON; anything else is the string itself. An empty value unsets."""
+    if value == "":
+        return None
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return value
+    return parsed if parsed is None or isinstance(parsed, int | float | bool) else value
+
+
+def _explain(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {name}"
+    return f"{name} = {error['input']!r}: {error['msg']}"
+
+
+def render_settings(overrides: Mapping[str, Mapping[str, object]]) -> str:
+    """A commented ratchet.toml: every setting, its meaning and default; `overrides` ({group: {key: value}}) are set."""
+    lines = [
+        "# Ratchet's settings. A commented line shows the default. Relative paths start at this file's folder.",
+        "",
+    ]
+    for group, field in Settings.model_fields.items():
+        if group == "root":
+            continue
+        model = field.annotation
+        assert isinstance(model, type) and issubclass(model, Group)
+        lines += [f"# {model.__doc__}", f"[{group}]"]
+        for key, setting in model.model_fields.items():
+            lines.append(f"# {setting.description}")
+            chosen = overrides.get(group, {})
+            if key in chosen:
+                lines.append(f"{key} = {json.dumps(chosen[key])}")
+            else:
+                default = setting.default
+                lines.append(f"# {key} = {json.dumps(default)}" if default is not None else f"# {key} =    (unset)")
+        lines.append("")
+    return "\n".join(lines)

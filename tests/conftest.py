@@ -1,0 +1,83 @@
+"""Fixtures that several test modules share: a project folder, a registry, a tiny base model, a broker process."""
+
+import csv
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, Settings, TrainingSettings
+from serving.access import write_keys
+from serving.broker import embedded_broker_command, ensure_topics
+from serving.registry import Registry
+from tests.fakes import TOPICS, free_port, tiny_base_model, toy_rows, wait_until
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny BERT."""
+    return tiny_base_model(tmp_path_factory.mktemp("tiny-base"))
+
+
+@pytest.fixture
+def model_name() -> str:
+    """A model name that no other test uses, so that topics don't meet."""
+    return f"m-{uuid.uuid4().hex[:12]}"
+
+
+def write_rows(path: Path, rows: list[tuple[str, str]]) -> Path:
+    """Write rows as a CSV with the columns text and label."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_base: Path, model_name: str) -> Settings:
+    """A project's settings on a tiny model: data/seed.csv and data/reference.csv written, keys made."""
+    write_rows(tmp_path / "data/seed.csv", toy_rows(30, seed=1))
+    write_rows(tmp_path / "data/reference.csv", toy_rows(240, seed=2))
+    write_keys(tmp_path / "keys.env")
+    return Settings(
+        root=tmp_path,
+        model=ModelSettings(name=model_name, base_model=str(tiny_base), max_length=32),
+        dataset=DatasetSettings(reference="data/reference.csv"),
+        training=TrainingSettings(epochs=2, threads=1),
+        access=AccessSettings(),
+    )
+
+
+@pytest.fixture
+def registry(settings: Settings) -> Iterator[Registry]:
+    """A migrated registry on SQLite whose taxonomy is the toy topics."""
+    opened = Registry(settings.registry_url, settings.model.name)
+    opened.migrate()
+    opened.set_labels(TOPICS)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real broker process that keeps its topics in memory."""
+    port = free_port()
+    with (tmp_path_factory.mktemp("broker") / "log").open("wb") as log:
+        process = subprocess.Popen(embedded_broker_command(port), stdout=log, stderr=subprocess.STDOUT)
+    address = f"127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            ensure_topics(address, ["warm-up"], partitions=1, replication_factor=1, timeout_s=5)
+        except ConnectionError:
+            return False
+        return True
+
+    wait_until(answers, timeout_s=15)
+    yield address
+    process.kill()
+    process.wait(10)

@@ -1,0 +1,83 @@
+"""What tests put in the place of the outside: a tiny base model, separable rows, a free port, a bounded wait.
+
+Used by the test modules and conftest.py. Nothing here stands in for Ratchet's own code.
+"""
+
+import random
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TOPICS: dict[str, list[str]] = {
+    "football": "goal match striker league referee penalty stadium coach team keeper kick pitch".split(),
+    "money": "bank loan market profit share tax budget invoice trade price bond rate".split(),
+    "cooking": "oven recipe butter onion soup pepper bake flour garlic dough spoon taste".split(),
+}
+FILLERS = "the a of and to in with for on was is about today people new many".split()
+
+
+def toy_rows(n: int, seed: int, topics: tuple[str, ...] = tuple(TOPICS)) -> list[tuple[str, str]]:
+    """`n` rows of (text, label), all texts different: four words of one topic among eight fillers."""
+    draw = random.Random(seed)
+    rows: dict[str, str] = {}
+    while len(rows) < n:
+        label = topics[len(rows) % len(topics)]
+        words = draw.choices(TOPICS[label], k=4) + draw.choices(FILLERS, k=8)
+        draw.shuffle(words)
+        rows.setdefault(" ".join(words), label)
+    return list(rows.items())
+
+
+def tiny_base_model(directory: Path) -> Path:
+    """A BERT of 2 layers, 64 wide, with random weights and its own WordPiece vocabulary, as a local model folder."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = [text for text, _ in toy_rows(300, seed=0)]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=specials))
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=128,
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(directory)
+    fast.save_pretrained(directory)
+    return directory
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float, every_s: float = 0.05) -> None:
+    """Return once `condition()` is true; raises TimeoutError after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not true within {timeout_s} s: {condition}")
+        time.sleep(every_s)

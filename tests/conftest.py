@@ -5,14 +5,15 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, Settings, TrainingSettings
-from serving.access import write_keys
-from serving.broker import embedded_broker_command, ensure_topics
-from serving.registry import Registry
 from tests.fakes import TOPICS, free_port, tiny_base_model, toy_rows, wait_until
+
+if TYPE_CHECKING:
+    from serving.registry import Registry
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,8 @@ def write_rows(path: Path, rows: list[tuple[str, str]]) -> Path:
 @pytest.fixture
 def settings(tmp_path: Path, tiny_base: Path, model_name: str) -> Settings:
     """A project's settings on a tiny model: data/seed.csv and data/reference.csv written, keys made."""
+    from serving.access import write_keys
+
     write_rows(tmp_path / "data/seed.csv", toy_rows(30, seed=1))
     write_rows(tmp_path / "data/reference.csv", toy_rows(240, seed=2))
     write_keys(tmp_path / "keys.env")
@@ -53,8 +56,10 @@ def settings(tmp_path: Path, tiny_base: Path, model_name: str) -> Settings:
 
 
 @pytest.fixture
-def registry(settings: Settings) -> Iterator[Registry]:
+def registry(settings: Settings) -> "Iterator[Registry]":
     """A migrated registry on SQLite whose taxonomy is the toy topics."""
+    from serving.registry import Registry
+
     opened = Registry(settings.registry_url, settings.model.name)
     opened.migrate()
     opened.set_labels(TOPICS)
@@ -65,6 +70,8 @@ def registry(settings: Settings) -> Iterator[Registry]:
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real broker process that keeps its topics in memory."""
+    from serving.broker import embedded_broker_command, ensure_topics
+
     port = free_port()
     with (tmp_path_factory.mktemp("broker") / "log").open("wb") as log:
         process = subprocess.Popen(embedded_broker_command(port), stdout=log, stderr=subprocess.STDOUT)

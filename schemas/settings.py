@@ -240,7 +240,10 @@ def load_settings(text: str, environ: Mapping[str, str], *, root: Path) -> Setti
     for variable, value in environ.items():
         group, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
         if variable.startswith(PREFIX) and separator:
-            tree.setdefault(group, {})[key] = _from_environment(value)
+            table = tree.setdefault(group, {})
+            if not isinstance(table, dict):
+                raise SettingsError(f"{group} = {table!r}: expected a table, as {variable} sets a key of it")
+            table[key] = _from_environment(value)
     if "root" in tree:
         raise SettingsError("unknown setting root")
     try:

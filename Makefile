@@ -1,0 +1,48 @@
+# What a developer runs is what CI runs: `make lint test`. `make install` needs Python 3.11+ and the package index, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := schemas serving pipelines services
+
+.PHONY: install demo test lint format lock schemas clean
+
+install: .venv/.installed
+
+.venv/.installed: requirements.lock Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ratchet needs Python 3.11 or newer (set PYTHON=...)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@printf '%s\n' '#!$(CURDIR)/$(BIN)/python' 'import sys' 'sys.path.insert(0, "$(CURDIR)")' \
+		'from services.cli import main' 'main()' > $(BIN)/ratchet
+	@chmod +x $(BIN)/ratchet
+	@touch $@
+
+demo: install
+	$(BIN)/ratchet demo
+
+test: install
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Resolve pyproject.toml anew in a throw-away environment and pin everything that came. The local build tag of torch goes.
+lock:
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > .lock/wanted
+	.lock/bin/python -m pip install --quiet --disable-pip-version-check --requirement .lock/wanted
+	{ echo '# Made by `make lock` from pyproject.toml.'; .lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > requirements.lock
+	rm -rf .lock
+
+# Write the JSON Schemas and the AsyncAPI document from the models (a test keeps them true).
+schemas: install
+	$(BIN)/python -m schemas.export
+
+clean:
+	rm -rf .venv .lock .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

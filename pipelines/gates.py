@@ -39,7 +39,7 @@ alpha = 0.05
 blocking = true
 max_latency_ms = 1000.0     # one text, one thread, median; generous, because it guards against a mistake, not a budget
 
-[bootstrap]                 # the first champion has nothing to beat; it must know more than which label is most frequent
+[bootstrap]                 # the first champion has nothing to beat; it must know more than the most frequent label
 blocking = true
 alpha = 0.05                # one-sided exact binomial test against that label's share. Too few rows to tell: advisory
 max_ece = 0.25              # a floor: few seed rows calibrate badly, and yet something must serve before it can learn

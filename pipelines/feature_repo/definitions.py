@@ -1,0 +1,43 @@
+"""What Feast knows: entities, sources and feature views over the event log.
+
+features.py applies it; a test holds its fields equal to the log's columns. Objects alone: no store is opened here.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import pyarrow as pa
+from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.data_format import DeltaFormat
+from feast.types import Bool, Float64, Int64, String
+
+from pipelines.event_log import SCHEMAS
+
+_TYPES = {pa.string(): String, pa.int64(): Int64, pa.int32(): Int64, pa.float64(): Float64, pa.bool_(): Bool}
+ENTITIES = {"predictions": "prediction_id", "feedback": "feedback_id"}
+TIMES = ("event_timestamp", "created_timestamp")
+
+
+def definitions(event_log: str) -> list[Any]:
+    """Entities and views over the log at `event_log`; the predictions view alone is written online."""
+    found: list[Any] = []
+    for name, key in ENTITIES.items():
+        entity = Entity(name=key, join_keys=[key], value_type=ValueType.STRING)
+        source = FileSource(
+            name=f"{name}_log",
+            path=f"{event_log}/{name}",
+            file_format=DeltaFormat(),
+            timestamp_field="event_timestamp",
+            created_timestamp_column="created_timestamp",
+        )
+        fields = [Field(name=f.name, dtype=_TYPES[f.type]) for f in SCHEMAS[name] if f.name not in (key, *TIMES)]
+        view = FeatureView(
+            name=name,
+            entities=[entity],
+            schema=[Field(name=key, dtype=String), *fields],
+            source=source,
+            ttl=timedelta(0),
+            online=name == "predictions",
+        )
+        found += [entity, view]
+    return found

@@ -1,0 +1,132 @@
+"""The one reference to the live runtime, and the loop that follows the registry's champion.
+
+Turns "the champion is version X, generation G" into a loaded, verified, warm runtime, and replaces one reference. Each
+serving worker runs one. It deliberately trusts no message: the registry is read again and again, so a lost one costs
+nothing. What cannot be loaded is reported and the old runtime goes on.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+from schemas.artifacts import Champion
+from serving.artifacts import ArtifactStore
+from serving.registry import Registry
+from serving.runtime import Runtime
+
+log = logging.getLogger("ratchet.live")
+
+HEARTBEAT_SECONDS = 5.0
+
+
+class LiveModel:
+    """What this worker serves."""
+
+    def __init__(
+        self, registry: Registry, store: ArtifactStore, cache: Path, *, threads: int, poll_seconds: float
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._cache = cache
+        self._threads = threads
+        self._poll_seconds = poll_seconds
+        self._last_good = cache / f"last-good-{registry.model_name}.json"
+        self._live: tuple[Runtime, Champion] | None = None
+        self.labels: list[str] = []
+        self._error: str | None = None
+        self._tries = 0
+        self._try_at = self._beat_at = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
+
+    def start(self) -> None:
+        """Load the champion if there is one, else the last good version of the cache; then follow."""
+        self.follow()
+        if self._live is None and self._last_good.exists():
+            self._serve_last_good()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop following."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def current(self) -> tuple[Runtime, int] | None:
+        """The live runtime and its generation."""
+        return (self._live[0], self._live[1].generation) if self._live else None
+
+    def champion(self) -> Champion | None:
+        """The champion that this worker serves, which the registry's may be ahead of for a moment."""
+        return self._live[1] if self._live else None
+
+    def refresh_labels(self) -> list[str]:
+        """Read the taxonomy again, if the registry answers."""
+        try:
+            self.labels = self._registry.active_labels()
+        except ConnectionError as error:
+            log.warning("the taxonomy cannot be read: %s", error)
+        return self.labels
+
+    def follow(self) -> None:
+        """One look at the registry: swap if its champion is not ours, and say what we serve."""
+        try:
+            champion = self._registry.champion()
+            if champion and (self._live is None or champion.generation != self._live[1].generation):
+                self._swap(champion)
+            if time.monotonic() > self._beat_at:
+                self.refresh_labels()
+                self._beat()
+        except ConnectionError as error:
+            log.warning("following: %s", error)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._poll_seconds):
+            try:
+                self.follow()
+            except Exception:
+                log.exception("following failed; the live version goes on")
+
+    def _swap(self, champion: Champion) -> None:
+        if time.monotonic() < self._try_at:
+            return
+        try:
+            directory = self._store.fetch(champion.digest, self._cache)
+            runtime = Runtime(directory, champion.digest, threads=self._threads)
+        except (OSError, ValueError) as error:
+            self._tries += 1
+            self._try_at = time.monotonic() + min(60.0, 2.0**self._tries)
+            self._error = f"{champion.model_version}: {error}"
+            log.error("refused %s; the old version goes on", self._error)
+        else:
+            self._live = (runtime, champion)  # the swap: one reference
+            self._error, self._tries, self._try_at = None, 0, 0.0
+            log.info("serving %s, generation %d", champion.model_version, champion.generation)
+            self._remember(champion)
+        self._beat()
+
+    def _beat(self) -> None:
+        self._beat_at = time.monotonic() + HEARTBEAT_SECONDS
+        version, generation = (self._live[1].model_version, self._live[1].generation) if self._live else (None, 0)
+        self._registry.heartbeat(
+            str(os.getpid()), socket.gethostname(), model_version=version, generation=generation, error=self._error
+        )
+
+    def _remember(self, champion: Champion) -> None:
+        beside = self._last_good.with_suffix(f".{os.getpid()}")
+        beside.write_text(champion.model_dump_json())
+        beside.rename(self._last_good)
+
+    def _serve_last_good(self) -> None:
+        try:
+            champion = Champion.model_validate(json.loads(self._last_good.read_text()))
+            runtime = Runtime(self._cache / champion.digest, champion.digest, threads=self._threads)
+        except (OSError, ValueError) as error:
+            log.warning("the last good version cannot be served: %s", error)
+        else:
+            self._live = (runtime, champion)
+            log.info("the registry is away: serving the last good %s", champion.model_version)

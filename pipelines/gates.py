@@ -1,132 +1,293 @@
-"""Turns evidence about a candidate, and a policy, into a gate report. Pure: values in, values out.
+"""The gates: may this candidate serve?
 
-The round calls `judge`; the command line writes `DEFAULT_POLICY` to policy.toml and checks edits with `read_policy`. It
-deliberately does not know files, models or the registry: what was measured is handed in.
+Turns the evidence on champion, candidate and probe, under a policy, into a `GateReport`. Pure functions; training_round.py
+calls `judge` and acts on the verdict. They deliberately read no feedback: only fair evidence judges (the reference set).
 """
 
 import hashlib
 import tomllib
-from typing import Any
+from math import ceil, sqrt
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.stats import binom, binomtest, norm
 
-DEFAULT_POLICY = """\
-# The gates that a candidate must pass before it serves. Each says what it asks, why, and whether it blocks: a gate with
-# blocking = false is measured and shown, and stops nothing. Unknown keys are refused.
+from pipelines.evaluation import Evidence
+from schemas.artifacts import GateReport, GateResult, Verdict
 
-[data]                      # was there enough to learn from, and could it be trusted?
+DEFAULT_POLICY = """# The gates: thresholds, and why. A gate with blocking = false only advises.
+
+[data]
 blocking = true
-min_rows = 8                # training rows; below it a fit says nothing
-max_quarantined_share = 0.5 # of people. When most are found to contradict "everybody else", who is everybody?
+# Fewer rows than this on the judging side of the reference cannot tell a better model from luck.
+min_judge_rows = 100
+# A round whose feedback is mostly quarantined is an attack or a bug, and somebody should look.
+max_quarantined_people_share = 0.5
 
-[superiority]               # is the candidate more often right than the champion, on the same reference rows?
+[superiority]
 blocking = true
-alpha = 0.05                # chance of promoting an equal candidate, over all rounds since the last promotion: look k
-                            # is tested at alpha / (k (k + 1)), which sums to alpha (exact one-sided McNemar)
-
-[calibration]               # can its confidence be believed?
-blocking = true
-alpha = 0.01                # it fails when NLL or Brier is worse than the champion's by a paired test at this level
-max_ece_excess = 0.02       # ECE may lie this far above the 99th percentile that perfect calibration would show at this
-                            # many rows: one temperature never fits exactly, and many rows find every small misfit
-
-[baseline]                  # was fine-tuning worth it, against a logistic probe on the same training rows?
-blocking = true
-margin = 0.01               # accuracy; it fails when it is shown to be worse than the probe by more than this
+# One-sided exact McNemar on the reference. The k-th look since the last promotion gets alpha / (k (k + 1)), so that all looks
+# together stay below alpha.
 alpha = 0.05
 
-[serving]                   # does the very artefact load in a fresh process and repeat its golden outputs?
+[calibration]
 blocking = true
-max_latency_ms = 1000.0     # one text, one thread, median; generous, because it guards against a mistake, not a budget
+# NLL and Brier score may not be worse than the champion's by a paired test at this level.
+alpha = 0.05
+# ECE may not pass the 99th percentile of what a perfectly calibrated model shows at this n, unless it is below this anyway.
+ece_floor = 0.02
 
-[bootstrap]                 # the first champion has nothing to beat; it must know more than the most frequent label
+[baseline]
 blocking = true
-alpha = 0.05                # one-sided exact binomial test against that label's share. Too few rows to tell: advisory
-max_ece = 0.25              # a floor: few seed rows calibrate badly, and yet something must serve before it can learn
+# A round that loses to a logistic probe on frozen embeddings by more than this share of rows has no reason to exist.
+margin = 0.01
+
+[serving]
+blocking = true
+# The artefact, loaded in a fresh process, has to answer one text within this time (milliseconds, median).
+max_latency_ms = 500
+
+[bootstrap]
+blocking = true
+# Without a champion there is nothing to compare with: the first one has to beat always guessing the commonest label.
+min_gain_over_majority = 0.02
 """
 
 
-class PolicyError(ValueError):
-    """A policy has an unknown key or a bad value; the message names it."""
+class BadPolicy(ValueError):
+    """policy.toml has an unknown key or a bad value."""
 
 
 class _Gate(BaseModel):
-    """One table of the policy."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
+    model_config = ConfigDict(frozen=True, extra="forbid")
     blocking: bool = True
 
 
 class DataPolicy(_Gate):
-    """Enough rows, from people who can be trusted."""
+    """Enough fair evidence, and feedback that is not mostly quarantined."""
 
-    min_rows: int = Field(8, ge=1)
-    max_quarantined_share: float = Field(0.5, ge=0, le=1)
-
-
-class SuperiorityPolicy(_Gate):
-    """More often right than the champion."""
-
-    alpha: float = Field(0.05, gt=0, lt=0.5)
+    min_judge_rows: int = Field(100, ge=0)
+    max_quarantined_people_share: float = Field(0.5, ge=0, le=1)
 
 
-class CalibrationPolicy(_Gate):
-    """Confidence that can be believed."""
+class AlphaPolicy(_Gate):
+    """A test at a level."""
 
-    alpha: float = Field(0.01, gt=0, lt=0.5)
-    max_ece_excess: float = Field(0.02, ge=0, le=1)
+    alpha: float = Field(0.05, gt=0, lt=1)
+
+
+class CalibrationPolicy(AlphaPolicy):
+    """A test at a level, and a floor under ECE."""
+
+    ece_floor: float = Field(0.02, ge=0, le=1)
 
 
 class BaselinePolicy(_Gate):
-    """Not worse than the logistic probe."""
+    """A margin in accuracy."""
 
-    margin: float = Field(0.01, ge=0, lt=1)
-    alpha: float = Field(0.05, gt=0, lt=0.5)
+    margin: float = Field(0.01, ge=0, le=1)
 
 
 class ServingPolicy(_Gate):
-    """Loads and repeats its golden outputs."""
+    """A bound on latency."""
 
-    max_latency_ms: float = Field(1000.0, gt=0)
+    max_latency_ms: float = Field(500, gt=0)
 
 
 class BootstrapPolicy(_Gate):
-    """Floors for the first champion."""
+    """A floor for the first champion."""
 
-    alpha: float = Field(0.05, gt=0, lt=0.5)
-    max_ece: float = Field(0.25, gt=0, le=1)
+    min_gain_over_majority: float = Field(0.02, ge=0, le=1)
 
 
 class Policy(BaseModel):
-    """Every gate's thresholds, and the hash of the text that they were read from."""
+    """policy.toml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
+    model_config = ConfigDict(frozen=True, extra="forbid")
     data: DataPolicy = DataPolicy()
-    superiority: SuperiorityPolicy = SuperiorityPolicy()
+    superiority: AlphaPolicy = AlphaPolicy()
     calibration: CalibrationPolicy = CalibrationPolicy()
     baseline: BaselinePolicy = BaselinePolicy()
     serving: ServingPolicy = ServingPolicy()
     bootstrap: BootstrapPolicy = BootstrapPolicy()
-    sha256: str
 
 
-def read_policy(text: str) -> Policy:
-    """A policy from the text of policy.toml; what it leaves out has the default.
-
-    Raises:
-        PolicyError: not TOML, an unknown key or a bad value.
-
-    """
+def load_policy(text: str) -> tuple[Policy, str]:
+    """The policy and the SHA-256 of its text. Raises BadPolicy."""
     try:
-        tree: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyError(f"policy.toml is not TOML: {error}") from error
-    if "sha256" in tree:
-        raise PolicyError("policy.toml: unknown key sha256")
-    try:
-        return Policy(**tree, sha256=hashlib.sha256(text.encode()).hexdigest())
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
-        raise PolicyError("policy.toml: " + "; ".join(problems)) from error
+        return Policy.model_validate(tomllib.loads(text)), hashlib.sha256(text.encode()).hexdigest()
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise BadPolicy(f"policy.toml: {error}") from error
+
+
+class Candidate(BaseModel):
+    """What the gates look at beside the evidence."""
+
+    model_config = ConfigDict(frozen=True)
+    look: int
+    people: int
+    quarantined: int
+    majority_share: float
+    latency_ms: float | None
+    load_error: str | None
+
+
+def judge(
+    champion: Evidence | None,
+    candidate: Evidence,
+    probe: Evidence,
+    facts: Candidate,
+    policy: Policy,
+    policy_sha256: str,
+) -> GateReport:
+    """Run every gate. All evidence is on the same rows in the same order; without a champion, the bootstrap path."""
+    results = [_data(candidate, facts, policy.data, bootstrap=champion is None)]
+    if champion is None:
+        results.append(_bootstrap(candidate, facts, policy.bootstrap))
+    else:
+        results.append(_superiority(champion, candidate, facts.look, policy.superiority))
+    results.append(_calibration(champion, candidate, policy.calibration))
+    results.append(_baseline(probe, candidate, policy.baseline))
+    results.append(_serving(facts, policy.serving))
+    blocking = [result.verdict for result in results if result.blocking]
+    verdict = next((v for v in (Verdict.FAIL, Verdict.INSUFFICIENT) if v in blocking), Verdict.PASS)
+    return GateReport(
+        verdict=verdict, results=results, policy_sha256=policy_sha256, look=facts.look, bootstrap=champion is None
+    )
+
+
+def _data(candidate: Evidence, facts: Candidate, policy: DataPolicy, *, bootstrap: bool) -> GateResult:
+    n, share = candidate.report.n, facts.quarantined / max(1, facts.people)
+    if share > policy.max_quarantined_people_share:
+        verdict, sentence = (
+            Verdict.FAIL,
+            f"{facts.quarantined} of {facts.people} people are quarantined: somebody should look",
+        )
+    elif n < policy.min_judge_rows:
+        verdict = Verdict.INSUFFICIENT
+        sentence = f"{n} rows judge, {policy.min_judge_rows} are wanted: add rows to the reference"
+    else:
+        verdict, sentence = (
+            Verdict.PASS,
+            f"{n} reference rows judge; {facts.quarantined} of {facts.people} people quarantined",
+        )
+    # The first champion needs no proof against another: few rows are then worth a word, not a veto.
+    blocking = policy.blocking and not (bootstrap and verdict is Verdict.INSUFFICIENT)
+    return GateResult(
+        gate="data",
+        verdict=verdict,
+        blocking=blocking,
+        observed=n,
+        threshold=policy.min_judge_rows,
+        n=n,
+        sentence=sentence,
+    )
+
+
+def _bootstrap(candidate: Evidence, facts: Candidate, policy: BootstrapPolicy) -> GateResult:
+    observed, floor = candidate.report.accuracy, facts.majority_share + policy.min_gain_over_majority
+    passed = observed >= floor
+    return GateResult(
+        gate="bootstrap",
+        verdict=Verdict.PASS if passed else Verdict.FAIL,
+        blocking=policy.blocking,
+        observed=observed,
+        threshold=floor,
+        n=candidate.report.n,
+        sentence=f"accuracy {observed:.3f}, always guessing the commonest label {facts.majority_share:.3f}",
+    )
+
+
+def mcnemar(champion: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> tuple[int, int, float]:
+    """Rows that only the candidate has right, only the champion, and the exact one-sided p (McNemar 1947)."""
+    gained, lost = int((candidate & ~champion).sum()), int((champion & ~candidate).sum())
+    return gained, lost, float(binom.sf(gained - 1, gained + lost, 0.5)) if gained + lost else 1.0
+
+
+def _superiority(champion: Evidence, candidate: Evidence, look: int, policy: AlphaPolicy) -> GateResult:
+    gained, lost, p = mcnemar(champion.right, candidate.right)
+    n, alpha = candidate.report.n, policy.alpha / (look * (look + 1))
+    change = (gained - lost) / n
+    moved = f"{gained} rows gained, {lost} lost of {n} ({change:+.3f}); p = {p:.2g}, alpha at look {look} = {alpha:.2g}"
+    if p <= alpha:
+        verdict, sentence = Verdict.PASS, f"better than the champion: {moved}"
+    elif gained > lost:
+        wanted = ceil(n * norm.isf(alpha) ** 2 / ((gained - lost) ** 2 / (gained + lost)))
+        verdict, sentence = (
+            Verdict.INSUFFICIENT,
+            f"not shown to be better: {moved}; about {wanted} rows would settle it",
+        )
+    else:
+        verdict, sentence = Verdict.FAIL, f"not better than the champion: {moved}"
+    interval = binomtest(gained, max(1, gained + lost)).proportion_ci() if gained + lost else None
+    scale = (gained + lost) / n
+    return GateResult(
+        gate="superiority",
+        verdict=verdict,
+        blocking=policy.blocking,
+        observed=change,
+        threshold=alpha,
+        n=n,
+        interval=((2 * interval.low - 1) * scale, (2 * interval.high - 1) * scale) if interval else None,
+        sentence=sentence,
+    )
+
+
+def _worse(champion: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    """One-sided p of the paired difference: small when the candidate's losses are larger."""
+    difference = candidate - champion
+    spread = float(difference.std(ddof=1)) / sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return float(norm.sf(difference.mean() / spread)) if spread else 1.0
+
+
+def _calibration(champion: Evidence | None, candidate: Evidence, policy: CalibrationPolicy) -> GateResult:
+    report = candidate.report
+    limit = max(report.ece_null_99, policy.ece_floor)
+    sentence = f"ECE {report.ece:.3f}, a calibrated model stays below {limit:.3f}; NLL {report.nll:.3f}, Brier {report.brier:.3f}"
+    verdict = Verdict.PASS if report.ece <= limit else Verdict.FAIL
+    if champion is not None:
+        worse = {"NLL": _worse(champion.nll, candidate.nll), "Brier": _worse(champion.brier, candidate.brier)}
+        shown = [name for name, p in worse.items() if p <= policy.alpha]
+        if shown:
+            verdict, sentence = Verdict.FAIL, f"{' and '.join(shown)} worse than the champion's; {sentence}"
+    return GateResult(
+        gate="calibration",
+        verdict=verdict,
+        # A first champion that is over-confident is still the only one there can be; a person sees the warning.
+        blocking=policy.blocking and champion is not None,
+        observed=report.ece,
+        threshold=limit,
+        n=report.n,
+        sentence=sentence,
+    )
+
+
+def _baseline(probe: Evidence, candidate: Evidence, policy: BaselinePolicy) -> GateResult:
+    gained, lost, _ = mcnemar(probe.right, candidate.right)
+    _, _, p_worse = mcnemar(candidate.right, probe.right)
+    change = (gained - lost) / candidate.report.n
+    failed = change < -policy.margin and p_worse <= 0.05
+    return GateResult(
+        gate="baseline",
+        verdict=Verdict.FAIL if failed else Verdict.PASS,
+        blocking=policy.blocking,
+        observed=change,
+        threshold=-policy.margin,
+        n=candidate.report.n,
+        sentence=f"{change:+.3f} accuracy against a logistic probe on the same training rows",
+    )
+
+
+def _serving(facts: Candidate, policy: ServingPolicy) -> GateResult:
+    slow = facts.latency_ms is None or facts.latency_ms > policy.max_latency_ms
+    sentence = facts.load_error or f"loaded in a fresh process, golden outputs right, {facts.latency_ms:.1f} ms a text"
+    return GateResult(
+        gate="serving",
+        verdict=Verdict.FAIL if facts.load_error or slow else Verdict.PASS,
+        blocking=policy.blocking,
+        observed=facts.latency_ms,
+        threshold=policy.max_latency_ms,
+        n=1,
+        sentence=sentence,
+    )

@@ -7,6 +7,8 @@ deliberately knows no event's meaning. Every wait is bounded; what cannot be rea
 import contextlib
 import importlib.util
 import logging
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +18,23 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.net.compat import KafkaNetClient
 from kafka.structs import OffsetAndMetadata
 
 log = logging.getLogger("ratchet.broker")
 logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its retries are ours to report, in our words
 
 MAX_MESSAGE_BYTES = 4_000_000
+HEADER_BYTES = 65_536  # what key, headers and Kafka's own framing may add to a value
+KNOCK_SECONDS = 1.0
 
 
 class BrokerUnavailable(ConnectionError):
     """The broker did not answer, or did not confirm, in time."""
+
+
+class MessageTooLarge(ValueError):
+    """A value longer than MAX_MESSAGE_BYTES: no retry would deliver it."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +107,45 @@ def embedded_broker_command(port: int) -> list[str]:
 def _reaching(bootstrap: str) -> Iterator[None]:
     try:
         yield
+    except BrokerUnavailable:
+        raise
     except (KafkaError, OSError, TimeoutError) as error:
-        if isinstance(error, BrokerUnavailable):
-            raise
-        raise BrokerUnavailable(f"broker {bootstrap}: {type(error).__name__} {error}") from error
+        said = str(error) or type(error).__name__
+        raise BrokerUnavailable(f"broker {bootstrap}: {said}") from error
+
+
+def _connected(make: Callable[..., Any], bootstrap: str, **config: Any) -> Any:
+    """A kafka-python client, made only if somebody listens, and leaving no thread behind if making it fails.
+
+    kafka-python retries a refused connection until its timeout, and its constructors leak the network thread when they
+    raise: a process that waits for a broker would collect thousands.
+    """
+    _knock(bootstrap)
+    clients: list[Any] = []
+
+    def client(**options: Any) -> Any:
+        clients.append(KafkaNetClient(**options))
+        return clients[-1]
+
+    try:
+        return make(bootstrap_servers=bootstrap, kafka_client=client, reconnect_backoff_max_ms=1000, **config)
+    except BaseException:
+        for made in clients:
+            made.close()
+        raise
+
+
+def _knock(bootstrap: str) -> None:
+    refusals = []
+    for address in bootstrap.split(","):
+        host, _, port = address.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+        except (OSError, ValueError) as error:
+            refusals.append(str(error))
+        else:
+            return
+    raise BrokerUnavailable(f"broker {bootstrap}: {'; '.join(refusals)}")
 
 
 def ensure_topics(
@@ -110,11 +154,16 @@ def ensure_topics(
     """Create the topics that are missing and return name -> topic_id. Raises BrokerUnavailable."""
     with _reaching(bootstrap), _admin(bootstrap, timeout_s) as admin:
         found = _topic_ids(admin, names)
-        missing = [NewTopic(name, partitions, replication_factor) for name in names if name not in found]
+        limits = {"max.message.bytes": str(MAX_MESSAGE_BYTES + HEADER_BYTES)}
+        missing = [
+            NewTopic(name, partitions, replication_factor, topic_configs=limits) for name in names if name not in found
+        ]
         if missing:
             with contextlib.suppress(TopicAlreadyExistsError):
                 admin.create_topics(missing, timeout_ms=int(timeout_s * 1000))
             found = _topic_ids(admin, names)
+        if absent := sorted(set(names) - found.keys()):
+            raise BrokerUnavailable(f"broker {bootstrap} has not made {', '.join(absent)} yet")
         return found
 
 
@@ -132,9 +181,7 @@ def _topic_ids(admin: Any, names: Sequence[str]) -> dict[str, str]:
 @contextlib.contextmanager
 def _admin(bootstrap: str, timeout_s: float) -> Iterator[Any]:
     limit = int(timeout_s * 1000)
-    admin = KafkaAdminClient(
-        bootstrap_servers=bootstrap, request_timeout_ms=max(limit, 1000), bootstrap_timeout_ms=limit
-    )
+    admin = _connected(KafkaAdminClient, bootstrap, request_timeout_ms=max(limit, 1000), bootstrap_timeout_ms=limit)
     try:
         yield admin
     finally:
@@ -150,35 +197,47 @@ class Publisher:
         self._producer: Any = None
 
     def publish_many(self, messages: Sequence[Outgoing]) -> list[Position]:
-        """Publish in order and return the positions. Raises BrokerUnavailable if any one was not confirmed."""
+        """Publish in order and return the positions.
+
+        Raises:
+            BrokerUnavailable: at least one was not confirmed in time; any of them may have arrived all the same.
+            MessageTooLarge: nothing was sent.
+
+        """
+        for message in messages:
+            if len(message.value) > MAX_MESSAGE_BYTES:
+                raise MessageTooLarge(f"{len(message.value)} bytes for {message.topic}: {MAX_MESSAGE_BYTES} at most")
         try:
             with _reaching(self._bootstrap):
                 producer = self._connect()
+                deadline = time.monotonic() + self._timeout_s
                 sent = [producer.send(m.topic, m.value, key=m.key, headers=list(m.headers)) for m in messages]
-                producer.flush(timeout=self._timeout_s)
-                found = [future.get(timeout=self._timeout_s) for future in sent]
+                found = [future.get(timeout=max(0.001, deadline - time.monotonic())) for future in sent]
         except BrokerUnavailable:
-            # What is still in the producer's buffer must not arrive after we said that it did not.
             self.close()
             raise
         return [Position(m.topic, r.partition, r.offset) for m, r in zip(messages, found, strict=True)]
 
     def close(self) -> None:
-        """Drop the connection; the next publish makes another."""
+        """Drop the connection and whatever was not confirmed; the next publish makes another."""
         if self._producer is not None:
             producer, self._producer = self._producer, None
+            # close() alone would first wait for the very messages that we have just given up, or send them late.
+            producer._sender.force_close()
             with contextlib.suppress(Exception):
-                producer.close(timeout=0)
+                producer.close(timeout=1)
 
     def _connect(self) -> Any:
         if self._producer is None:
             limit = int(self._timeout_s * 1000)
-            self._producer = KafkaProducer(
-                bootstrap_servers=self._bootstrap,
+            self._producer = _connected(
+                KafkaProducer,
+                self._bootstrap,
                 acks="all",
                 enable_idempotence=True,
+                allow_auto_create_topics=False,
                 linger_ms=0,
-                max_request_size=MAX_MESSAGE_BYTES,
+                max_request_size=MAX_MESSAGE_BYTES + HEADER_BYTES,
                 request_timeout_ms=limit,
                 delivery_timeout_ms=limit + 10,
                 max_block_ms=limit,
@@ -188,41 +247,56 @@ class Publisher:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
-    def __init__(self, assigned: Callable[[list[tuple[str, int]]], None]) -> None:
+    def __init__(self, assigned: Callable[[], None]) -> None:
         self._assigned = assigned
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         pass
 
-    def on_partitions_assigned(self, assigned: Any) -> None:
-        self._assigned([(p.topic, p.partition) for p in assigned])
+    def on_partitions_assigned(self, _assigned: Any) -> None:
+        self._assigned()
 
 
 class Subscription:
-    """One member of a consumer group. `start_at` says, at each assignment, from which offset to read a partition."""
+    """One member of a consumer group. `start_at` says, at each assignment, from which offset to read a partition.
+
+    Not thread-safe. The offsets that the group has committed are never read: they are a hint for lag tools.
+    """
 
     def __init__(
         self, bootstrap: str, topics: Sequence[str], *, group: str, start_at: Callable[[str, int], int]
     ) -> None:
         self._bootstrap = bootstrap
         self._start_at = start_at
+        self._reassigned = False
+        self.joined = False
         with _reaching(bootstrap):
-            self._consumer = KafkaConsumer(
-                bootstrap_servers=bootstrap,
+            self._consumer = _connected(
+                KafkaConsumer,
+                bootstrap,
                 group_id=group,
                 enable_auto_commit=False,
+                allow_auto_create_topics=False,
                 auto_offset_reset="earliest",
                 session_timeout_ms=6000,
                 heartbeat_interval_ms=1000,
-                max_poll_records=1000,
+                request_timeout_ms=10_000,
+                max_poll_records=2000,
                 bootstrap_timeout_ms=5000,
             )
-            self._consumer.subscribe(list(topics), listener=_Listener(self._seek))
+            self._consumer.subscribe(list(topics), listener=_Listener(self._on_assigned))
 
     def poll(self, timeout_s: float) -> list[Message]:
         """Messages that arrive within `timeout_s`, in order per partition. Raises BrokerUnavailable."""
         with _reaching(self._bootstrap):
             polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+            if self._reassigned:
+                # Seek here, not in the callback: that one runs on the network thread, which must not wait for a disk.
+                # What was polled before the seek is read again from where we say.
+                for place in self._consumer.assignment():
+                    self._consumer.seek(place, self._start_at(place.topic, place.partition))
+                self._reassigned, self.joined = False, True
+                return []
         return [
             Message(r.topic, r.partition, r.offset, r.key, r.value, tuple(r.headers))
             for records in polled.values()
@@ -241,14 +315,13 @@ class Subscription:
         """Messages not yet polled on the partitions that we are assigned. Raises BrokerUnavailable."""
         with _reaching(self._bootstrap):
             assigned = list(self._consumer.assignment())
-            ends = self._consumer.end_offsets(assigned) if assigned else {}
-            return sum(max(0, ends[p] - self._consumer.position(p, timeout_ms=3000)) for p in assigned)
+            ends = self._consumer.end_offsets(assigned, timeout_ms=3000) if assigned else {}
+            return sum(max(0, ends[p] - (self._consumer.position(p, timeout_ms=3000) or 0)) for p in assigned)
 
     def close(self) -> None:
         """Leave the group."""
         with contextlib.suppress(Exception):
             self._consumer.close(autocommit=False, timeout_ms=2000)
 
-    def _seek(self, assigned: list[tuple[str, int]]) -> None:
-        for topic, partition in assigned:
-            self._consumer.seek(TopicPartition(topic, partition), self._start_at(topic, partition))
+    def _on_assigned(self) -> None:
+        self._reassigned = True

@@ -1,50 +1,77 @@
 """The registry's tables, as SQLAlchemy Core sees them.
 
-Used by registry.py alone; migrations/versions creates them, and a test holds the two equal. Times are ISO 8601 text in
-UTC, so that SQLite and Postgres keep the same value and order.
+Turns nothing; the registry's modules select from them, migrations/versions creates them, and a test holds the two
+equal. It deliberately holds no rule that a constraint cannot state. Times are ISO 8601 text in UTC of one width, so that
+both databases keep the same value and sort it alike.
 """
 
-from sqlalchemy import Boolean, Column, Index, Integer, MetaData, String, Table, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
 metadata = MetaData()
 
 UNFINISHED = "state IN ('claimed', 'running', 'awaiting approval')"
+BY_A_ROUND = "round_id IS NOT NULL"
 
 versions = Table(
     "versions",
     metadata,
-    Column("model_version", String(128), primary_key=True),
-    Column("model_name", String(64), nullable=False, index=True),
-    Column("digest", String(64), nullable=False),
-    Column("parent_version", String(128)),
-    Column("round_id", String(64), nullable=False),
-    Column("created_at", String(40), nullable=False),
+    Column("model_name", Text, primary_key=True),
+    Column("model_version", Text, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("parent_version", Text),
+    Column("round_id", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
     Column("servable", Boolean, nullable=False),
-    Column("approved_by", String(128)),
+    Column("approved_by", Text),
+    UniqueConstraint("model_name", "sequence", name="one_place_in_versions"),
 )
 
-# The champion is the row of the highest generation: history and pointer are one table, and the primary key makes two
-# promotions to the same generation impossible.
+# The champion is the row of the highest generation: history and pointer are one table. Its primary key makes two
+# promotions to one generation impossible, its index two promotions by one round, its foreign key an unknown champion.
 promotions = Table(
     "promotions",
     metadata,
-    Column("model_name", String(64), primary_key=True),
-    Column("generation", Integer, primary_key=True, autoincrement=False),
-    Column("model_version", String(128), nullable=False),
-    Column("digest", String(64), nullable=False),
-    Column("promoted_at", String(40), nullable=False),
-    Column("round_id", String(64)),
-    Column("actor", String(128), nullable=False),
+    Column("model_name", Text, primary_key=True),
+    Column("generation", BigInteger, primary_key=True, autoincrement=False),
+    Column("model_version", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("promoted_at", Text, nullable=False),
+    Column("round_id", Text),
+    Column("actor", Text, nullable=False),
+    ForeignKeyConstraint(
+        ["model_name", "model_version"], ["versions.model_name", "versions.model_version"], name="a_known_version"
+    ),
+    Index(
+        "one_promotion_by_round",
+        "model_name",
+        "round_id",
+        unique=True,
+        sqlite_where=text(BY_A_ROUND),
+        postgresql_where=text(BY_A_ROUND),
+    ),
 )
 
 rounds = Table(
     "rounds",
     metadata,
-    Column("round_id", String(64), primary_key=True),
-    Column("model_name", String(64), nullable=False),
-    Column("state", String(32), nullable=False),
-    Column("created_at", String(40), nullable=False),
+    Column("round_id", Text, primary_key=True),
+    Column("model_name", Text, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
     Column("record", Text, nullable=False),
+    UniqueConstraint("model_name", "sequence", name="one_place_in_rounds"),
     Index(
         "one_unfinished_round",
         "model_name",
@@ -57,60 +84,60 @@ rounds = Table(
 leases = Table(
     "leases",
     metadata,
-    Column("model_name", String(64), primary_key=True),
-    Column("name", String(64), primary_key=True),
-    Column("holder", String(128)),
-    Column("token", Integer, nullable=False),
-    Column("expires_at", String(40), nullable=False),
+    Column("model_name", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("holder", Text),
+    Column("token", BigInteger, nullable=False),
+    Column("expires_at", Text, nullable=False),
 )
 
 heartbeats = Table(
     "heartbeats",
     metadata,
-    Column("model_name", String(64), primary_key=True),
-    Column("host", String(128), primary_key=True),
-    Column("worker", String(32), primary_key=True),
-    Column("model_version", String(128)),
-    Column("generation", Integer, nullable=False),
+    Column("model_name", Text, primary_key=True),
+    Column("host", Text, primary_key=True),
+    Column("worker", Text, primary_key=True),
+    Column("model_version", Text),
+    Column("generation", BigInteger, nullable=False),
     Column("error", Text),
-    Column("seen_at", String(40), nullable=False),
+    Column("seen_at", Text, nullable=False),
 )
 
 positions = Table(
     "positions",
     metadata,
-    Column("model_name", String(64), primary_key=True),
-    Column("partition", String(128), primary_key=True),
-    Column("last_offset", Integer, nullable=False),
+    Column("model_name", Text, primary_key=True),
+    Column("partition", Text, primary_key=True),
+    Column("last_offset", BigInteger, nullable=False),
 )
 
 labels = Table(
     "labels",
     metadata,
-    Column("model_name", String(64), primary_key=True),
-    Column("name", String(256), primary_key=True),
-    Column("place", Integer, nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("merged_into", String(256)),
+    Column("model_name", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("place", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("merged_into", Text),
 )
 
 sides = Table(
     "sides",
     metadata,
-    Column("model_name", String(64), primary_key=True),
-    Column("cluster", String(64), primary_key=True),
-    Column("side", String(16), nullable=False),
+    Column("model_name", Text, primary_key=True),
+    Column("cluster", Text, primary_key=True),
+    Column("side", Text, nullable=False),
 )
 
 audit = Table(
     "audit",
     metadata,
-    Column("model_name", String(64), primary_key=True),
-    Column("sequence", Integer, primary_key=True, autoincrement=False),
-    Column("at", String(40), nullable=False),
-    Column("actor", String(128), nullable=False),
-    Column("action", String(64), nullable=False),
+    Column("model_name", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
     Column("detail", Text, nullable=False),
-    Column("hash", String(64), nullable=False),
-    UniqueConstraint("model_name", "hash", name="one_link"),
+    Column("previous", Text, nullable=False),
+    Column("hash", Text, nullable=False),
 )

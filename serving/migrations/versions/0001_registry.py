@@ -1,4 +1,7 @@
-"""The first schema of the registry."""
+"""The first schema of the registry.
+
+Alembic runs it once per database. A migration is history: it repeats what the tables were and imports nothing of ours.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,99 +9,128 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
-UNFINISHED = "state IN ('claimed', 'running', 'awaiting approval')"
-
-
-def _name(length: int = 64) -> sa.Column[str]:
-    return sa.Column("model_name", sa.String(length), primary_key=True)
+UNFINISHED = sa.text("state IN ('claimed', 'running', 'awaiting approval')")
+BY_A_ROUND = sa.text("round_id IS NOT NULL")
 
 
 def upgrade() -> None:
     """Create every table."""
+    _versions_and_promotions()
+    _rounds()
+    _liveness()
+    _taxonomy_and_sides()
+    _audit()
+
+
+def _key(name: str, kind: type[sa.Text | sa.BigInteger] = sa.Text) -> "sa.Column[object]":
+    return sa.Column(name, kind, primary_key=True, autoincrement=False)
+
+
+def _required(name: str, kind: type[sa.Text | sa.BigInteger | sa.Boolean] = sa.Text) -> "sa.Column[object]":
+    return sa.Column(name, kind, nullable=False)
+
+
+def _versions_and_promotions() -> None:
     op.create_table(
         "versions",
-        sa.Column("model_version", sa.String(128), primary_key=True),
-        sa.Column("model_name", sa.String(64), nullable=False),
-        sa.Column("digest", sa.String(64), nullable=False),
-        sa.Column("parent_version", sa.String(128)),
-        sa.Column("round_id", sa.String(64), nullable=False),
-        sa.Column("created_at", sa.String(40), nullable=False),
-        sa.Column("servable", sa.Boolean, nullable=False),
-        sa.Column("approved_by", sa.String(128)),
+        _key("model_name"),
+        _key("model_version"),
+        _required("sequence", sa.BigInteger),
+        _required("digest"),
+        sa.Column("parent_version", sa.Text),
+        _required("round_id"),
+        _required("created_at"),
+        _required("servable", sa.Boolean),
+        sa.Column("approved_by", sa.Text),
+        sa.UniqueConstraint("model_name", "sequence", name="one_place_in_versions"),
     )
-    op.create_index("ix_versions_model_name", "versions", ["model_name"])
     op.create_table(
         "promotions",
-        _name(),
-        sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("model_version", sa.String(128), nullable=False),
-        sa.Column("digest", sa.String(64), nullable=False),
-        sa.Column("promoted_at", sa.String(40), nullable=False),
-        sa.Column("round_id", sa.String(64)),
-        sa.Column("actor", sa.String(128), nullable=False),
+        _key("model_name"),
+        _key("generation", sa.BigInteger),
+        _required("model_version"),
+        _required("digest"),
+        _required("promoted_at"),
+        sa.Column("round_id", sa.Text),
+        _required("actor"),
+        sa.ForeignKeyConstraint(
+            ["model_name", "model_version"], ["versions.model_name", "versions.model_version"], name="a_known_version"
+        ),
     )
+    columns = ["model_name", "round_id"]
+    op.create_index(
+        "one_promotion_by_round",
+        "promotions",
+        columns,
+        unique=True,
+        sqlite_where=BY_A_ROUND,
+        postgresql_where=BY_A_ROUND,
+    )
+
+
+def _rounds() -> None:
     op.create_table(
         "rounds",
-        sa.Column("round_id", sa.String(64), primary_key=True),
-        sa.Column("model_name", sa.String(64), nullable=False),
-        sa.Column("state", sa.String(32), nullable=False),
-        sa.Column("created_at", sa.String(40), nullable=False),
-        sa.Column("record", sa.Text, nullable=False),
+        _key("round_id"),
+        _required("model_name"),
+        _required("sequence", sa.BigInteger),
+        _required("state"),
+        _required("record"),
+        sa.UniqueConstraint("model_name", "sequence", name="one_place_in_rounds"),
     )
     op.create_index(
         "one_unfinished_round",
         "rounds",
         ["model_name"],
         unique=True,
-        sqlite_where=sa.text(UNFINISHED),
-        postgresql_where=sa.text(UNFINISHED),
+        sqlite_where=UNFINISHED,
+        postgresql_where=UNFINISHED,
     )
+
+
+def _liveness() -> None:
     op.create_table(
         "leases",
-        _name(),
-        sa.Column("name", sa.String(64), primary_key=True),
-        sa.Column("holder", sa.String(128)),
-        sa.Column("token", sa.Integer, nullable=False),
-        sa.Column("expires_at", sa.String(40), nullable=False),
+        _key("model_name"),
+        _key("name"),
+        sa.Column("holder", sa.Text),
+        _required("token", sa.BigInteger),
+        _required("expires_at"),
     )
     op.create_table(
         "heartbeats",
-        _name(),
-        sa.Column("host", sa.String(128), primary_key=True),
-        sa.Column("worker", sa.String(32), primary_key=True),
-        sa.Column("model_version", sa.String(128)),
-        sa.Column("generation", sa.Integer, nullable=False),
+        _key("model_name"),
+        _key("host"),
+        _key("worker"),
+        sa.Column("model_version", sa.Text),
+        _required("generation", sa.BigInteger),
         sa.Column("error", sa.Text),
-        sa.Column("seen_at", sa.String(40), nullable=False),
+        _required("seen_at"),
     )
-    op.create_table(
-        "positions",
-        _name(),
-        sa.Column("partition", sa.String(128), primary_key=True),
-        sa.Column("last_offset", sa.Integer, nullable=False),
-    )
+    op.create_table("positions", _key("model_name"), _key("partition"), _required("last_offset", sa.BigInteger))
+
+
+def _taxonomy_and_sides() -> None:
     op.create_table(
         "labels",
-        _name(),
-        sa.Column("name", sa.String(256), primary_key=True),
-        sa.Column("place", sa.Integer, nullable=False),
-        sa.Column("state", sa.String(16), nullable=False),
-        sa.Column("merged_into", sa.String(256)),
+        _key("model_name"),
+        _key("name"),
+        _required("place", sa.BigInteger),
+        _required("state"),
+        sa.Column("merged_into", sa.Text),
     )
-    op.create_table(
-        "sides",
-        _name(),
-        sa.Column("cluster", sa.String(64), primary_key=True),
-        sa.Column("side", sa.String(16), nullable=False),
-    )
+    op.create_table("sides", _key("model_name"), _key("cluster"), _required("side"))
+
+
+def _audit() -> None:
     op.create_table(
         "audit",
-        _name(),
-        sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("at", sa.String(40), nullable=False),
-        sa.Column("actor", sa.String(128), nullable=False),
-        sa.Column("action", sa.String(64), nullable=False),
-        sa.Column("detail", sa.Text, nullable=False),
-        sa.Column("hash", sa.String(64), nullable=False),
-        sa.UniqueConstraint("model_name", "hash", name="one_link"),
+        _key("model_name"),
+        _key("sequence", sa.BigInteger),
+        _required("at"),
+        _required("actor"),
+        _required("action"),
+        _required("detail"),
+        _required("previous"),
+        _required("hash"),
     )

@@ -7,7 +7,7 @@ They deliberately do not know how they are stored. Times live in records, never 
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, JsonValue
 
 from schemas.events import Frozen
 
@@ -206,3 +206,15 @@ class Label(Frozen):
     name: str
     state: Literal["active", "retired", "merged"] = "active"
     merged_into: str | None = None
+
+
+class AuditRow(Frozen):
+    """One row of the audit log."""
+
+    sequence: int = Field(description="from 1, without gaps")
+    at: AwareDatetime
+    actor: str
+    action: str
+    detail: dict[str, JsonValue]
+    previous: str = Field(description="hash of the row before; zeros for the first")
+    hash: str = Field(description="SHA-256 over all the other columns")

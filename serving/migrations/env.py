@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the versions on the connection that `Registry.migrate` passes in."""
+"""Alembic's entry: runs the versions on the connection, and in the transaction, that `Database.migrate` passes in."""
 
 from alembic import context
 

@@ -1,0 +1,129 @@
+"""`ratchet doctor`: look at every part, and say what to do.
+
+Turns a settings file into a list of checks. It deliberately repairs nothing.
+"""
+
+import json
+import shutil
+import stat
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.settings import Settings
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part's health: ok, warn or FAIL."""
+
+    part: str
+    verdict: str
+    sentence: str
+
+
+def examine(config: Path) -> list[Check]:
+    """Every check that can be made; what raises is a FAIL with the error's own words."""
+    from services.projects import open_project
+
+    try:
+        settings = open_project(config)
+    except ValueError as error:
+        return [Check("settings", "FAIL", str(error))]
+    checks = [Check("settings", "ok", str(config))]
+    parts: dict[str, Callable[[Settings], Check]] = {
+        "keys": _keys,
+        "registry": _registry,
+        "artefacts": _artefacts,
+        "base model": _base_model,
+        "feature store": _feature_store,
+        "disk": _disk,
+        "broker": _broker,
+        "serving": _serving,
+    }
+    for part, look in parts.items():
+        try:
+            checks.append(look(settings))
+        except Exception as error:
+            checks.append(
+                Check(part, "FAIL", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            )
+    return checks
+
+
+def _keys(settings: Settings) -> Check:
+    from serving.access import read_keys
+
+    path = settings.path(settings.access.keys)
+    read_keys(path)
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        return Check("keys", "warn", f"{path.name} can be read by others: chmod 600 {path}")
+    return Check("keys", "ok", str(path))
+
+
+def _registry(settings: Settings) -> Check:
+    from serving.registry import Registry
+
+    registry = Registry(settings.registry_url, settings.model.name)
+    try:
+        champion, wrong = registry.champion(), registry.verify_audit()
+    finally:
+        registry.close()
+    if wrong:
+        return Check("registry", "FAIL", f"the audit log is broken: {wrong[0]}")
+    return Check(
+        "registry", "ok", f"champion {champion.model_version if champion else 'none yet: ratchet up trains one'}"
+    )
+
+
+def _artefacts(settings: Settings) -> Check:
+    import fsspec
+
+    files, root = fsspec.core.url_to_fs(settings.location(settings.artifacts.url))
+    files.makedirs(root, exist_ok=True)
+    with files.open(f"{root}/.doctor", "w") as file:
+        file.write("ok")
+    files.rm(f"{root}/.doctor")
+    return Check("artefacts", "ok", root)
+
+
+def _base_model(settings: Settings) -> Check:
+    from pipelines.training.model import base_model_path
+
+    path = base_model_path(settings.model.base_model)
+    missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).exists()]
+    if missing or not list(path.glob("*.safetensors")):
+        return Check("base model", "FAIL", f"{path} lacks {', '.join(missing) or '*.safetensors'}")
+    return Check("base model", "ok", str(path))
+
+
+def _feature_store(settings: Settings) -> Check:
+    from pipelines.features import FeatureStore
+
+    return Check("feature store", "ok", f"stored: {FeatureStore(settings).stored_events()}")
+
+
+def _disk(settings: Settings) -> Check:
+    free = shutil.disk_usage(settings.root).free / 2**30
+    return Check("disk", "ok" if free > 2 else "warn", f"{free:.1f} GiB free")
+
+
+def _broker(settings: Settings) -> Check:
+    from serving.broker import Topics, topic_ids
+
+    state = settings.path("state/up.json")
+    address = settings.kafka.bootstrap_servers or (json.loads(state.read_text())["broker"] if state.exists() else None)
+    if address is None:
+        return Check("broker", "warn", "embedded, and not up: ratchet up starts it")
+    found = topic_ids(address, Topics.of(settings.model.name).names(), timeout_s=3)
+    return Check("broker", "ok" if len(found) == 4 else "warn", f"{address}: {len(found)} of 4 topics")
+
+
+def _serving(settings: Settings) -> Check:
+    url = f"http://{settings.serving.host}:{settings.serving.port}/readyz"
+    try:
+        with urllib.request.urlopen(url, timeout=3) as response:
+            return Check("serving", "ok", f"{url} answers {response.status}")
+    except OSError as error:
+        return Check("serving", "warn", f"{url}: {error}")

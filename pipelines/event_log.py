@@ -3,18 +3,27 @@
 Turns micro-batches of rows, with the positions they stand for, into one Delta commit each. The feedback consumer
 appends; Feast's offline store reads. It deliberately knows no event's meaning and no Kafka.
 
-A commit carries, as application transactions, the last offset of each topic-partition ('<topic_id>/<partition>'), and is
-made from the very snapshot whose positions were checked, so that a second writer with a stale view is refused
+A commit carries, as application transactions, the last offset of each topic-partition ('<topic_id>/<partition>'), and
+is made from the very snapshot whose positions were checked, so that a second writer with a stale view is refused
 (Delta protocol, "Transaction Identifiers").
 """
 
 import logging
+from collections.abc import Mapping
+from datetime import timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 log = logging.getLogger("ratchet.event_log")
+
+# Small enough that merging never rewrites much of the history, large enough that a million rows are a dozen files.
+FILE_BYTES = 16 * 1024 * 1024
+# How long files that a compaction replaced are kept for readers of an older snapshot; they read for seconds.
+KEEP_REPLACED = timedelta(minutes=30)
+VACUUM_EVERY = 10  # compactions
 
 _TIME = pa.timestamp("us", tz="UTC")
 _POSITION = [("topic_id", pa.string()), ("partition", pa.int32()), ("offset", pa.int64())]
@@ -56,11 +65,12 @@ class ConcurrentCommitError(RuntimeError):
 
 
 class EventLog:
-    """The two tables below one folder or s3:// address."""
+    """The two tables below one folder or s3:// address. Not thread-safe."""
 
     def __init__(self, location: str) -> None:
         self._location = location.rstrip("/")
         self._tables: dict[str, DeltaTable] = {}
+        self._cuts: dict[str, tuple[int, dict[str, int]]] = {}
         for name, schema in SCHEMAS.items():
             DeltaTable.create(self.uri(name), schema, mode="ignore", name=name)
 
@@ -69,67 +79,116 @@ class EventLog:
         return f"{self._location}/{name}"
 
     def position(self, name: str, place: str) -> int:
-        """Last stored offset of '<topic_id>/<partition>', or -1, in the newest snapshot."""
+        """Last offset of '<topic_id>/<partition>' that a commit stands for, or -1, in the newest snapshot."""
         found = self._newest(name).transaction_version(place)
         return -1 if found is None else int(found)
 
-    def append(self, name: str, rows: pa.Table) -> int:
-        """Commit the rows that are not stored yet, with their positions; returns how many there were.
+    def append(self, name: str, rows: pa.Table, positions: Mapping[str, int] | None = None) -> int:
+        """Commit, at once, the rows that are not stored yet and how far the topics have been read.
+
+        Args:
+            name: "predictions" or "feedback".
+            rows: in SCHEMAS[name].
+            positions: last offset read by '<topic_id>/<partition>', where that is beyond the rows' own (the messages in
+                between became no row).
+
+        Returns:
+            How many rows were new.
 
         Raises:
             ConcurrentCommitError: another writer was first; look at the positions again.
+            OSError: the log cannot be written.
 
         """
         table = self._newest(name)
-        places = sorted(
-            {f"{i}/{p}" for i, p in zip(rows["topic_id"].to_pylist(), rows["partition"].to_pylist(), strict=True)}
-        )
-        stored = {place: table.transaction_version(place) for place in places}
-        last: dict[str, int] = {}
-        fresh = []
-        for i, (topic_id, partition, offset) in enumerate(
-            zip(*(rows[c].to_pylist() for c in ("topic_id", "partition", "offset")), strict=True)
-        ):
-            place = f"{topic_id}/{partition}"
-            if stored[place] is None or offset > stored[place]:
-                fresh.append(i)
-                last[place] = max(last.get(place, -1), offset)
-        if not fresh:
-            return 0
-        properties = CommitProperties(app_transactions=[Transaction(place, offset) for place, offset in last.items()])
         try:
-            write_deltalake(table, rows.take(fresh), mode="append", commit_properties=properties)
+            last = {place: int(offset) for place, offset in (positions or {}).items()}
+            last = {**_last_offsets(rows), **last}
+            stored = {place: table.transaction_version(place) for place in last}
+            ahead = {place: last[place] for place, at in stored.items() if at is None or at < last[place]}
+            if not ahead:
+                return 0
+            fresh = _beyond(rows, {place: -1 if at is None else at for place, at in stored.items()})
+            write_deltalake(
+                table,
+                fresh,
+                mode="append",
+                commit_properties=CommitProperties(app_transactions=[Transaction(*place) for place in ahead.items()]),
+            )
         except CommitFailedError as error:
-            raise ConcurrentCommitError(str(error)) from error
+            raise ConcurrentCommitError(f"event log {name}: {error}") from error
         except DeltaError as error:
             raise OSError(f"event log {name}: {error}") from error
-        return len(fresh)
+        return int(fresh.num_rows)
 
-    def compact_if_due(self, name: str, every: int) -> None:
-        """Every `every` commits: merge small files and write a checkpoint, so that cost does not grow with history."""
+    def compact_if_due(self, name: str, every: int) -> bool:
+        """Every `every` commits: merge small files, write a checkpoint, delete what has long been replaced.
+
+        So cost and disk do not grow with the number of commits. Losing a race against a commit is no failure: the next
+        time will do. Returns whether it compacted.
+        """
         table = self._newest(name)
-        if table.version() % every == every - 1:
-            table.optimize.compact()
+        if table.version() % every != every - 1:
+            return False
+        try:
+            table.optimize.compact(target_size=FILE_BYTES)
+            if table.version() // every % VACUUM_EVERY == 0:
+                hours = KEEP_REPLACED.total_seconds() / 3600
+                table.vacuum(retention_hours=hours, enforce_retention_duration=False, dry_run=False)
             table.create_checkpoint()
+        except DeltaError as error:
+            log.warning("event log %s was not compacted: %s", name, error)
+            return False
+        return True
 
     def version(self, name: str) -> int:
         """The table's newest version: it changes when rows do."""
         return int(self._newest(name).version())
 
     def positions(self, name: str) -> dict[str, int]:
-        """Last stored offset by '<topic_id>/<partition>', from the rows themselves."""
+        """Last stored offset by '<topic_id>/<partition>', from the rows themselves: the cut that covers them all."""
         import duckdb
 
-        files = self._newest(name).file_uris()
-        if not files:
-            return {}
-        query = "SELECT topic_id || '/' || partition, max(\"offset\") FROM read_parquet(?) GROUP BY 1"
-        with duckdb.connect() as connection:
-            return {place: int(last) for place, last in connection.execute(query, [files]).fetchall()}
+        version = self.version(name)
+        if self._cuts.get(name, (-1, {}))[0] != version:
+            files = self._tables[name].file_uris()
+            found: list[tuple[str, int]] = []
+            if files:
+                query = "SELECT topic_id || '/' || partition, max(\"offset\") FROM read_parquet(?) GROUP BY 1"
+                with duckdb.connect() as connection:
+                    found = connection.execute(query, [files]).fetchall()
+            self._cuts[name] = (version, {place: int(last) for place, last in found})
+        return dict(self._cuts[name][1])
 
     def _newest(self, name: str) -> DeltaTable:
-        if name in self._tables:
-            self._tables[name].update_incremental()
-        else:
-            self._tables[name] = DeltaTable(self.uri(name))
+        try:
+            if name in self._tables:
+                self._tables[name].update_incremental()
+            else:
+                self._tables[name] = DeltaTable(self.uri(name))
+        except DeltaError as error:
+            self._tables.pop(name, None)
+            raise OSError(f"event log {name}: {error}") from error
         return self._tables[name]
+
+
+def _places(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(rows["topic_id"], pc.cast(rows["partition"], pa.string()), "/")
+
+
+def _last_offsets(rows: pa.Table) -> dict[str, int]:
+    if not rows.num_rows:
+        return {}
+    grouped = (
+        pa.table({"place": _places(rows), "offset": rows["offset"]}).group_by("place").aggregate([("offset", "max")])
+    )
+    return dict(zip(grouped["place"].to_pylist(), grouped["offset_max"].to_pylist(), strict=True))
+
+
+def _beyond(rows: pa.Table, stored: Mapping[str, int]) -> pa.Table:
+    """Rows whose offset is beyond what is stored of their place."""
+    if not rows.num_rows:
+        return rows
+    limits = pc.index_in(_places(rows), value_set=pa.array(list(stored), pa.string()))
+    stored_offsets = pa.array(list(stored.values()), pa.int64()).take(limits.combine_chunks())
+    return rows.filter(pc.greater(rows["offset"], stored_offsets))

@@ -1,29 +1,31 @@
 """The feature store: look-ups by prediction online, labelled feedback as of a cut offline.
 
-Turns the event log, through Feast, into what the consumer, the scheduler, rounds and the demo ask for. It is the only user
-of Feast. It deliberately does not decide what feedback means for training: that is pipelines/dataset.
+Turns the event log, through Feast, into what the consumer, the scheduler, rounds and the demo ask for. It is the only
+user of Feast. It deliberately does not decide what feedback means for training: that is pipelines/dataset.
 """
 
+import fcntl
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from pipelines.event_log import EventLog
 from schemas.events import PredictionMade
 from schemas.settings import Settings
 
-os.environ.setdefault("FEAST_USAGE", "False")
-
 LABELLED = ("correction", "rating")
 ONLINE = ("model_version", "predicted_label", "user")
 JOINED = ("text", "predicted_label", "model_version", "metadata")
+# Feedback and its prediction may be stamped by two machines: how far feedback's clock may be behind and still find it.
+CLOCK_SKEW = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +63,28 @@ entity_key_serialization_version: 3
 """
 
 
-# Effective feedback: one row per feedback_id (the first stored), minus what was withdrawn by its own author, and per person,
-# prediction and kind only the last by event time; people who gave no name are told apart by feedback_id.
+# Effective feedback: one row per feedback_id (the first stored), minus what its own author withdrew, and per person,
+# prediction and kind only the last by event time; people who gave no name are told apart by feedback_id. A row is within
+# a cut if the cut covers its offset; a topic that a cut does not name is newer than the cut.
 _EFFECTIVE = """
-WITH once AS (
-  SELECT * FROM feedback QUALIFY row_number() OVER (PARTITION BY feedback_id ORDER BY event_timestamp, "offset") = 1
+WITH within AS (
+  SELECT f.* FROM stored f LEFT JOIN cut c ON c.place = f.topic_id || '/' || f.partition
+  WHERE $everything OR f."offset" <= coalesce(c.last, -1)
+), once AS (
+  SELECT * FROM within
+  QUALIFY row_number() OVER (PARTITION BY feedback_id ORDER BY created_timestamp, topic_id, "partition", "offset") = 1
 ), withdrawn AS (
-  SELECT value ->> '$' AS feedback_id, "user" FROM once WHERE kind = 'retract'
+  SELECT CASE WHEN json_valid(value) THEN value ->> '$' END AS feedback_id, prediction_id, "user"
+  FROM once WHERE kind = 'retract'
 )
-SELECT * FROM once f
+SELECT f.*, f."offset" > coalesce(b.last, -1) AS beyond
+FROM once f LEFT JOIN bound b ON b.place = f.topic_id || '/' || f.partition
 WHERE kind <> 'retract' AND NOT EXISTS (
-  SELECT 1 FROM withdrawn w WHERE w.feedback_id = f.feedback_id AND w."user" IS NOT DISTINCT FROM f."user")
+  SELECT 1 FROM withdrawn w WHERE w.feedback_id = f.feedback_id AND w.prediction_id = f.prediction_id
+  AND w."user" IS NOT DISTINCT FROM f."user")
 QUALIFY row_number() OVER (
-  PARTITION BY prediction_id, kind, coalesce("user", feedback_id) ORDER BY event_timestamp DESC, feedback_id DESC) = 1
+  PARTITION BY prediction_id, kind, coalesce('u' || "user", 'f' || feedback_id)
+  ORDER BY event_timestamp DESC, feedback_id DESC) = 1
 ORDER BY feedback_id
 """
 
@@ -90,19 +101,17 @@ class FeatureStore:
 
         config = yaml.safe_load(settings.path(settings.feature_store.config).read_text())
         root = settings.root.absolute()
-        path = config["registry"]["path"]
-        if path.startswith("sqlite:///state"):
-            config["registry"]["path"] = f"sqlite:///{root / path.removeprefix('sqlite:///')}"
         (root / "state").mkdir(parents=True, exist_ok=True)
+        config["registry"]["path"] = _absolute(config["registry"]["path"], root)
         self._location = settings.location(settings.feature_store.event_log)
         self.log = EventLog(self._location)
         self._store = Feast(config=RepoConfig(repo_path=root, **config))
         self._entities = ENTITIES
-        wanted = definitions(self._location)
-        known = {view.name for view in self._store.list_feature_views()}
-        if known != set(ENTITIES):
-            self._store.apply(wanted)
-            self._store.refresh_registry()
+        with (root / "state/feast.lock").open("a") as lock:
+            fcntl.flock(
+                lock, fcntl.LOCK_EX
+            )  # several processes open the store at once; Feast's apply is no transaction
+            self._apply(definitions(self._location))
         self._counted: tuple[int, dict[str, int], int] | None = None
 
     def write_online(self, predictions: Sequence[PredictionMade]) -> None:
@@ -131,31 +140,29 @@ class FeatureStore:
         """Last stored offset of feedback, by '<topic_id>/<partition>'."""
         return self.log.positions("feedback")
 
-    def effective_feedback(self, cut: dict[str, int] | None = None, *, after: dict[str, int] | None = None) -> pa.Table:
-        """Effective feedback rows, read through Feast: those up to `cut`, and beyond `after`, if given."""
-        feedback = self._all("feedback")
-        with duckdb.connect() as connection:
-            connection.register("stored", feedback)
-            condition = "true"
-            for bound, comparison, absent in ((cut, "<=", "-1"), (after, ">", "-1")):
-                if bound is not None:
-                    cases = " ".join(f"WHEN '{place}' THEN {int(last)}" for place, last in bound.items())
-                    limit = f"CASE topic_id || '/' || partition {cases} ELSE {absent} END" if cases else absent
-                    condition += f' AND "offset" {comparison} {limit}'
-            connection.execute(f"CREATE VIEW feedback AS SELECT * FROM stored WHERE {condition}")  # noqa: S608
-            return connection.sql(_EFFECTIVE).to_arrow_table()
+    def effective_feedback(
+        self, cut: Mapping[str, int] | None = None, *, bound: Mapping[str, int] | None = None
+    ) -> pa.Table:
+        """Effective feedback as of `cut` (unset: as of now), read through Feast, in order of feedback_id.
 
-    def labelled_feedback(self, cut: dict[str, int] | None = None) -> list[FeedbackRow]:
+        Columns of the feedback table, and `beyond`: stored after `bound`.
+        """
+        with duckdb.connect() as connection:
+            connection.register("stored", self._all("feedback"))
+            connection.register("cut", _places(cut or {}))
+            connection.register("bound", _places(bound or {}))
+            return connection.sql(_EFFECTIVE, params={"everything": cut is None}).to_arrow_table()
+
+    def labelled_feedback(self, cut: Mapping[str, int] | None = None) -> list[FeedbackRow]:
         """Effective feedback up to `cut`, joined point-in-time with its prediction; without one it is left out."""
         feedback = self.effective_feedback(cut)
         if not feedback.num_rows:
             return []
-        frame = feedback.select(
-            ["feedback_id", "prediction_id", "kind", "value", "user", "event_timestamp"]
-        ).to_pandas()
+        frame = feedback.select(["feedback_id", "prediction_id"]).to_pandas()
+        frame["event_timestamp"] = pc.add(feedback["event_timestamp"], pa.scalar(CLOCK_SKEW)).to_pandas()
         features = [f"predictions:{name}" for name in JOINED]
         joined = self._store.get_historical_features(entity_df=frame, features=features).to_arrow()
-        rows = sorted(joined.to_pylist(), key=lambda row: row["feedback_id"])
+        known = {row["feedback_id"]: row for row in joined.to_pylist() if row["text"] is not None}
         return [
             FeedbackRow(
                 feedback_id=row["feedback_id"],
@@ -164,44 +171,66 @@ class FeatureStore:
                 value=json.loads(row["value"]),
                 user=row["user"],
                 time=row["event_timestamp"],
-                text=row["text"],
-                predicted_label=row["predicted_label"],
-                model_version=row["model_version"],
-                metadata=json.loads(row["metadata"] or "{}"),
+                text=prediction["text"],
+                predicted_label=prediction["predicted_label"],
+                model_version=prediction["model_version"],
+                metadata=json.loads(prediction["metadata"] or "{}"),
             )
-            for row in rows
-            if row["text"] is not None
+            for row in feedback.to_pylist()
+            if (prediction := known.get(row["feedback_id"])) is not None
         ]
 
-    def count_labelled_since(self, cut: dict[str, int]) -> int:
+    def count_labelled_since(self, cut: Mapping[str, int]) -> int:
         """Distinct effective labelled feedback stored beyond `cut`. Cheap while nothing was stored."""
         version = self.log.version("feedback")
-        if self._counted and self._counted[:2] == (version, cut):
-            return self._counted[2]
-        kinds = self.effective_feedback(after=cut)["kind"].to_pylist()
-        count = sum(kind in LABELLED for kind in kinds)
-        self._counted = (version, dict(cut), count)
-        return count
+        if self._counted is None or self._counted[:2] != (version, cut):
+            feedback = self.effective_feedback(bound=cut)
+            labelled = pc.is_in(feedback["kind"], value_set=pa.array(LABELLED))
+            count = pc.sum(pc.and_(labelled, feedback["beyond"])).as_py() or 0
+            self._counted = (version, dict(cut), int(count))
+        return self._counted[2]
 
     def stored_events(self) -> dict[str, int]:
         """Distinct predictions and feedback, read back through Feast."""
-        return {name: len(set(self._all(name)[key].to_pylist())) for name, key in self._entities.items()}
+        return {name: int(pc.count_distinct(self._all(name, ())[key]).as_py()) for name, key in self._entities.items()}
 
-    def _all(self, name: str) -> pa.Table:
+    def _apply(self, wanted: Sequence[Any]) -> None:
+        """Tell Feast's registry what it does not know yet, or knows differently."""
+        views = {thing.name: thing for thing in wanted if thing.name in self._entities}
+        known = {view.name: view for view in self._store.list_feature_views()}
+        if known.keys() != views.keys() or any(
+            known[n].source != v.source or known[n].schema != v.schema for n, v in views.items()
+        ):
+            self._store.apply(list(wanted))
+            self._store.refresh_registry()
+
+    def _all(self, name: str, features: Sequence[str] | None = None) -> pa.Table:
         view = self._store.get_feature_view(name)
         key = self._entities[name]
-        features = [field.name for field in view.features]
+        if features is None:
+            features = [field.name for field in view.features]
         job = self._store._get_provider().offline_store.pull_all_from_table_or_query(
             config=self._store.config,
             data_source=view.batch_source,
             join_key_columns=[key],
-            feature_name_columns=features,
+            feature_name_columns=list(features),
             timestamp_field="event_timestamp",
             created_timestamp_column="created_timestamp",
             start_date=datetime(1970, 1, 1, tzinfo=UTC),
             end_date=datetime(9999, 1, 1, tzinfo=UTC),
         )
         return job.to_arrow()
+
+
+def _absolute(url: str, root: Path) -> str:
+    """A SQLAlchemy URL with a relative SQLite path made absolute."""
+    prefix = "sqlite:///"
+    return f"{prefix}{root / url.removeprefix(prefix)}" if url.startswith(prefix) else url
+
+
+def _places(cut: Mapping[str, int]) -> pa.Table:
+    schema = pa.schema([("place", pa.string()), ("last", pa.int64())])
+    return pa.table({"place": list(cut), "last": list(cut.values())}, schema=schema)
 
 
 def _online_row(prediction: PredictionMade) -> tuple[Any, dict[str, Any], datetime, None]:

@@ -19,7 +19,10 @@ class EventTimeOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]
 
 
 class EventTimeOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # feast has no types
-    """The newest event time wins, to the second (Feast reads the column as Unix seconds); equal times: the last write."""
+    """The newest event time wins; equal times: the last write.
+
+    Feast reads event_ts as whole seconds, so the order is kept in created_ts, which it never reads: microseconds.
+    """
 
     @staticmethod
     def _get_db_path(config: Any) -> str:
@@ -45,14 +48,15 @@ class EventTimeOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # feast ha
                 feature,
                 value.SerializeToString(),
                 int(moment.timestamp()),
+                int(moment.timestamp() * 1_000_000),
             )
             for key, values, moment, _ in data
             for feature, value in values.items()
         ]
         statement = (
-            f'INSERT INTO "{name}" (entity_key, feature_name, value, event_ts) VALUES (?, ?, ?, ?) '  # noqa: S608
-            "ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, event_ts = excluded.event_ts "
-            "WHERE excluded.event_ts >= event_ts"
+            f'INSERT INTO "{name}" (entity_key, feature_name, value, event_ts, created_ts) '  # noqa: S608
+            "VALUES (?, ?, ?, ?, ?) ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
+            "event_ts = excluded.event_ts, created_ts = excluded.created_ts WHERE excluded.created_ts >= created_ts"
         )
         connection = self._get_conn(config)
         with connection:

@@ -7,25 +7,27 @@ A bad message goes to the dead-letter topic with its original bytes. Anything el
 no message's fault: nothing is committed, and the batch is tried again with growing delay.
 """
 
-import json
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import pyarrow as pa
-from pydantic import ValidationError
 
-from pipelines.event_log import SCHEMAS, ConcurrentCommitError
+from pipelines.event_log import SCHEMAS
+from pipelines.event_rows import BadMessage, read_event, row_of
 from pipelines.features import FeatureStore
-from schemas.events import FeedbackReceived, PredictionMade, parse_event, utc_now
+from schemas.events import PredictionMade, utc_now
 from schemas.settings import Settings, load_settings
 from serving.broker import (
+    MAX_MESSAGE_BYTES,
     BrokerUnavailable,
     Message,
     Outgoing,
@@ -40,31 +42,27 @@ from serving.registry import Registry
 log = logging.getLogger("ratchet.feedback_consumer")
 
 LOOK_SECONDS = 2.0
+STALL_SECONDS = 20.0
 DRAIN_SECONDS = 10.0
-CRASH_POINTS = ("before_online", "after_online", "between_commits", "after_commits", "after_positions")
+FIRST_DELAY, LONGEST_DELAY = 0.5, 5.0
+CRASH_POINTS = (
+    "before_dead_letters",
+    "before_online",
+    "after_online",
+    "between_commits",
+    "after_commits",
+    "after_positions",
+)
 
-
-class BadMessage(ValueError):
-    """A message that no retry would make readable; the text says why."""
+_T = TypeVar("_T")
 
 
 class TopicsRecreated(RuntimeError):
     """A topic has another id than when we subscribed: its offsets begin anew."""
 
 
-def read_message(message: Message, topics: Topics) -> PredictionMade | FeedbackReceived:
-    """The event in a message. Raises BadMessage."""
-    if message.value is None:
-        raise BadMessage("a tombstone where an event belongs")
-    try:
-        event = parse_event(message.value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise BadMessage(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    expected = PredictionMade if message.topic == topics.predictions else FeedbackReceived
-    if not isinstance(event, expected):
-        raise BadMessage(f"{event.type} does not belong on {message.topic}")
-    return event
+class Stalled(RuntimeError):
+    """Messages wait but none arrive, or the group has not let us in: subscribe anew."""
 
 
 class Consumer:
@@ -82,51 +80,74 @@ class Consumer:
         self._dead_letters = Publisher(bootstrap, timeout_s=settings.kafka.publish_timeout_s)
         self._subscription: Subscription | None = None
         self._topic_ids: dict[str, str] = {}
-        self._look_at = 0.0
+        self._look_at = self._moved_at = 0.0
+        self._assignment = 0
         self._pending: list[Message] = []
 
     def step(self, seconds: float) -> int:
-        """Poll for up to `seconds`, store what came, return how many messages. Raises ConnectionError or OSError."""
-        self._look()
-        assert self._subscription is not None
+        """Poll for up to `seconds`, store what came, return how many messages. Raises when nothing could be stored."""
+        subscription = self._subscribed()
         deadline = time.monotonic() + seconds
         while len(self._pending) < self._settings.feature_store.batch_rows and time.monotonic() < deadline:
-            self._pending += self._subscription.poll(max(0.0, min(0.2, deadline - time.monotonic())))
+            polled = subscription.poll(max(0.0, min(0.2, deadline - time.monotonic())))
+            if subscription.assignments != self._assignment:
+                self._assignment, self._pending = subscription.assignments, []
+            self._pending += polled
         if not self._pending:
             return 0
+        self._moved_at = time.monotonic()
         self._store(self._pending)
+        subscription.commit({(m.topic, m.partition): m.offset for m in self._pending})
         done, self._pending = len(self._pending), []
         return done
 
+    @property
+    def ready(self) -> bool:
+        """Whether the group has given us our share."""
+        return self._subscription is not None and self._subscription.assignments > 0
+
+    def drained(self) -> bool:
+        """Whether everything in our share is stored. Raises BrokerUnavailable."""
+        return self._subscription is not None and self.ready and not self._pending and self._subscription.lag() == 0
+
     def reset(self) -> None:
         """Drop connections and what was polled but not stored; the next step begins where the log ends."""
-        self._pending = []
+        self._pending, self._assignment = [], 0
         self._dead_letters.close()
         if self._subscription is not None:
             self._subscription.close()
             self._subscription = None
 
-    def _look(self) -> None:
-        """Subscribe if we are not, and every few seconds see whether the topics are still the same."""
-        if self._subscription is not None and time.monotonic() < self._look_at:
-            return
-        kafka = self._settings.kafka
-        wait = kafka.publish_timeout_s
-        names = self._topics.names()
+    def _subscribed(self) -> Subscription:
+        """The subscription; every few seconds it must show that the topics are the same and that messages move."""
         if self._subscription is None:
+            kafka = self._settings.kafka
             self._topic_ids = ensure_topics(
                 self._bootstrap,
-                names,
+                self._topics.names(),
                 partitions=kafka.partitions,
                 replication_factor=kafka.replication_factor,
-                timeout_s=wait,
+                timeout_s=kafka.publish_timeout_s,
             )
             read = [self._topics.predictions, self._topics.feedback]
             group = f"{self._settings.model.name}.consumer"
             self._subscription = Subscription(self._bootstrap, read, group=group, start_at=self._start_at)
-        elif topic_ids(self._bootstrap, names, timeout_s=wait) != self._topic_ids:
-            raise TopicsRecreated("the broker's topics were made anew: reading them from their beginning")
+            self._moved_at = time.monotonic()
+        elif time.monotonic() > self._look_at:
+            self._check_topics()
+            if self.drained():
+                self._moved_at = time.monotonic()
+            elif time.monotonic() - self._moved_at > STALL_SECONDS:
+                raise Stalled(f"nothing has come from the broker for {STALL_SECONDS:.0f} s: subscribing anew")
+        else:
+            return self._subscription
         self._look_at = time.monotonic() + LOOK_SECONDS
+        return self._subscription
+
+    def _check_topics(self) -> None:
+        timeout_s = self._settings.kafka.publish_timeout_s
+        if topic_ids(self._bootstrap, self._topics.names(), timeout_s=timeout_s) != self._topic_ids:
+            raise TopicsRecreated("the broker's topics were made anew: reading them from their beginning")
 
     def _start_at(self, topic: str, partition: int) -> int:
         return self._features.log.position(self._table(topic), f"{self._topic_ids[topic]}/{partition}") + 1
@@ -135,72 +156,47 @@ class Consumer:
         return "predictions" if topic == self._topics.predictions else "feedback"
 
     def _store(self, messages: Sequence[Message]) -> None:
-        good: list[tuple[Message, PredictionMade | FeedbackReceived]] = []
+        # Topic ids never come back: equal before the first poll and after the last, they are what was polled.
+        self._check_topics()
+        rows: dict[str, list[dict[str, object]]] = {"predictions": [], "feedback": []}
+        positions: dict[str, dict[str, int]] = {"predictions": {}, "feedback": {}}
+        predictions: list[PredictionMade] = []
         bad: list[Outgoing] = []
+        now = utc_now()
         for message in messages:
+            table, topic_id = self._table(message.topic), self._topic_ids[message.topic]
+            positions[table][f"{topic_id}/{message.partition}"] = message.offset
             try:
-                good.append((message, read_message(message, self._topics)))
+                event = read_event(message.value, table)
+                rows[table].append(row_of(event, now, topic_id, message.partition, message.offset))
+                if isinstance(event, PredictionMade):
+                    predictions.append(event)
             except BadMessage as error:
                 bad.append(self._dead_letter(message, str(error)))
+        _crash_at("before_dead_letters")
         if bad:
             log.warning("%d messages to %s", len(bad), self._topics.dead_letters)
             self._dead_letters.publish_many(bad)
         _crash_at("before_online")
-        self._features.write_online([event for _, event in good if isinstance(event, PredictionMade)])
+        self._features.write_online(predictions)
         _crash_at("after_online")
-        predictions = [self._row(m, e) | _prediction_row(e) for m, e in good if isinstance(e, PredictionMade)]
-        feedback = [self._row(m, e) | _feedback_row(e) for m, e in good if isinstance(e, FeedbackReceived)]
-        for name, rows in (("predictions", predictions), ("feedback", feedback)):
-            if rows:
-                self._features.log.append(name, pa.Table.from_pylist(rows, schema=SCHEMAS[name]))
+        for name, last in positions.items():
+            if last:
+                self._features.log.append(name, pa.Table.from_pylist(rows[name], schema=SCHEMAS[name]), last)
                 self._features.log.compact_if_due(name, self._settings.feature_store.compact_every)
             _crash_at("between_commits" if name == "predictions" else "after_commits")
-        last = {(m.topic, m.partition): m.offset for m in messages}
-        self._registry.record_positions({f"{self._topic_ids[t]}/{p}": offset for (t, p), offset in last.items()})
+        self._registry.record_positions(positions["predictions"] | positions["feedback"])
         _crash_at("after_positions")
-        assert self._subscription is not None
-        self._subscription.commit(last)
-
-    def _row(self, message: Message, event: PredictionMade | FeedbackReceived) -> dict[str, object]:
-        return {
-            "topic_id": self._topic_ids[message.topic],
-            "partition": message.partition,
-            "offset": message.offset,
-            "event_timestamp": event.time,
-            "created_timestamp": utc_now(),
-        }
 
     def _dead_letter(self, message: Message, reason: str) -> Outgoing:
-        where = {"topic": message.topic, "partition": message.partition, "offset": message.offset, "reason": reason}
-        headers = [*message.headers, *((f"ratchet-{k}", str(v).encode()) for k, v in where.items())]
-        return Outgoing(self._topics.dead_letters, message.key or b"", message.value or b"", tuple(headers))
-
-
-def _prediction_row(event: PredictionMade) -> dict[str, object]:
-    data = event.data
-    return {
-        "prediction_id": data.prediction_id,
-        "model_version": data.model_version,
-        "generation": data.generation,
-        "text": data.text,
-        "predicted_label": data.label,
-        "confidence": data.confidence,
-        "probabilities": json.dumps(data.probabilities),
-        "user": data.user,
-        "metadata": json.dumps(data.metadata),
-        "audit": data.audit,
-    }
-
-
-def _feedback_row(event: FeedbackReceived) -> dict[str, object]:
-    data = event.data
-    return {
-        "feedback_id": data.feedback_id,
-        "prediction_id": data.prediction_id,
-        "kind": data.kind,
-        "value": json.dumps(data.value),
-        "user": data.user,
-    }
+        where = {
+            "topic": message.topic,
+            "position": f"{self._topic_ids[message.topic]}/{message.partition}/{message.offset}",
+            "reason": reason,
+        }
+        headers = [*message.headers, *((f"ratchet-{k}", v.encode()) for k, v in where.items())]
+        value = (message.value or b"")[:MAX_MESSAGE_BYTES]
+        return Outgoing(self._topics.dead_letters, message.key or b"", value, tuple(headers))
 
 
 def _crash_at(point: str) -> None:
@@ -210,31 +206,42 @@ def _crash_at(point: str) -> None:
 
 
 def run(consumer: Consumer, stop: threading.Event, batch_seconds: float) -> None:
-    """Store micro-batches until `stop`; then what is still in the topics, for a bounded time."""
-    delay, ready = 0.5, False
-    drain_until: float | None = None
-    while True:
-        if stop.is_set() and drain_until is None:
+    """Store micro-batches until `stop`; then what is still in the topics, for a bounded time. Never fails."""
+    delay, said_ready = FIRST_DELAY, False
+    drain_until = math.inf
+    while time.monotonic() < drain_until:
+        if stop.is_set() and drain_until == math.inf:
             drain_until = time.monotonic() + DRAIN_SECONDS
-        if drain_until is not None and time.monotonic() > drain_until:
-            return
         try:
             stored = consumer.step(batch_seconds)
-        except (OSError, RuntimeError, pa.ArrowException, ConcurrentCommitError) as error:
-            level = logging.INFO if isinstance(error, TopicsRecreated) else logging.WARNING
-            log.log(level, "%s: trying again in %.1f s", error, delay)
-            consumer.reset()
-            if drain_until is not None and isinstance(error, BrokerUnavailable):
+            if stop.is_set() and not stored and consumer.drained():
                 return
-            stop.wait(delay) if drain_until is None else time.sleep(0.2)
-            delay = min(delay * 2, 10.0)
+        except Exception as error:
+            log.warning("%s: %s: trying again in %.1f s", type(error).__name__, error, delay)
+            consumer.reset()
+            if stop.is_set() and isinstance(error, BrokerUnavailable):
+                return
+            time.sleep(FIRST_DELAY) if stop.is_set() else stop.wait(delay)
+            delay = min(delay * 2, LONGEST_DELAY)
             continue
-        delay = 0.5
-        if not ready:
+        delay = FIRST_DELAY
+        if consumer.ready and not said_ready:
             print("ready", flush=True)
-            ready = True
-        if drain_until is not None and not stored:
-            return
+            said_ready = True
+    log.warning("stopping with messages left in the topics: they are read at the next start")
+
+
+def opened(make: Callable[[], _T], stop: threading.Event) -> _T:
+    """What `make` opens, tried with growing delay until it opens. Raises SystemExit once stopped."""
+    delay = FIRST_DELAY
+    while not stop.is_set():
+        try:
+            return make()
+        except OSError as error:
+            log.warning("%s: trying again in %.1f s", error, delay)
+        stop.wait(delay)
+        delay = min(delay * 2, LONGEST_DELAY)
+    raise SystemExit(0)
 
 
 @click.command()
@@ -247,7 +254,7 @@ def main(config: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     registry = Registry(settings.registry_url, settings.model.name)
-    consumer = Consumer(settings, registry, FeatureStore(settings))
+    consumer = Consumer(settings, registry, opened(lambda: FeatureStore(settings), stop))
     try:
         run(consumer, stop, settings.feature_store.batch_seconds)
     finally:

@@ -260,7 +260,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
 class Subscription:
     """One member of a consumer group. `start_at` says, at each assignment, from which offset to read a partition.
 
-    Not thread-safe. The offsets that the group has committed are never read: they are a hint for lag tools.
+    `assignments` counts them; at each, what was polled before and is not yet stored must be forgotten. Not thread-safe.
+    The offsets that the group has committed are never believed: they are a hint for lag tools.
     """
 
     def __init__(
@@ -269,7 +270,7 @@ class Subscription:
         self._bootstrap = bootstrap
         self._start_at = start_at
         self._reassigned = False
-        self.joined = False
+        self.assignments = 0
         with _reaching(bootstrap):
             self._consumer = _connected(
                 KafkaConsumer,
@@ -295,7 +296,8 @@ class Subscription:
                 # What was polled before the seek is read again from where we say.
                 for place in self._consumer.assignment():
                     self._consumer.seek(place, self._start_at(place.topic, place.partition))
-                self._reassigned, self.joined = False, True
+                self._reassigned = False
+                self.assignments += 1
                 return []
         return [
             Message(r.topic, r.partition, r.offset, r.key, r.value, tuple(r.headers))

@@ -1,11 +1,13 @@
 """Events on local disk until they are safe.
 
-Turns events into published messages: one thread takes what requests put, writes it to SQLite in one fsynced commit,
-publishes it in order and forgets it once it is safe. Each serving worker owns one outbox. It deliberately knows no HTTP.
+Turns events into published messages. Each serving worker owns one outbox; two threads work for it: one takes what
+requests put and makes it safe, the other publishes what lies on disk and forgets it once that is allowed. It
+deliberately knows no HTTP.
 
-With the embedded broker (`write_ahead`), which forgets everything when it stops, an event is safe on this disk, stays
-there until the event log's position has passed it, and is published again under the same id when its topic was made
-anew. With a real Kafka an event is safe once acks=all confirmed it; only predictions wait on disk while it is away.
+With the embedded broker (`write_ahead`), which forgets everything when it stops, an event is safe once one fsynced
+commit has it on this disk; it stays there until the event log's position has passed it, and is published again under
+the same id when its topic was made anew. With a real Kafka an event is safe once acks=all confirmed it; only
+predictions wait on disk while it is away.
 """
 
 import contextlib
@@ -21,12 +23,16 @@ from pathlib import Path
 from typing import IO
 
 from schemas.events import FeedbackReceived, PredictionMade
-from serving.broker import BrokerUnavailable, Outgoing, Publisher, Topics, topic_ids
+from serving.broker import MAX_MESSAGE_BYTES, BrokerUnavailable, Outgoing, Publisher, Topics, topic_ids
 
 log = logging.getLogger("ratchet.outbox")
 
 BATCH = 500
+IN_MEMORY = 50_000  # events between a request and the disk before predictions are dropped
+IDLE_SECONDS = 0.2
 TIDY_SECONDS = 1.0
+RETRY_SECONDS = 0.5
+ADOPT_SECONDS = 10.0
 
 _Item = tuple[Outgoing, "Future[None] | None"]
 
@@ -36,7 +42,10 @@ class OutboxUnavailable(ConnectionError):
 
 
 class Outbox:
-    """The events of one worker on their way to Kafka."""
+    """The events of one worker on their way to Kafka. `put_*` may be called from any thread and never block.
+
+    `published`, `dropped` and `waiting` (on disk) count events.
+    """
 
     def __init__(
         self,
@@ -55,79 +64,89 @@ class Outbox:
         self._stored_positions = stored_positions
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._publisher = Publisher(bootstrap, timeout_s=timeout_s)
         self._incoming: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._topic_ids: dict[str, str] = {}
-        self._retry_at = self._tidy_at = 0.0
-        self._full = False
+        self._retry_at = self._tidy_at = self._adopt_at = 0.0
+        self._full = self._away = self._closed = False
+        self._give_up_at = float("inf")
+        self._wake, self._accepted_all = threading.Event(), threading.Event()
         self.published = self.dropped = self.waiting = 0
+        self._folder = folder
         self._path, self._lock = _claim(folder)
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._accept_loop, name="outbox-accept", daemon=True),
+            threading.Thread(target=self._send_loop, name="outbox-send", daemon=True),
+        ]
 
     def start(self) -> None:
-        """Begin to publish, first what an earlier process left."""
-        self._thread.start()
+        """Begin to publish, first what an earlier process left. Raises sqlite3.Error if the disk cannot be written."""
+        with contextlib.closing(_connect(self._path, "FULL")) as disk:
+            _make_table(disk)
+        for thread in self._threads:
+            thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """Publish what can be published within `timeout_s`; the rest stays on disk."""
+        """Take no more, make safe what was put, publish what can be published in `timeout_s`; the rest stays on disk."""
+        self._closed = True
+        self._give_up_at = time.monotonic() + timeout_s
         self._incoming.put(None)
-        self._thread.join(timeout_s)
-        self._lock.close()
+        for thread in self._threads:
+            thread.join(max(0.0, self._give_up_at + 1 - time.monotonic()) if thread.ident else 0)
+        if not any(thread.is_alive() for thread in self._threads):
+            self._lock.close()
 
     def put_prediction(self, event: PredictionMade) -> None:
-        """Take an event; never blocks. Past the outbox's bound it is dropped and counted."""
-        if self._full:
+        """Take an event. Past the outbox's bound it is dropped and counted."""
+        value = event.model_dump_json().encode()
+        if self._full or self._closed or len(value) > MAX_MESSAGE_BYTES or self._incoming.qsize() > IN_MEMORY:
             self.dropped += 1
             return
-        key = event.data.prediction_id.encode()
-        self._incoming.put((Outgoing(self._topics.predictions, key, event.model_dump_json().encode()), None))
+        self._incoming.put((Outgoing(self._topics.predictions, event.data.prediction_id.encode(), value), None))
 
     def put_feedback(self, event: FeedbackReceived) -> "Future[None]":
         """Take an event; the future is done once it is safe, or fails with OutboxUnavailable."""
         done: Future[None] = Future()
-        key = event.data.prediction_id.encode()
-        self._incoming.put((Outgoing(self._topics.feedback, key, event.model_dump_json().encode()), done))
+        value = event.model_dump_json().encode()
+        if self._closed:
+            done.set_exception(OutboxUnavailable("this worker is stopping"))
+        elif len(value) > MAX_MESSAGE_BYTES:
+            done.set_exception(OutboxUnavailable(f"a feedback of {len(value)} bytes, {MAX_MESSAGE_BYTES} at most"))
+        else:
+            self._incoming.put((Outgoing(self._topics.feedback, event.data.prediction_id.encode(), value), done))
         return done
 
-    # --- the thread -------------------------------------------------------------------------------------------------
+    # --- the accepting thread: from requests to safety ----------------------------------------------------------------
 
-    def _run(self) -> None:
-        disk = self._open()
+    def _accept_loop(self) -> None:
+        disk = _connect(self._path, "FULL")
+        direct = Publisher(self._bootstrap, timeout_s=self._timeout_s)
         running = True
         while running:
             items, running = self._take()
             try:
-                if items:
-                    self._accept(disk, items)
-                self._publish_waiting(disk)
-                self._tidy(disk)
-            except sqlite3.Error as error:
-                log.error("the outbox cannot write: %s", error)
-                _refuse(items, f"the outbox cannot write: {error}")
+                if items and self._write_ahead:
+                    _write(disk, [message for message, _ in items])
+                    _confirm(items)
+                elif items:
+                    self._publish_now(disk, direct, items)
+            except Exception as error:
+                log.error("the outbox cannot make %d events safe: %s", len(items), error)
                 with contextlib.suppress(sqlite3.Error):
                     disk.rollback()
-            except Exception:
-                log.exception("the outbox failed on a batch")
-                _refuse(items, "the outbox failed")
-        self._publisher.close()
+                self.dropped += sum(done is None for _, done in items)
+                _refuse(items, f"the outbox cannot write: {error}")
+            if items:
+                self._wake.set()
+        direct.close()
         disk.close()
-
-    def _open(self) -> sqlite3.Connection:
-        disk = sqlite3.connect(self._path)
-        disk.execute("PRAGMA journal_mode=WAL")
-        disk.execute("PRAGMA synchronous=FULL")
-        disk.execute(
-            "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY, topic TEXT NOT NULL, key BLOB NOT NULL,"
-            " value BLOB NOT NULL, place TEXT, last INTEGER)"
-        )
-        disk.commit()
-        return disk
+        self._accepted_all.set()
+        self._wake.set()
 
     def _take(self) -> tuple[list[_Item], bool]:
         """What has come within a moment; False at the end."""
         items: list[_Item] = []
         try:
-            item = self._incoming.get(timeout=0.2)
+            item = self._incoming.get(timeout=IDLE_SECONDS)
             while item is not None:
                 items.append(item)
                 if len(items) >= BATCH:
@@ -137,55 +156,74 @@ class Outbox:
             return items, True
         return items, False
 
-    def _accept(self, disk: sqlite3.Connection, items: list[_Item]) -> None:
-        if self._write_ahead:
-            self._write(disk, [message for message, _ in items])
-            _confirm(items)
-            return
-        feedback = [item for item in items if item[1] is not None]
-        try:
-            self._send([message for message, _ in items])
-        except BrokerUnavailable as error:
-            self._write(disk, [message for message, done in items if done is None])
-            _refuse(feedback, str(error))
-        else:
-            self.published += len(items)
-            _confirm(feedback)
-
-    def _write(self, disk: sqlite3.Connection, messages: list[Outgoing]) -> None:
-        rows = [(m.topic, m.key, m.value) for m in messages]
-        disk.executemany("INSERT INTO events (topic, key, value) VALUES (?, ?, ?)", rows)
-        disk.commit()
-
-    def _send(self, messages: list[Outgoing]) -> list[tuple[str, int]]:
-        """Publish, unless the broker was away a moment ago; '<topic_id>/<partition>' and offset of each."""
-        if time.monotonic() < self._retry_at:
-            raise BrokerUnavailable(f"broker {self._bootstrap} was away a moment ago")
-        try:
-            if not self._topic_ids:
-                self._topic_ids = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
-            wanted = {m.topic for m in messages}
-            if not wanted <= self._topic_ids.keys():
-                self._topic_ids = {}
-                raise BrokerUnavailable(f"broker {self._bootstrap} has no topic {sorted(wanted)}")
-            positions = self._publisher.publish_many(messages)
-        except BrokerUnavailable:
-            self._topic_ids = {}
-            self._retry_at = time.monotonic() + 0.5
-            raise
-        return [(f"{self._topic_ids[p.topic]}/{p.partition}", p.offset) for p in positions]
-
-    def _publish_waiting(self, disk: sqlite3.Connection) -> None:
-        query = "SELECT sequence, topic, key, value FROM events WHERE place IS NULL ORDER BY sequence LIMIT ?"
-        while rows := disk.execute(query, (BATCH,)).fetchall():
+    def _publish_now(self, disk: sqlite3.Connection, direct: Publisher, items: list[_Item]) -> None:
+        """Safe is what the broker confirmed; while it is away, predictions go to disk and feedback is refused at once."""
+        reason = f"broker {self._bootstrap} is away"
+        if not self._away:
             try:
-                places = self._send([Outgoing(topic, key, value) for _, topic, key, value in rows])
+                direct.publish_many([message for message, _ in items])
             except BrokerUnavailable as error:
-                log.warning("%d events wait on disk: %s", len(rows), error)
+                self._away, reason = True, str(error)
+            else:
+                self.published += len(items)
+                _confirm(items)
                 return
+        _refuse(items, reason)
+        _write(disk, [message for message, done in items if done is None])
+
+    # --- the sending thread: from disk to the broker ------------------------------------------------------------------
+
+    def _send_loop(self) -> None:
+        disk = _connect(self._path, "NORMAL")  # what it writes can be lost: it would only publish again
+        publisher = Publisher(self._bootstrap, timeout_s=self._timeout_s)
+        running = True
+        while running:
+            self._wake.wait(IDLE_SECONDS)
+            self._wake.clear()
+            running = not self._accepted_all.is_set()
+            try:
+                self._adopt(disk)
+                self._publish_waiting(disk, publisher)
+                self._tidy(disk)
+            except BrokerUnavailable as error:
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+                self._topic_ids = {}
+                if not self._away:
+                    log.warning("events wait on disk: %s", error)
+                self._away = True
+            except Exception as error:
+                with contextlib.suppress(sqlite3.Error):
+                    disk.rollback()
+                log.error("the outbox could not send: %s: %s", type(error).__name__, error)
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+        publisher.close()
+        disk.close()
+
+    def _publish_waiting(self, disk: sqlite3.Connection, publisher: Publisher) -> None:
+        """Publish in order what has no place yet. Raises BrokerUnavailable."""
+        names = (self._topics.predictions, self._topics.feedback)
+        query = (
+            "SELECT sequence, topic, key, value FROM events "
+            "WHERE place IS NULL AND topic IN (?, ?) ORDER BY sequence LIMIT ?"
+        )
+        while self._retry_at < time.monotonic() < self._give_up_at:
+            rows = disk.execute(query, (*names, BATCH)).fetchall()
+            if not rows and not self._away:
+                return
+            if not self._topic_ids:
+                # Looked up before publishing: a place must never name a topic made after the message was sent.
+                found = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
+                if missing := sorted(set(names) - found.keys()):
+                    raise BrokerUnavailable(f"broker {self._bootstrap} has no topic {', '.join(missing)}")
+                self._topic_ids = found
+            self._away = False
+            positions = publisher.publish_many([Outgoing(topic, key, value) for _, topic, key, value in rows])
             self.published += len(rows)
             if self._write_ahead:
-                placed = [(place, last, row[0]) for (place, last), row in zip(places, rows, strict=True)]
+                placed = [
+                    (f"{self._topic_ids[p.topic]}/{p.partition}", p.offset, row[0])
+                    for p, row in zip(positions, rows, strict=True)
+                ]
                 disk.executemany("UPDATE events SET place = ?, last = ? WHERE sequence = ?", placed)
             else:
                 disk.executemany("DELETE FROM events WHERE sequence = ?", [(row[0],) for row in rows])
@@ -196,48 +234,101 @@ class Outbox:
         if time.monotonic() < self._tidy_at:
             return
         self._tidy_at = time.monotonic() + TIDY_SECONDS
-        if self._write_ahead:
-            with contextlib.suppress(ConnectionError):
-                for place, last in self._stored_positions().items():
-                    disk.execute("DELETE FROM events WHERE place = ? AND last <= ?", (place, last))
-                disk.commit()
-                self._republish_lost(disk)
+        if disk.execute("SELECT 1 FROM events WHERE place IS NOT NULL LIMIT 1").fetchone():
+            stored = self._stored_positions()
+            # A place is believed only while its topic is still there: a message sent just after the broker came back
+            # carries the lost topic's id and would pass for stored. So first take such places away, then delete.
+            self._topic_ids = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
+            known = [f"{identity}/%" for identity in self._topic_ids.values()]
+            gone = "".join(" AND place NOT LIKE ?" for _ in known)
+            lost = disk.execute(f"UPDATE events SET place = NULL WHERE place IS NOT NULL{gone}", known).rowcount  # noqa: S608
+            disk.executemany("DELETE FROM events WHERE place = ? AND last <= ?", list(stored.items()))
+            disk.commit()
+            if lost:
+                log.warning("the broker's topics were made anew: %d events are published again", lost)
+                self._topic_ids = {}
+                self._wake.set()
         self.waiting = disk.execute("SELECT count(*) FROM events").fetchone()[0]
         pages = disk.execute("PRAGMA page_count").fetchone()[0] - disk.execute("PRAGMA freelist_count").fetchone()[0]
         self._full = pages * disk.execute("PRAGMA page_size").fetchone()[0] > self._max_bytes
 
-    def _republish_lost(self, disk: sqlite3.Connection) -> None:
-        if not disk.execute("SELECT 1 FROM events WHERE place IS NOT NULL LIMIT 1").fetchone():
+    def _adopt(self, disk: sqlite3.Connection) -> None:
+        """Take over the events of outboxes that no living process holds: there may be fewer workers than before."""
+        if time.monotonic() < self._adopt_at:
             return
-        self._topic_ids = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
-        known = list(self._topic_ids.values())
-        if len(known) == len(self._topics.names()):
-            gone = " AND ".join("place NOT LIKE ?" for _ in known)
-            disk.execute(f"UPDATE events SET place = NULL WHERE {gone}", [f"{i}/%" for i in known])  # noqa: S608
-            disk.commit()
+        self._adopt_at = time.monotonic() + ADOPT_SECONDS
+        for path in sorted(self._folder.glob("outbox-*.db")):
+            lock = None if path == self._path else _try_lock(path)
+            if lock is None:
+                continue
+            with lock, contextlib.closing(_connect(path, "FULL")) as orphan:
+                _make_table(orphan)
+                rows = orphan.execute("SELECT topic, key, value, place, last FROM events ORDER BY sequence").fetchall()
+                if not rows:
+                    continue
+                # Ours first, fsynced: a death in between leaves two copies of an id, never none.
+                disk.execute("PRAGMA synchronous=FULL")
+                disk.executemany("INSERT INTO events (topic, key, value, place, last) VALUES (?, ?, ?, ?, ?)", rows)
+                disk.commit()
+                disk.execute("PRAGMA synchronous=NORMAL")
+                orphan.execute("DELETE FROM events")
+                orphan.commit()
+                log.info("took over %d events of %s", len(rows), path.name)
 
 
 def _claim(folder: Path) -> tuple[Path, IO[bytes]]:
     """The lowest-numbered outbox that no living process holds: a restarted worker goes on with its file."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1000):
-        lock = (folder / f"outbox-{number}.lock").open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-        else:
-            return folder / f"outbox-{number}.db", lock
+        path = folder / f"outbox-{number}.db"
+        lock = _try_lock(path)
+        if lock is not None:
+            return path, lock
     raise OutboxUnavailable(f"{folder}: every outbox is taken")
+
+
+def _try_lock(path: Path) -> IO[bytes] | None:
+    """The lock that goes with an outbox, held until closed or until this process ends; None if another holds it."""
+    lock = path.with_suffix(".lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
+    disk = sqlite3.connect(path, timeout=10)
+    disk.execute("PRAGMA journal_mode=WAL")
+    disk.execute(f"PRAGMA synchronous={synchronous}")
+    return disk
+
+
+def _make_table(disk: sqlite3.Connection) -> None:
+    """`place` ('<topic_id>/<partition>') and `last` (offset) say where an event was published; unset: not yet."""
+    disk.executescript(
+        "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY, topic TEXT NOT NULL, key BLOB NOT NULL,"
+        " value BLOB NOT NULL, place TEXT, last INTEGER);"
+        "CREATE INDEX IF NOT EXISTS waiting ON events (sequence) WHERE place IS NULL;"
+        "CREATE INDEX IF NOT EXISTS placed ON events (place, last) WHERE place IS NOT NULL;"
+    )
+
+
+def _write(disk: sqlite3.Connection, messages: list[Outgoing]) -> None:
+    if messages:
+        rows = [(m.topic, m.key, m.value) for m in messages]
+        disk.executemany("INSERT INTO events (topic, key, value) VALUES (?, ?, ?)", rows)
+        disk.commit()
 
 
 def _confirm(items: list[_Item]) -> None:
     for _, done in items:
-        if done is not None and not done.cancelled():
+        if done is not None and done.set_running_or_notify_cancel():
             done.set_result(None)
 
 
 def _refuse(items: list[_Item], reason: str) -> None:
     for _, done in items:
-        if done is not None and not done.done():
+        if done is not None and not done.done() and done.set_running_or_notify_cancel():
             done.set_exception(OutboxUnavailable(reason))

@@ -1,0 +1,87 @@
+"""From the bytes of one message to one row of the event log.
+
+Turns a message's value into a validated event, and an event with its position into a row of SCHEMAS. The feedback
+consumer calls it for every message. It deliberately does no I/O.
+"""
+
+import math
+from datetime import datetime
+
+import orjson
+from pydantic import ValidationError
+
+from schemas.events import FeedbackReceived, PredictionMade, parse_event
+
+YEARS = range(1970, 2200)  # what the stores behind Feast can all represent
+
+
+class BadMessage(ValueError):
+    """A message that no retry would make readable; the text says why, without quoting it."""
+
+
+def read_event(value: bytes | None, table: str) -> PredictionMade | FeedbackReceived:
+    """The event in a message bound for `table` ("predictions" or "feedback"), with values that every store can hold.
+
+    Raises BadMessage.
+    """
+    if value is None:
+        raise BadMessage("a tombstone where an event belongs")
+    try:
+        event = parse_event(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise BadMessage(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    expected = PredictionMade if table == "predictions" else FeedbackReceived
+    if not isinstance(event, expected):
+        raise BadMessage(f"{event.type} does not belong among {table}")
+    if event.time.year not in YEARS:
+        raise BadMessage(f"time: the year {event.time.year}")
+    if isinstance(event, PredictionMade) and abs(event.data.generation) >= 2**63:
+        raise BadMessage("data.generation: beyond 64 bits")
+    if (
+        isinstance(event, FeedbackReceived)
+        and isinstance(event.data.value, float)
+        and not math.isfinite(event.data.value)
+    ):
+        raise BadMessage("data.value: not a finite number")
+    return event
+
+
+def row_of(
+    event: PredictionMade | FeedbackReceived, stored_at: datetime, topic_id: str, partition: int, offset: int
+) -> dict[str, object]:
+    """A row of the event log's table, position included."""
+    row = _prediction_row(event) if isinstance(event, PredictionMade) else _feedback_row(event)
+    row["event_timestamp"] = event.time
+    row["created_timestamp"] = stored_at
+    row["topic_id"] = topic_id
+    row["partition"] = partition
+    row["offset"] = offset
+    return row
+
+
+def _prediction_row(event: PredictionMade) -> dict[str, object]:
+    data = event.data
+    return {
+        "prediction_id": data.prediction_id,
+        "model_version": data.model_version,
+        "generation": data.generation,
+        "text": data.text,
+        "predicted_label": data.label,
+        "confidence": data.confidence,
+        "probabilities": orjson.dumps(data.probabilities).decode(),
+        "user": data.user,
+        "metadata": orjson.dumps(data.metadata).decode(),
+        "audit": data.audit,
+    }
+
+
+def _feedback_row(event: FeedbackReceived) -> dict[str, object]:
+    data = event.data
+    return {
+        "feedback_id": data.feedback_id,
+        "prediction_id": data.prediction_id,
+        "kind": data.kind,
+        "value": orjson.dumps(data.value).decode(),
+        "user": data.user,
+    }

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -420,25 +421,40 @@ def doctor(config: Path, as_json: bool) -> None:
 
 def main() -> None:
     """Run, and turn every error into one line."""
+    if os.environ.get("RATCHET_DEBUG") != "1":
+        warnings.simplefilter("ignore")  # libraries' advice to their callers is not for users
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    code = _run()
+    # Native libraries report reference counts at a normal exit, hundreds of lines of them.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run() -> int:
     try:
-        cli(standalone_mode=False)
+        code = cli(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
     except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
+        return int(ended.exit_code)
     except click.Abort:
-        sys.exit(130)
+        return 130
     except click.UsageError as error:
         error.show()
-        sys.exit(2)
+        return 2
     except click.ClickException as error:
         click.echo(error.message, err=True)
-        sys.exit(1)
+        return 1
     except Exception as error:
         if os.environ.get("RATCHET_DEBUG") == "1":
             raise
         message = str(error).strip().splitlines() or [""]
         name = f"{type(error).__name__}: " if isinstance(error, KeyError) or not message[0] else ""
         click.echo(f"ratchet: {name}{message[0]}", err=True)
-        sys.exit(1)
+        return 1
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def tiny_base_model(directory: Path) -> Path:
     texts = [text for text, _ in toy_rows(300, seed=0)]
     tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=specials))
     tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+        ("[SEP]", tokenizer.token_to_id("[SEP]") or 0), ("[CLS]", tokenizer.token_to_id("[CLS]") or 0)
     )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,0 +1,128 @@
+"""The walk, in the order of the README: eight steps over real processes, a real broker and a tiny real model.
+
+`ratchet up` runs as users run it; everything below talks to it over HTTP, and reads what it left behind.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipelines.features import FeatureStore
+from schemas.artifacts import RoundState
+from schemas.settings import Settings, load_settings
+from services.projects import create_project
+from serving.access import read_keys
+from serving.registry import Registry
+from tests.conftest import write_rows
+from tests.fakes import free_port, toy_rows, wait_until
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_base: Path) -> Settings:
+    """A project whose first champion has seen six rows."""
+    overrides: dict[str, dict[str, object]] = {
+        "model": {"max_length": 32},
+        "serving": {"port": free_port()},
+        "triggers": {"min_feedback": 90, "tick_seconds": 0.5},
+        "training": {"epochs": 1, "threads": 1},
+    }
+    create_project(
+        tmp_path / "toys",
+        seed=write_rows(tmp_path / "seed.csv", toy_rows(6, seed=1)),
+        reference=write_rows(tmp_path / "reference.csv", toy_rows(300, seed=2)),
+        base_model=str(tiny_base),
+        overrides=overrides,
+    )
+    config = tmp_path / "toys/ratchet.toml"
+    return load_settings(config.read_text(), {}, root=config.parent)
+
+
+@pytest.fixture
+def up(project: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """`ratchet up` on the project, ready."""
+    command = [sys.executable, "-m", "services.cli", "up", "-c", str(project.root / "ratchet.toml")]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=dict(os.environ), start_new_session=True)
+    try:
+        wait_until(lambda: project.path("state/up.json").exists() or process.poll() is not None, timeout_s=120)
+        assert process.poll() is None, "ratchet up ended"
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(90)
+
+
+def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
+    registry = Registry(project.registry_url, project.model.name)
+    key = read_keys(project.path("keys.env")).api_key
+    client = httpx.Client(
+        base_url=f"http://127.0.0.1:{project.serving.port}", headers={"Authorization": f"Bearer {key}"}, timeout=10
+    )
+    first = registry.champion()
+    assert first is not None
+    produced = 0
+
+    # 1 prediction, 2 feedback
+    for n, (text, label) in enumerate(toy_rows(120, seed=3)):
+        answer = client.post("/predict", json={"items": [{"text": text}], "user": f"u{n % 12}"})
+        assert answer.status_code == 200, answer.text
+        [prediction] = answer.json()
+        assert prediction["model_version"] == first.model_version
+        assert abs(sum(prediction["probabilities"].values()) - 1) < 1e-6
+        body = {
+            "prediction_id": prediction["prediction_id"],
+            "kind": "correction",
+            "value": label,
+            "user": f"u{n % 12}",
+        }
+        headers = {"X-Feedback-Token": prediction["feedback_token"], "Authorization": ""}
+        answer = client.post("/feedback", json=body, headers=headers)
+        assert answer.status_code == 202, answer.text
+        produced += 2
+
+    # 3 feature store, 4 trigger, 5 dataset, 6 training, 7 gates
+    def ended() -> bool:
+        rounds = registry.rounds()
+        return len(rounds) > 1 and rounds[0].state in (
+            RoundState.PROMOTED,
+            RoundState.REJECTED,
+            RoundState.INSUFFICIENT,
+        )
+
+    wait_until(ended, timeout_s=120, every_s=0.5)
+    record = registry.rounds()[0]
+    assert record.state is RoundState.PROMOTED, record.detail
+    assert record.dataset is not None
+    dataset = record.dataset
+    assert dataset.rows_in == dataset.rows_train + dataset.rows_validation + sum(dataset.dropped.values())
+    assert record.gate_report is not None
+    assert not record.gate_report.bootstrap
+    assert record.evaluations["candidate"].accuracy > record.evaluations["champion"].accuracy
+
+    # 8 promotion and hot swap: every worker follows
+    champion = registry.champion()
+    assert champion is not None
+    assert (champion.model_version, champion.generation) == (record.candidate_version, 2)
+    wait_until(lambda: {w.generation for w in registry.workers(10)} == {2}, timeout_s=20)
+    [prediction] = client.post("/predict", json={"items": [{"text": "the oven and the soup"}]}).json()
+    assert prediction["model_version"] == champion.model_version
+    produced += 1
+
+    # nothing accepted is left unstored after a clean stop
+    client.close()
+    up.send_signal(signal.SIGTERM)
+    assert up.wait(90) == 0
+    assert sum(FeatureStore(project).stored_events().values()) == produced
+    assert registry.verify_audit() == []
+    report = json.loads((project.path("state/rounds") / record.round_id / "report.json").read_text())
+    assert report["state"] == "promoted"
+    registry.close()

@@ -3,22 +3,31 @@
 Turns a finished directory into a digest and a digest into a verified local directory. Rounds put, serving fetches.
 It deliberately does not know what the files mean; `manifest.json`, written last, makes a directory true.
 
-A digest is the SHA-256 of manifest.json, which holds the SHA-256 of every other file.
+A digest is the SHA-256 of manifest.json, which holds the SHA-256 of every other file. Nothing is believed: what is read
+from a store or a cache is hashed again.
 """
 
+import fcntl
 import hashlib
 import os
+import re
 import shutil
-import tempfile
-from pathlib import Path
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
+from pydantic_core import from_json
 
-from schemas.artifacts import ModelManifest
+from schemas.artifacts import MANIFEST_FORMAT, ModelManifest
 
 MANIFEST = "manifest.json"
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ArtifactMissing(FileNotFoundError):
@@ -26,7 +35,11 @@ class ArtifactMissing(FileNotFoundError):
 
 
 class ArtifactDamaged(ValueError):
-    """A file is missing, changed or of a forbidden kind."""
+    """A file is missing, changed, unlisted or of a forbidden kind, or the manifest cannot be read."""
+
+
+class ArtifactStoreUnavailable(ConnectionError):
+    """The store cannot be reached or refuses: try again later."""
 
 
 def sha256(path: Path) -> str:
@@ -36,96 +49,216 @@ def sha256(path: Path) -> str:
 
 
 def read_manifest(directory: Path) -> ModelManifest:
-    """The manifest of a directory. Raises ArtifactDamaged when it is absent or of an unknown format."""
+    """The manifest of a directory. Raises ArtifactDamaged when it is absent, unreadable or of an unknown format."""
     try:
+        content = from_json((directory / MANIFEST).read_bytes())
+        if isinstance(content, dict) and content.get("format") != MANIFEST_FORMAT:
+            raise ArtifactDamaged(f"{MANIFEST}: format {content.get('format')!r} is not known to this Ratchet")
         return ModelManifest.model_validate_json((directory / MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ArtifactDamaged(f"{directory.name}/{MANIFEST}: {error}") from error
+    except FileNotFoundError as error:
+        raise ArtifactDamaged(f"{MANIFEST}: missing") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ArtifactDamaged(f"{MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except ValueError as error:
+        raise error if isinstance(error, ArtifactDamaged) else ArtifactDamaged(f"{MANIFEST}: {error}") from error
 
 
-def write_manifest(directory: Path, manifest: ModelManifest) -> ModelManifest:
-    """Hash every file of the directory into `manifest.files` and write manifest.json last."""
-    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
-    complete = manifest.model_copy(update={"files": {str(p.relative_to(directory)): sha256(p) for p in paths}})
+def write_manifest(directory: Path, manifest_without_files: ModelManifest) -> ModelManifest:
+    """Hash every file of the directory into `files`, and write manifest.json last, once all of them are on disk.
+
+    Raises:
+        ArtifactDamaged: a file is of a kind that a model version must not hold.
+
+    """
     beside = directory / f".{MANIFEST}"
-    with beside.open("w") as file:
-        file.write(complete.model_dump_json(indent=2))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(directory / MANIFEST)
-    return complete
+    beside.unlink(missing_ok=True)  # of a writer that died
+    names = sorted(_names(directory) - {MANIFEST})
+    for name in names:
+        _check_name(name)
+        _flush(directory / name)
+    hashes = {name: sha256(directory / name) for name in names}
+    manifest = manifest_without_files.model_copy(update={"files": hashes})
+    beside.write_text(manifest.model_dump_json(indent=2))
+    _flush(beside)
+    beside.replace(directory / MANIFEST)
+    _flush(directory)
+    return manifest
 
 
 def verify(directory: Path, digest: str | None = None) -> ModelManifest:
-    """Check every hash of a directory, and its own digest if given. Raises ArtifactDamaged naming the file."""
-    if digest and (not (directory / MANIFEST).is_file() or sha256(directory / MANIFEST) != digest):
-        raise ArtifactDamaged(f"{MANIFEST} is not that of {digest}")
+    """Check a directory's every hash, and its own digest if given. Raises ArtifactDamaged naming the file."""
     manifest = read_manifest(directory)
+    if digest is not None and sha256(directory / MANIFEST) != digest:
+        raise ArtifactDamaged(f"{MANIFEST}: is not the one that {digest} names")
+    for name in sorted(_names(directory) - manifest.files.keys() - {MANIFEST}):
+        raise ArtifactDamaged(f"{name}: not listed in {MANIFEST}")
     for name, expected in manifest.files.items():
-        path = directory / name
-        if ".." in Path(name).parts or Path(name).is_absolute() or name.endswith(PICKLES):
-            raise ArtifactDamaged(f"{name}: not allowed in a model version")
-        if not path.is_file() or sha256(path) != expected:
-            raise ArtifactDamaged(f"{name}: missing or changed")
+        _check_name(name)
+        if not (directory / name).is_file():
+            raise ArtifactDamaged(f"{name}: missing")
+        if sha256(directory / name) != expected:
+            raise ArtifactDamaged(f"{name}: changed")
     return manifest
 
 
 class ArtifactStore:
-    """Model versions behind fsspec: a local folder or any address that it knows."""
+    """Model versions behind fsspec. `url` is a local folder or any address that fsspec knows, as s3://bucket/prefix."""
 
     def __init__(self, url: str) -> None:
         self._files, self._root = fsspec.core.url_to_fs(url)
+        self._local = isinstance(self._files, LocalFileSystem)
 
     def put(self, directory: Path) -> str:
-        """Store a finished directory and return its digest. Again is a no-op. Raises ArtifactDamaged."""
+        """Store a finished directory and return its digest. Again is a no-op, or mends what has been damaged there.
+
+        The manifest goes last, and each file appears whole or not at all, so nobody fetches half a version.
+
+        Raises:
+            ArtifactDamaged: `directory` is not what its manifest says.
+            ArtifactStoreUnavailable: the store cannot be reached.
+            OSError: the local disk refuses.
+
+        """
         manifest = verify(directory)
         digest = sha256(directory / MANIFEST)
-        target = f"{self._root}/{digest}"
-        if not self._files.exists(f"{target}/{MANIFEST}"):
-            for name in [*manifest.files, MANIFEST]:
-                self._files.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
-                self._files.put_file(str(directory / name), f"{target}/{name}")
+        with _driver_errors_named(self._root):
+            for name, expected in {**manifest.files, MANIFEST: digest}.items():
+                target = f"{self._root}/{digest}/{name}"
+                if self._stored(target) != expected:
+                    self._upload(directory / name, target)
         return digest
 
     def fetch(self, digest: str, cache: Path) -> Path:
-        """The local, verified directory `cache/<digest>`; fetched if absent or damaged.
+        """The verified directory `cache/<digest>`; fetched if absent or damaged. Any number of processes may ask.
 
         Raises:
             ArtifactMissing: the store has no such version.
-            ArtifactDamaged: what the store has is not what the digest names.
+            ArtifactDamaged: what the store has is not what the digest names; the message names the file.
+            ArtifactStoreUnavailable: the store cannot be reached.
+            OSError: the local disk refuses.
 
         """
+        if not DIGEST.fullmatch(digest):
+            raise ArtifactMissing(f"{digest!r} is not the digest of a model version")
         target = cache / digest
-        if target.is_dir():
-            try:
-                verify(target, digest)
-            except ArtifactDamaged:
-                shutil.rmtree(target, ignore_errors=True)
-            else:
-                return target
         cache.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".fetch-", dir=cache))
-        try:
-            self._download(digest, beside)
-            verify(beside, digest)
-            if not target.is_dir():
+        with _locked(cache / f".{digest}.lock"):
+            if _is_whole(target, digest):
+                return target
+            beside = cache / f".{digest}.part"
+            shutil.rmtree(beside, ignore_errors=True)  # of a process that died
+            try:
+                self._download(digest, beside)
+                verify(beside, digest)
+                shutil.rmtree(target, ignore_errors=True)
                 beside.rename(target)
-        except OSError:
-            # Another process may have renamed its own copy there first; that one is as good.
-            if not target.is_dir():
-                raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+                _flush(cache)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
         return target
 
     def _download(self, digest: str, directory: Path) -> None:
-        try:
-            self._files.get_file(f"{self._root}/{digest}/{MANIFEST}", str(directory / MANIFEST))
-        except FileNotFoundError as error:
-            raise ArtifactMissing(f"no model version {digest} in {self._root}") from error
+        self._get(digest, MANIFEST, directory)
+        if sha256(directory / MANIFEST) != digest:
+            raise ArtifactDamaged(f"{MANIFEST}: is not the one that {digest} names")
         for name in read_manifest(directory).files:
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            _check_name(name)
             try:
-                self._files.get_file(f"{self._root}/{digest}/{name}", str(directory / name))
-            except FileNotFoundError as error:
+                self._get(digest, name, directory)
+            except ArtifactMissing as error:
                 raise ArtifactDamaged(f"{name}: missing from the store") from error
+
+    def _get(self, digest: str, name: str, directory: Path) -> None:
+        source = f"{self._root}/{digest}/{name}"
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _driver_errors_named(self._root):
+                self._files.get_file(source, str(directory / name))
+        except FileNotFoundError as error:
+            raise ArtifactMissing(f"the store has no {source}") from error
+        _flush(directory / name)
+
+    def _stored(self, target: str) -> str | None:
+        """SHA-256 of a stored file, None if there is none."""
+        try:
+            with self._files.open(target, "rb") as file:
+                return _digest(file)
+        except FileNotFoundError:
+            return None
+
+    def _upload(self, source: Path, target: str) -> None:
+        # An object store shows an object once it is whole; a folder needs a second name and a rename.
+        if not self._local:
+            self._files.put_file(str(source), target)
+            return
+        place = Path(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+        try:
+            shutil.copyfile(source, beside)
+            _flush(beside)
+            beside.replace(place)
+            _flush(place.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _names(directory: Path) -> set[str]:
+    """Relative paths of everything but folders; a symbolic link is refused, for it may point anywhere."""
+    found = [path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir()]
+    for path in found:
+        if path.is_symlink():
+            raise ArtifactDamaged(f"{path.relative_to(directory)}: a symbolic link is not allowed in a model version")
+    return {path.relative_to(directory).as_posix() for path in found}
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or str(path) != name or name == MANIFEST:
+        raise ArtifactDamaged(f"{name}: not a path within a model version")
+    if name.lower().endswith(PICKLES):
+        raise ArtifactDamaged(f"{name}: a pickle format is not allowed in a model version")
+
+
+def _is_whole(directory: Path, digest: str) -> bool:
+    try:
+        verify(directory, digest)
+    except (OSError, ArtifactDamaged):
+        return False
+    return True
+
+
+def _digest(file: IO[bytes]) -> str:
+    found = hashlib.sha256()
+    while block := file.read(1 << 20):
+        found.update(block)
+    return found.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; the operating system frees it when we die."""
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _driver_errors_named(root: Any) -> Iterator[None]:
+    """Each fsspec back end has errors of its own; callers know OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ArtifactStoreUnavailable(f"{root}: {type(error).__name__}: {error}") from error

@@ -175,7 +175,7 @@ class Supervisor:
         serving = self.settings.serving
         self._add("consumer", [*self._module("services.feedback_consumer"), "-c", self._config()])
         command = [*self._module("bentoml"), "serve", "serving.service:RatchetService", "--host", serving.host]
-        command += ["--port", str(serving.port), "--api-workers", str(serving.workers)]
+        command += ["--port", str(serving.port)]
         self._add("serving", command)
         self._add("scheduler", [*self._module("services.training_scheduler"), "-c", self._config()])
         url = f"http://{serving.host}:{serving.port}"

@@ -48,7 +48,13 @@ class Deferred:
 routes = Deferred()
 
 
-@bentoml.service(name="ratchet", traffic={"timeout": 30})
+# BentoML takes the number of workers from here alone; its access log would cost more than an answer.
+@bentoml.service(
+    name="ratchet",
+    workers=settings_from_environment().serving.workers,
+    traffic={"timeout": 30},
+    logging={"access": {"enabled": False}},
+)
 @bentoml.asgi_app(routes, path="/")
 class RatchetService:
     """One worker: a live model, a batcher, an outbox and the routes over them."""

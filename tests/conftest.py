@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: a project folder, a registry, a tiny base model, a broker process."""
 
 import csv
+import os
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -88,3 +89,19 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield address
     process.kill()
     process.wait(10)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what was left out because a service was missing."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.write_line(f"left out because a service is missing: {len(skipped)} tests (.ci/run runs them)")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a test that was left out is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    left_out = bool(reporter and reporter.stats.get("skipped"))
+    if left_out and os.environ.get("RATCHET_TEST_NOTHING_LEFT_OUT") and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

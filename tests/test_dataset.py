@@ -1,0 +1,163 @@
+"""The dataset: every row accounted for, nothing of the reference in training, people bounded and liars left out."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipelines.dataset.build import Dataset, build
+from pipelines.dataset.deduplicate import grams, leaders
+from pipelines.dataset.files import BadFile, FileRow, read_rows
+from pipelines.features import FeedbackRow
+from schemas.settings import DatasetSettings, ModelSettings, Settings
+from tests.fakes import FILLERS, TOPICS, toy_rows
+
+WORDS = {word: n for n, word in enumerate([*FILLERS, *(w for words in TOPICS.values() for w in words)])}
+
+
+def bag_of_words(texts: object) -> NDArray[np.float32]:
+    found = np.zeros((len(list(texts)), len(WORDS)), dtype=np.float32)  # type: ignore[call-overload]  # a sequence of texts
+    for row, text in zip(found, texts, strict=True):  # type: ignore[call-overload]
+        for word in text.split():
+            row[WORDS.get(word, 0)] += 1
+    return found
+
+
+def feedback(rows: list[tuple[str, str]], user: str, *, kind: str = "correction", first: int = 0) -> list[FeedbackRow]:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        FeedbackRow(
+            feedback_id=f"{user}-{first + n}",
+            prediction_id=f"p-{user}-{first + n}",
+            kind=kind,
+            value=label,
+            user=user,
+            time=start + timedelta(seconds=n),
+            text=text,
+            predicted_label="money",
+            model_version="v",
+            metadata={},
+        )
+        for n, (text, label) in enumerate(rows)
+    ]
+
+
+def dataset(given: list[FeedbackRow], ledger: dict[str, str] | None = None, **fields: object) -> Dataset:
+    ledger = {} if ledger is None else ledger
+    settings = Settings(model=ModelSettings(name="m"), dataset=DatasetSettings.model_validate(fields))
+    seed = [FileRow(*row) for row in toy_rows(30, seed=1)]
+    reference = [FileRow(*row) for row in toy_rows(90, seed=2)]
+
+    def record(wanted: object) -> dict[str, str]:
+        for key, side in wanted.items():  # type: ignore[attr-defined]  # a mapping
+            ledger.setdefault(key, side)
+        return ledger
+
+    return build(
+        seed, reference, given, labels=list(TOPICS), cut={}, settings=settings, embed=bag_of_words, record_sides=record
+    )
+
+
+def balanced(found: Dataset) -> bool:
+    m = found.manifest
+    return m.rows_in == m.rows_train + m.rows_validation + sum(m.dropped.values())
+
+
+def test_every_row_is_kept_or_dropped_with_a_reason() -> None:
+    rows = feedback(toy_rows(40, seed=3), "u1") + feedback([("", "money"), ("goal and pitch today", "unheard")], "u2")
+    rows += feedback([("nice", "up"), ("bad", "down")], "u3", kind="rating") + feedback(
+        [("x", "words")], "u4", kind="comment"
+    )
+    found = dataset(rows)
+    assert balanced(found)
+    assert {"empty", "label not in the taxonomy", "comment: no label"} <= found.manifest.dropped.keys()
+
+
+def test_the_reference_never_trains_not_even_nearly() -> None:
+    reference = toy_rows(90, seed=2)
+    found = dataset(feedback([(text.upper() + " ", label) for text, label in reference[:20]], "u1"))
+    assert found.manifest.dropped["in the reference"] == 20
+    assert not {grams(e.text) for e in found.train} & {grams(text) for text, _ in reference}
+    judged = {r.text for r in found.judge}
+    assert judged
+    assert not judged & {r.text for r in found.calibration}
+
+
+def test_one_person_is_capped_and_the_newest_rows_stay() -> None:
+    found = dataset(feedback(toy_rows(80, seed=4), "u1"), max_rows_per_person=25)
+    assert found.manifest.dropped["over the cap per person"] == 55
+    assert balanced(found)
+
+
+def test_a_liar_is_quarantined_and_honest_people_are_not() -> None:
+    honest = [r for n in range(12) for r in feedback(toy_rows(20, seed=100 + n), f"u{n}")]
+    turn = dict(zip(TOPICS, [*list(TOPICS)[1:], next(iter(TOPICS))], strict=True))
+    lies = feedback([(text, turn[label]) for text, label in toy_rows(40, seed=50)], "liar")
+    assert dataset(honest + lies).manifest.quarantined_people == ["liar"]
+    assert dataset(honest).manifest.quarantined_people == []
+    assert dataset(honest + lies, quarantine=False).manifest.quarantined_people == []
+
+
+def test_the_majority_decides_and_a_tie_is_nobodys() -> None:
+    text = "the coach of the team and the penalty today"
+    two = [
+        *feedback([(text, "football")], "u1"),
+        *feedback([(text, "football")], "u2"),
+        *feedback([(text, "money")], "u3"),
+    ]
+    found = dataset(two)
+    assert [e.label for e in [*found.train, *found.validation] if e.text == text] == ["football"]
+    tie = dataset(two[1:])
+    assert text not in {e.text for e in [*tie.train, *tie.validation]}
+    assert tie.manifest.dropped["disagreement"] == 2
+
+
+def test_a_side_once_given_is_kept_and_the_fingerprint_is_the_rows() -> None:
+    ledger: dict[str, str] = {}
+    rows = feedback(toy_rows(60, seed=5), "u1")
+    first = dataset(rows, ledger, max_rows_per_person=None)
+    again = dataset(list(reversed(rows)), ledger, max_rows_per_person=None)
+    more = dataset(rows + feedback(toy_rows(60, seed=6), "u2"), ledger, max_rows_per_person=None)
+    assert first.manifest.fingerprint == again.manifest.fingerprint != more.manifest.fingerprint
+    assert {e.text for e in first.validation} <= {e.text for e in more.validation}
+    assert {e.text for e in first.train} <= {e.text for e in more.train}
+    assert first.validation
+
+
+def test_leaders_are_exact_against_all_pairs() -> None:
+    base = [text for text, _ in toy_rows(60, seed=7)]
+    texts = [*base, *(text + " x" for text in base[:20]), *(text.replace("the", "teh") for text in base[20:40])]
+    found = leaders(texts)
+    for i, text in enumerate(texts):
+        firsts = [j for j in range(i) if found[j] == j and jaccard(text, texts[j]) >= 0.9]
+        assert found[i] == (firsts[0] if firsts else i)
+
+
+def jaccard(one: str, other: str) -> float:
+    a, b = grams(one), grams(other)
+    return len(a & b) / len(a | b)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"text,topic\nhi,x\n", "no column 'label'"),
+        ("a.csv", b"text,label\nhi,\n", "row 2: label is empty"),
+        ("a.csv", b"", "no rows"),
+        ("a.csv", b"text,label\n\xff\xfe,x\n", "a.csv"),
+        ("a.jsonl", b'{"text": "hi", "label": "x"}\n[1]\n', "row 2 is not an object"),
+        ("a.txt", b"hi", "expected .csv, .jsonl or .parquet"),
+    ],
+)
+def test_a_bad_file_is_named_with_row_and_column(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadFile, match=said) as caught:
+        read_rows(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_rows_of_files_are_anonymised_and_keep_their_metadata(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label,channel\nmail bob@example.org,x,ios\n")
+    assert read_rows(tmp_path / "a.csv") == [FileRow("mail <EMAIL>", "x", {"channel": "ios"})]

@@ -1,0 +1,113 @@
+"""The round: promoted once, resumed after kill -9, refused when the champion moved (invariants 3, 4 and 6)."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.gates import DEFAULT_POLICY
+from pipelines.training_round import round_folder, run_round, training_rows
+from schemas.artifacts import RoundRecord, RoundState
+from schemas.settings import Settings, render_settings
+from serving.artifacts import ArtifactStore, verify
+from serving.registry import ChampionMoved, NotServable, Registry, RoundOver
+from serving.runtime import Runtime
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def run(settings: Settings, registry: Registry, round_id: str) -> RoundRecord:
+    return run_round(
+        round_id,
+        settings=settings,
+        registry=registry,
+        store=ArtifactStore(settings.location(settings.artifacts.url)),
+        features=None,
+        token=None,
+        progress=lambda *_: None,
+    )
+
+
+def claim(registry: Registry) -> str:
+    record = registry.claim_round(reason="test", cut={}, token=None)
+    assert record is not None
+    return record.round_id
+
+
+@pytest.fixture
+def project(settings: Settings, registry: Registry) -> Settings:
+    settings.path("policy.toml").write_text(DEFAULT_POLICY)
+    return settings
+
+
+def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Registry) -> None:
+    round_id = claim(registry)
+    record = run(project, registry, round_id)
+    assert record.state is RoundState.PROMOTED, record.detail
+    champion = registry.champion()
+    assert champion is not None
+    assert (champion.model_version, champion.generation) == (record.candidate_version, 1)
+    directory = ArtifactStore(project.location(project.artifacts.url)).fetch(
+        champion.digest, project.path("state/cache")
+    )
+    manifest = verify(directory, champion.digest)
+    assert {
+        "model.onnx",
+        "tokenizer.json",
+        "head.safetensors",
+        "adapter/adapter_model.safetensors",
+    } <= manifest.files.keys()
+    runtime = Runtime(directory, champion.digest)
+    [probabilities] = runtime.probabilities(["the oven and the dough"])
+    assert probabilities.sum() == pytest.approx(1)
+    assert runtime.labels[probabilities.argmax()] == "cooking"
+    assert record.dataset is not None
+    assert (
+        len(training_rows(round_folder(project, round_id)))
+        == record.dataset.rows_train + record.dataset.rows_validation
+    )
+
+    # the same data again is no improvement: nothing is promoted, and the version cannot be promoted past the gates
+    second = run(project, registry, claim(registry))
+    assert second.state in (RoundState.REJECTED, RoundState.INSUFFICIENT)
+    assert second.candidate_version is not None
+    with pytest.raises(NotServable):
+        registry.promote(second.candidate_version, expected=champion.model_version, token=None, actor="somebody")
+    registry.mark_servable(second.candidate_version, approved_by="a reviewer")
+    with pytest.raises(ChampionMoved):
+        registry.promote(second.candidate_version, expected="another", token=None, actor="somebody")
+    assert registry.champion() == champion
+
+
+@pytest.mark.parametrize("step", ["gates"])
+def test_a_killed_round_is_resumed_and_promotes_once(project: Settings, registry: Registry, step: str) -> None:
+    values = project.model_dump(mode="json", exclude_none=True)
+    overrides = {group: dict(values[group]) for group in ("model", "dataset", "training")}
+    (project.root / "ratchet.toml").write_text(render_settings(overrides))
+    (project.root / "feature_store.yaml").write_text(_feature_store(project))
+    round_id = claim(registry)
+    command = [sys.executable, "-m", "services.cli", "round", "run", "--claimed", round_id]
+    command += ["-c", str(project.root / "ratchet.toml")]
+    environment = {**os.environ, "RATCHET_CRASH_AT": step}
+    killed = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert registry.round(round_id).state is RoundState.RUNNING
+    made = (round_folder(project, round_id) / "version/manifest.json").stat().st_mtime_ns
+
+    resumed = run(project, registry, round_id)
+    assert resumed.state is RoundState.PROMOTED, resumed.detail
+    assert resumed.attempts == 2
+    assert (round_folder(project, round_id) / "version/manifest.json").stat().st_mtime_ns == made, "trained twice"
+    assert [c.generation for c in registry.promotions()] == [1]
+    with pytest.raises(RoundOver):
+        run(project, registry, round_id)
+    assert [c.generation for c in registry.promotions()] == [1]
+
+
+def _feature_store(project: Settings) -> str:
+    from pipelines.features import default_feature_store_yaml
+
+    return default_feature_store_yaml(project.model.name)

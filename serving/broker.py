@@ -27,6 +27,7 @@ logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its retries are ours to
 MAX_MESSAGE_BYTES = 4_000_000
 HEADER_BYTES = 65_536  # what key, headers and Kafka's own framing may add to a value
 KNOCK_SECONDS = 1.0
+FETCH_MS = 200  # how long the broker may hold a fetch open: an idle subscription knows the end at most this late
 
 
 class BrokerUnavailable(ConnectionError):
@@ -281,6 +282,7 @@ class Subscription:
                 auto_offset_reset="earliest",
                 session_timeout_ms=6000,
                 heartbeat_interval_ms=1000,
+                fetch_max_wait_ms=FETCH_MS,
                 request_timeout_ms=10_000,
                 max_poll_records=2000,
                 bootstrap_timeout_ms=5000,
@@ -313,12 +315,18 @@ class Subscription:
         except (KafkaError, OSError) as error:
             log.info("commit hint not taken: %s", error)
 
-    def lag(self) -> int:
-        """Messages not yet polled on the partitions that we are assigned. Raises BrokerUnavailable."""
+    def lag(self) -> int | None:
+        """Messages not yet polled in our share, as of the last answers to our fetches; None before the first answers.
+
+        Not asked for with ListOffsets: the embedded broker answers that with the start of the last batch.
+        """
         with _reaching(self._bootstrap):
-            assigned = list(self._consumer.assignment())
-            ends = self._consumer.end_offsets(assigned, timeout_ms=3000) if assigned else {}
-            return sum(max(0, ends[p] - (self._consumer.position(p, timeout_ms=3000) or 0)) for p in assigned)
+            ends = {p: self._consumer.highwater(p) for p in self._consumer.assignment()}
+            if None in ends.values():
+                return None
+            return sum(
+                max(0, int(end) - int(self._consumer.position(p, timeout_ms=3000) or 0)) for p, end in ends.items()
+            )
 
     def close(self) -> None:
         """Leave the group."""

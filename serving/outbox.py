@@ -11,7 +11,6 @@ predictions wait on disk while it is away.
 """
 
 import contextlib
-import fcntl
 import logging
 import queue
 import sqlite3
@@ -20,10 +19,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO
 
 from schemas.events import FeedbackReceived, PredictionMade
 from serving.broker import MAX_MESSAGE_BYTES, BrokerUnavailable, Outgoing, Publisher, Topics, topic_ids
+from serving.outbox_file import claim, make_table, open_disk, try_lock, write
 
 log = logging.getLogger("ratchet.outbox")
 
@@ -72,7 +71,7 @@ class Outbox:
         self._wake, self._accepted_all = threading.Event(), threading.Event()
         self.published = self.dropped = self.waiting = 0
         self._folder = folder
-        self._path, self._lock = _claim(folder)
+        self._path, self._lock = claim(folder)
         self._threads = [
             threading.Thread(target=self._accept_loop, name="outbox-accept", daemon=True),
             threading.Thread(target=self._send_loop, name="outbox-send", daemon=True),
@@ -80,8 +79,8 @@ class Outbox:
 
     def start(self) -> None:
         """Begin to publish, first what an earlier process left. Raises sqlite3.Error if the disk cannot be written."""
-        with contextlib.closing(_connect(self._path, "FULL")) as disk:
-            _make_table(disk)
+        with contextlib.closing(open_disk(self._path, "FULL")) as disk:
+            make_table(disk)
         for thread in self._threads:
             thread.start()
 
@@ -118,14 +117,14 @@ class Outbox:
     # --- the accepting thread: from requests to safety ----------------------------------------------------------------
 
     def _accept_loop(self) -> None:
-        disk = _connect(self._path, "FULL")
+        disk = open_disk(self._path, "FULL")
         direct = Publisher(self._bootstrap, timeout_s=self._timeout_s)
         running = True
         while running:
             items, running = self._take()
             try:
                 if items and self._write_ahead:
-                    _write(disk, [message for message, _ in items])
+                    write(disk, [message for message, _ in items])
                     _confirm(items)
                 elif items:
                     self._publish_now(disk, direct, items)
@@ -169,12 +168,12 @@ class Outbox:
                 _confirm(items)
                 return
         _refuse(items, reason)
-        _write(disk, [message for message, done in items if done is None])
+        write(disk, [message for message, done in items if done is None])
 
     # --- the sending thread: from disk to the broker ------------------------------------------------------------------
 
     def _send_loop(self) -> None:
-        disk = _connect(self._path, "NORMAL")  # what it writes can be lost: it would only publish again
+        disk = open_disk(self._path, "NORMAL")  # what it writes can be lost: it would only publish again
         publisher = Publisher(self._bootstrap, timeout_s=self._timeout_s)
         running = True
         while running:
@@ -258,11 +257,11 @@ class Outbox:
             return
         self._adopt_at = time.monotonic() + ADOPT_SECONDS
         for path in sorted(self._folder.glob("outbox-*.db")):
-            lock = None if path == self._path else _try_lock(path)
+            lock = None if path == self._path else try_lock(path)
             if lock is None:
                 continue
-            with lock, contextlib.closing(_connect(path, "FULL")) as orphan:
-                _make_table(orphan)
+            with lock, contextlib.closing(open_disk(path, "FULL")) as orphan:
+                make_table(orphan)
                 rows = orphan.execute("SELECT topic, key, value, place, last FROM events ORDER BY sequence").fetchall()
                 if not rows:
                     continue
@@ -274,52 +273,6 @@ class Outbox:
                 orphan.execute("DELETE FROM events")
                 orphan.commit()
                 log.info("took over %d events of %s", len(rows), path.name)
-
-
-def _claim(folder: Path) -> tuple[Path, IO[bytes]]:
-    """The lowest-numbered outbox that no living process holds: a restarted worker goes on with its file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1000):
-        path = folder / f"outbox-{number}.db"
-        lock = _try_lock(path)
-        if lock is not None:
-            return path, lock
-    raise OutboxUnavailable(f"{folder}: every outbox is taken")
-
-
-def _try_lock(path: Path) -> IO[bytes] | None:
-    """The lock that goes with an outbox, held until closed or until this process ends; None if another holds it."""
-    lock = path.with_suffix(".lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
-
-
-def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
-    disk = sqlite3.connect(path, timeout=10)
-    disk.execute("PRAGMA journal_mode=WAL")
-    disk.execute(f"PRAGMA synchronous={synchronous}")
-    return disk
-
-
-def _make_table(disk: sqlite3.Connection) -> None:
-    """`place` ('<topic_id>/<partition>') and `last` (offset) say where an event was published; unset: not yet."""
-    disk.executescript(
-        "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY, topic TEXT NOT NULL, key BLOB NOT NULL,"
-        " value BLOB NOT NULL, place TEXT, last INTEGER);"
-        "CREATE INDEX IF NOT EXISTS waiting ON events (sequence) WHERE place IS NULL;"
-        "CREATE INDEX IF NOT EXISTS placed ON events (place, last) WHERE place IS NOT NULL;"
-    )
-
-
-def _write(disk: sqlite3.Connection, messages: list[Outgoing]) -> None:
-    if messages:
-        rows = [(m.topic, m.key, m.value) for m in messages]
-        disk.executemany("INSERT INTO events (topic, key, value) VALUES (?, ?, ?)", rows)
-        disk.commit()
 
 
 def _confirm(items: list[_Item]) -> None:

@@ -1,0 +1,65 @@
+"""The files of a folder of outboxes: which worker holds which, and what is in one.
+
+Turns a folder into one SQLite file that this process alone may use, and events into its rows. outbox.py calls it. It
+deliberately knows no broker.
+"""
+
+import fcntl
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from serving.broker import Outgoing
+
+
+class OutboxesTaken(RuntimeError):
+    """Every outbox of the folder is held by a living process."""
+
+
+def claim(folder: Path) -> tuple[Path, IO[bytes]]:
+    """The lowest-numbered outbox that no living process holds: a restarted worker goes on with its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1000):
+        path = folder / f"outbox-{number}.db"
+        lock = try_lock(path)
+        if lock is not None:
+            return path, lock
+    raise OutboxesTaken(f"{folder}: every outbox is taken")
+
+
+def try_lock(path: Path) -> IO[bytes] | None:
+    """The lock that goes with an outbox, held until closed or until this process ends; None if another holds it."""
+    lock = path.with_suffix(".lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def open_disk(path: Path, synchronous: str) -> sqlite3.Connection:
+    """A connection in WAL mode; `synchronous` "FULL" fsyncs each commit, "NORMAL" may lose the last ones with the power."""
+    disk = sqlite3.connect(path, timeout=10)
+    disk.execute("PRAGMA journal_mode=WAL")
+    disk.execute(f"PRAGMA synchronous={synchronous}")
+    return disk
+
+
+def make_table(disk: sqlite3.Connection) -> None:
+    """`place` ('<topic_id>/<partition>') and `last` (offset) say where an event was published; unset: not yet."""
+    disk.executescript(
+        "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY, topic TEXT NOT NULL, key BLOB NOT NULL,"
+        " value BLOB NOT NULL, place TEXT, last INTEGER);"
+        "CREATE INDEX IF NOT EXISTS waiting ON events (sequence) WHERE place IS NULL;"
+        "CREATE INDEX IF NOT EXISTS placed ON events (place, last) WHERE place IS NOT NULL;"
+    )
+
+
+def write(disk: sqlite3.Connection, messages: Sequence[Outgoing]) -> None:
+    """Add messages in one commit."""
+    if messages:
+        rows = [(m.topic, m.key, m.value) for m in messages]
+        disk.executemany("INSERT INTO events (topic, key, value) VALUES (?, ?, ?)", rows)
+        disk.commit()

@@ -1,0 +1,257 @@
+"""The outbox on a real broker: nothing that was answered for is lost, whatever dies."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, parse_event
+from serving.broker import MAX_MESSAGE_BYTES, Topics, ensure_topics
+from serving.outbox import Outbox, OutboxUnavailable
+from tests.fakes import free_port, wait_until
+from tests.kafka_tools import own_broker, read_all
+
+TOPICS = Topics.of("m")
+REPOSITORY = Path(__file__).parent.parent
+
+
+def nothing_stored() -> dict[str, int]:
+    return {}
+
+
+def prediction(identity: str, text: str = "text") -> PredictionMade:
+    data = PredictionData(
+        prediction_id=identity,
+        model_name="m",
+        model_version="v",
+        generation=1,
+        text=text,
+        label="a",
+        confidence=0.5,
+    )
+    return PredictionMade(source="test", subject=identity, data=data)
+
+
+def feedback(identity: str, value: str = "b") -> FeedbackReceived:
+    data = FeedbackData(feedback_id=identity, prediction_id="p", model_name="m", kind="correction", value=value)
+    return FeedbackReceived(source="test", subject="p", data=data)
+
+
+def outbox(
+    folder: Path,
+    bootstrap: str,
+    *,
+    write_ahead: bool = True,
+    stored: Callable[[], dict[str, int]] = nothing_stored,
+    max_bytes: int = 100_000_000,
+) -> Outbox:
+    made = Outbox(
+        folder,
+        bootstrap=bootstrap,
+        topics=TOPICS,
+        write_ahead=write_ahead,
+        stored_positions=stored,
+        max_bytes=max_bytes,
+        timeout_s=2,
+    )
+    made.start()
+    return made
+
+
+def make_topics(bootstrap: str) -> dict[str, str]:
+    return ensure_topics(bootstrap, TOPICS.names(), partitions=2, replication_factor=1, timeout_s=5)
+
+
+def published(bootstrap: str, topic: str) -> Counter[str]:
+    """How often each event's subject-specific id lies in a topic."""
+    found = Counter[str]()
+    for record in read_all(bootstrap, topic):
+        event = parse_event(record.value)
+        found[event.data.feedback_id if isinstance(event, FeedbackReceived) else event.subject] += 1
+    return found
+
+
+def on_disk(folder: Path) -> int:
+    total = 0
+    for path in folder.glob("outbox-*.db"):
+        with sqlite3.connect(path) as disk:
+            total += disk.execute("SELECT count(*) FROM events").fetchone()[0]
+        disk.close()
+    return total
+
+
+def test_write_ahead_answers_while_the_broker_is_away_and_publishes_in_order_when_it_comes(tmp_path: Path) -> None:
+    with own_broker(running=False) as broker:
+        box = outbox(tmp_path, broker.address)
+        for i in range(50):
+            box.put_prediction(prediction(f"p{i}"))
+        answers = [box.put_feedback(feedback(f"f{i}")) for i in range(50)]
+        for answer in answers:
+            answer.result(timeout=10)
+        assert box.published == 0
+        broker.start()
+        make_topics(broker.address)
+        wait_until(lambda: box.published == 100, timeout_s=20)
+        records = read_all(broker.address, TOPICS.feedback)
+        assert [parse_event(r.value).data.model_dump()["feedback_id"] for r in records] == [f"f{i}" for i in range(50)]
+        assert published(broker.address, TOPICS.predictions) == Counter({f"p{i}": 1 for i in range(50)})
+        box.close(5)
+        assert on_disk(tmp_path) == 100
+
+
+def test_write_ahead_forgets_what_is_stored_and_only_that(tmp_path: Path) -> None:
+    stored: dict[str, int] = {}
+    with own_broker() as broker:
+        topic_id = make_topics(broker.address)[TOPICS.feedback]
+        box = outbox(tmp_path, broker.address, stored=lambda: dict(stored))
+        for i in range(10):
+            box.put_feedback(feedback(f"f{i}")).result(timeout=10)
+        wait_until(lambda: box.waiting == 10 and box.published == 10, timeout_s=10)
+        stored.update({f"{topic_id}/{p}": 3 for p in range(2)})
+        wait_until(lambda: box.waiting == 6, timeout_s=10)
+        stored.update({f"{topic_id}/{p}": 9 for p in range(2)})
+        wait_until(lambda: box.waiting == 0, timeout_s=10)
+        box.close(5)
+        assert set(published(broker.address, TOPICS.feedback).values()) == {1}
+
+
+def test_a_broker_that_forgot_gets_everything_again_that_was_not_stored(tmp_path: Path) -> None:
+    stored: dict[str, int] = {}
+    with own_broker() as broker:
+        old = make_topics(broker.address)[TOPICS.feedback]
+        box = outbox(tmp_path, broker.address, stored=lambda: dict(stored))
+        for i in range(5):
+            box.put_feedback(feedback(f"stored{i}")).result(timeout=10)
+        wait_until(lambda: box.published == 5, timeout_s=10)
+        stored.update({f"{old}/{p}": 4 for p in range(2)})
+        wait_until(lambda: box.waiting == 0, timeout_s=10)
+        for i in range(5):
+            box.put_feedback(feedback(f"lost{i}")).result(timeout=10)
+        wait_until(lambda: box.published == 10, timeout_s=10)
+        broker.kill()
+        box.put_feedback(feedback("meanwhile")).result(timeout=10)
+        broker.start()
+        new = make_topics(broker.address)[TOPICS.feedback]
+        assert new != old
+        expected = Counter({**{f"lost{i}": 1 for i in range(5)}, "meanwhile": 1})
+        wait_until(lambda: published(broker.address, TOPICS.feedback) == expected, timeout_s=20, every_s=0.5)
+        box.close(5)
+
+
+def test_an_offset_of_a_new_topic_never_passes_for_a_stored_one_of_the_old(tmp_path: Path) -> None:
+    """The broker is back before anybody noticed, and the log's position in the lost topic is far ahead."""
+    with own_broker() as broker:
+        old = make_topics(broker.address)[TOPICS.feedback]
+        looks: list[dict[str, int]] = []
+
+        def far_ahead() -> dict[str, int]:
+            looks.append({f"{old}/{p}": 1_000_000 for p in range(8)})
+            return looks[-1]
+
+        box = outbox(tmp_path, broker.address, stored=far_ahead)
+        box.put_feedback(feedback("before")).result(timeout=10)
+        wait_until(lambda: box.published == 1 and box.waiting == 0, timeout_s=10)
+        broker.kill()
+        broker.start()
+        make_topics(broker.address)
+        box.put_feedback(feedback("after")).result(timeout=10)
+        wait_until(lambda: published(broker.address, TOPICS.feedback)["after"] >= 1, timeout_s=20, every_s=0.5)
+        looked = len(looks)
+        wait_until(lambda: len(looks) >= looked + 2, timeout_s=10)  # it must still be here, for nobody has stored it
+        box.close(5)
+        assert on_disk(tmp_path) == 1
+
+
+def test_what_a_killed_worker_answered_for_is_published_by_the_next(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from tests.test_outbox import feedback, outbox
+box = outbox(Path({str(tmp_path)!r}), "127.0.0.1:{free_port()}")
+for answer in [box.put_feedback(feedback(f"f{{i}}")) for i in range(200)]:
+    answer.result(timeout=10)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env={**os.environ}, check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    with own_broker() as broker:
+        make_topics(broker.address)
+        box = outbox(tmp_path, broker.address)
+        wait_until(lambda: box.published == 200, timeout_s=20)
+        box.close(5)
+        assert published(broker.address, TOPICS.feedback) == Counter({f"f{i}": 1 for i in range(200)})
+
+
+def test_fewer_workers_than_before_take_over_the_others_outboxes(tmp_path: Path) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    boxes = [outbox(tmp_path, nobody) for _ in range(3)]
+    for number, box in enumerate(boxes):
+        box.put_feedback(feedback(f"f{number}")).result(timeout=10)
+    for box in boxes:
+        box.close(5)
+    assert len(list(tmp_path.glob("outbox-*.db"))) == 3
+    with own_broker() as broker:
+        make_topics(broker.address)
+        box = outbox(tmp_path, broker.address)
+        wait_until(lambda: box.published == 3, timeout_s=20)
+        box.close(5)
+        assert published(broker.address, TOPICS.feedback) == Counter({"f0": 1, "f1": 1, "f2": 1})
+
+
+def test_with_a_real_kafka_away_feedback_is_refused_at_once_and_predictions_wait(tmp_path: Path) -> None:
+    with own_broker(running=False) as broker:
+        box = outbox(tmp_path, broker.address, write_ahead=False)
+        box.put_prediction(prediction("p0"))
+        with pytest.raises(OutboxUnavailable, match=broker.address):
+            box.put_feedback(feedback("refused")).result(timeout=5)
+        broker.start()
+        make_topics(broker.address)
+        wait_until(
+            lambda: published(broker.address, TOPICS.predictions) == Counter({"p0": 1}), timeout_s=20, every_s=0.3
+        )
+        wait_until(lambda: not box.put_feedback(feedback("taken")).exception(timeout=5), timeout_s=10)
+        box.close(5)
+        assert set(published(broker.address, TOPICS.feedback)) == {"taken"}
+        assert on_disk(tmp_path) == 0
+
+
+def test_a_full_outbox_drops_and_counts_predictions_but_takes_feedback(tmp_path: Path) -> None:
+    box = outbox(tmp_path, f"127.0.0.1:{free_port()}", max_bytes=200_000)
+    for i in range(100):
+        box.put_prediction(prediction(f"p{i}", text="x" * 10_000))
+    wait_until(lambda: box.waiting == 100, timeout_s=10)
+
+    def dropped() -> int:
+        box.put_prediction(prediction("late"))
+        return box.dropped
+
+    wait_until(dropped, timeout_s=10)
+    box.put_feedback(feedback("f")).result(timeout=10)
+    box.close(5)
+    assert box.put_feedback(feedback("too late")).exception(timeout=5)
+
+
+def test_a_message_that_no_broker_would_take_does_not_block_the_others(tmp_path: Path) -> None:
+    with own_broker() as broker:
+        make_topics(broker.address)
+        box = outbox(tmp_path, broker.address)
+        box.put_prediction(prediction("huge", text="x" * MAX_MESSAGE_BYTES))
+        assert isinstance(box.put_feedback(feedback("huge", "x" * MAX_MESSAGE_BYTES)).exception(5), OutboxUnavailable)
+        box.put_feedback(feedback("small")).result(timeout=10)
+        wait_until(lambda: box.published == 1, timeout_s=10)
+        box.close(5)
+        assert box.dropped == 1
+
+
+def test_an_answer_that_nobody_waits_for_any_more_stops_nothing(tmp_path: Path) -> None:
+    box = outbox(tmp_path, f"127.0.0.1:{free_port()}")
+    box.put_feedback(feedback("cancelled")).cancel()
+    box.put_feedback(feedback("kept")).result(timeout=10)
+    box.close(5)
+    assert on_disk(tmp_path) == 2

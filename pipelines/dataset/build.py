@@ -100,7 +100,11 @@ def build(
     if settings.dataset.quarantine and any(e.person for e in examples):
         vectors = embed([e.text for e in examples])
         people = quarantined(
-            vectors, [e.label for e in examples], [e.person for e in examples], probe_c=settings.training.probe_c
+            vectors,
+            [e.label for e in examples],
+            [e.person for e in examples],
+            [e.source == "correction" for e in examples],
+            probe_c=settings.training.probe_c,
         )
         examples = _keep(examples, lambda e: e.person not in people, "quarantined person", drops)
     examples = _merge(examples, drops)

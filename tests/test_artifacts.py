@@ -300,8 +300,36 @@ artifacts.ArtifactStore({url!r}).fetch({digest!r}, Path({str(cache)!r}))
     assert killed.returncode == -signal.SIGKILL
     assert (cache / f".{digest}.part").is_dir()
     assert not (cache / digest).exists()
+    (cache / f".{digest}.part" / "left over").write_text("x")
     assert contents(ArtifactStore(url).fetch(digest, cache)) == contents(version)
     assert not (cache / f".{digest}.part").exists()
+
+
+@pytest.mark.parametrize("uploads", [1, len(FILES)])
+def test_a_put_that_was_killed_shows_nothing_and_is_taken_up_by_the_next(
+    version: Path, tmp_path: Path, uploads: int
+) -> None:
+    url, digest = str(tmp_path / "store"), sha256(version / "manifest.json")
+    script = f"""
+import os, signal
+from pathlib import Path
+from serving.artifacts import ArtifactStore
+upload, done = ArtifactStore._upload, []
+def _upload(*arguments):
+    if len(done) == {uploads}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(upload(*arguments))
+ArtifactStore._upload = _upload
+ArtifactStore({url!r}).put(Path({str(version)!r}))
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=False, timeout=60)
+
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "store" / digest).is_dir()
+    with pytest.raises(ArtifactMissing):
+        ArtifactStore(url).fetch(digest, tmp_path / "cache")
+    ArtifactStore(url).put(version)
+    assert contents(ArtifactStore(url).fetch(digest, tmp_path / "cache")) == contents(version)
 
 
 def test_a_leftover_of_a_writer_that_died_is_not_part_of_the_version(tmp_path: Path) -> None:

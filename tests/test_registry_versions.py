@@ -29,6 +29,8 @@ def test_a_version_is_registered_once(registry: Registry) -> None:
 
 def test_servable_is_granted_and_never_lost(registry: Registry) -> None:
     registry.register_version(manifest("v1"), "d1", servable=False)
+    registry.register_version(manifest("v1"), "d1", servable=False)
+    assert not registry.version("v1").servable
     registry.register_version(manifest("v1"), "d1", servable=True)
     registry.register_version(manifest("v1"), "d1", servable=False)
     assert registry.version("v1").servable

@@ -178,7 +178,9 @@ def _version(
     """The candidate's directory: trained, merged, exported, calibrated; as it is if an earlier attempt finished it."""
     target = folder / "version"
     try:
-        if verify(target).dataset_fingerprint == dataset.manifest.fingerprint:
+        found = verify(target)
+        # Without golden outputs it is the uncalibrated first half: an earlier attempt died before it was finished.
+        if found.golden.texts and found.dataset_fingerprint == dataset.manifest.fingerprint:
             return target
     except ArtifactDamaged:
         pass

@@ -88,7 +88,7 @@ def client(parts: tuple[TestClient, Keys, Outbox]) -> TestClient:
 
 
 def test_predictions_come_in_order_with_all_that_was_promised(client: TestClient) -> None:
-    texts = ["the soup and the oven", "a goal for the team", "the bank and a loan"]
+    texts = ["oven soup butter recipe", "goal team striker league", "bank loan market profit"]
     answer = client.post("/predict", json={"items": [{"text": t} for t in texts], "options": {"coverage": 0.99}})
     assert answer.status_code == 200
     assert answer.headers["x-ratchet-worker"].isdecimal()

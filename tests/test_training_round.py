@@ -61,7 +61,7 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
         "adapter/adapter_model.safetensors",
     } <= manifest.files.keys()
     runtime = Runtime(directory, champion.digest)
-    [probabilities] = runtime.probabilities(["the oven and the dough"])
+    [probabilities] = runtime.probabilities(["oven dough butter recipe"])
     assert probabilities.sum() == pytest.approx(1)
     assert runtime.labels[probabilities.argmax()] == "cooking"
     assert record.dataset is not None

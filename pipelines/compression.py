@@ -5,6 +5,7 @@ distil or prune yet (docs/architecture.md, Critiques).
 """
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -26,12 +27,14 @@ def save_adapter(model: Classifier, directory: Path) -> None:
 
 
 def export(model: Classifier, encoder: Encoder, directory: Path) -> None:
-    """Merge the adapter for good and write model.onnx and tokenizer.json.
+    """Merge a copy and write model.onnx and tokenizer.json.
 
     The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and gives logits [batch, k].
     """
-    model.encoder = model.encoder.merge_and_unload()
-    model.eval()
+    # A copy: the frozen weights of `model` are the base model's own, and merging adds to them in place.
+    merged = copy.deepcopy(model)
+    merged.encoder = merged.encoder.merge_and_unload()
+    merged.eval()
     example: Any = encoder.batch(["one text", "another text, somewhat longer"])
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=encoder.max_length)}
     quiet = logging.getLogger("torch.onnx")
@@ -41,7 +44,7 @@ def export(model: Classifier, encoder: Encoder, directory: Path) -> None:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # the exporter warns of its own internals
             torch.onnx.export(
-                model,
+                merged,
                 (example["input_ids"], example["attention_mask"]),
                 directory / "model.onnx",
                 input_names=["input_ids", "attention_mask"],

@@ -121,10 +121,10 @@ class TrainingSettings(Group):
 
     start: Literal["base"] = Field("base", description="where a round's weights start")
     seed: int = Field(13, description="of everything random")
-    epochs: int = Field(8, ge=0, description="at most; early stopping usually ends sooner; 0: the probe alone")
+    epochs: int = Field(6, ge=0, description="at most; early stopping usually ends sooner; 0: the probe alone")
     patience: int = Field(2, ge=1, description="epochs without a better validation loss before stopping")
-    batch_size: int = Field(16, ge=1, description="rows a step")
-    learning_rate: float = Field(5e-4, gt=0, description="peak rate of the adapter")
+    batch_size: int = Field(16, ge=1, description="rows a step, at most: a small set is cut smaller")
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate of the adapter")
     head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, on adapter matrices")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
@@ -132,7 +132,7 @@ class TrainingSettings(Group):
     lora_alpha: int = Field(16, ge=1, description="scale is alpha / r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="on adapter inputs")
     probe_c: float = Field(
-        10.0, gt=0, description="inverse regularisation of the logistic probe that warm-starts the head"
+        1.0, gt=0, description="inverse regularisation of the logistic probe that warm-starts the head"
     )
     nice: int = Field(10, ge=0, le=19, description="how far a round yields to serving on the same machine")
     threads: int | None = Field(None, ge=1, description="of torch; unset: all cores")

@@ -4,8 +4,10 @@ Turns a base model's folder and a probe's weights into a torch module. trainer.p
 deliberately knows no data. Mean pooling because sentence encoders are pretrained that way; the CLS pooler is not.
 """
 
+import copy
 import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"], "distilber
 
 class BaseModelMissing(FileNotFoundError):
     """The base model cannot be found."""
+
+
+class UnknownArchitecture(ValueError):
+    """It is not known where this kind of base model takes its adapters."""
 
 
 def base_model_path(name: str | None) -> Path:
@@ -52,13 +58,14 @@ def base_model_sha256(path: Path) -> str:
 
 
 class Encoder:
-    """A frozen base model and its tokenizer."""
+    """A frozen base model and its tokenizer. What it has embedded once it remembers."""
 
     def __init__(self, path: Path, max_length: int) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         self.path = path
         self.max_length = max_length
+        self._embedded: dict[str, NDArray[np.float32]] = {}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.model: Any = AutoModel.from_pretrained(path, attn_implementation="eager", use_safetensors=True).eval()
         self.width = int(self.model.config.hidden_size)
@@ -72,14 +79,16 @@ class Encoder:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
-        """Mean-pooled last hidden states [n, width]."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        result = np.zeros((len(texts), self.width), dtype=np.float32)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            inputs = self.batch([texts[i] for i in rows])
-            result[rows] = mean_pool(self.model(**inputs).last_hidden_state, inputs["attention_mask"]).numpy()
-        return result
+        """Mean-pooled last hidden states [n, width]. A text is run once in this encoder's life."""
+        fresh = sorted({text for text in texts if text not in self._embedded}, key=lambda text: (len(text), text))
+        for start in range(0, len(fresh), batch_size):
+            chunk = fresh[start : start + batch_size]
+            inputs = self.batch(chunk)
+            pooled = mean_pool(self.model(**inputs).last_hidden_state, inputs["attention_mask"]).numpy()
+            self._embedded.update(zip(chunk, pooled, strict=True))
+        if not texts:
+            return np.zeros((0, self.width), dtype=np.float32)
+        return np.stack([self._embedded[text] for text in texts])
 
 
 def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -106,19 +115,38 @@ class Classifier(nn.Module):  # type: ignore[misc]  # torch is not followed
         return logits
 
 
+def adapter_targets(path: Path) -> list[str]:
+    """Linear layers that carry LoRA: query and value (Hu et al. 2021, §4.2). Raises UnknownArchitecture."""
+    kind = json.loads((path / "config.json").read_text())["model_type"]
+    if kind not in TARGETS:
+        raise UnknownArchitecture(f"base model {path} is of type {kind!r}; known are {', '.join(TARGETS)}")
+    return TARGETS[kind]
+
+
+def layers_of(model: Any) -> Any:
+    """The ModuleList of transformer layers of a base model, lowest first."""
+    return (model.transformer if model.config.model_type == "distilbert" else model.encoder).layer
+
+
+def first_adapted(encoder: Encoder) -> int:
+    """Index of the lowest layer that carries an adapter: the upper half does."""
+    return len(layers_of(encoder.model)) // 2
+
+
 def with_lora(encoder: Encoder, settings: TrainingSettings) -> Any:
-    """The encoder with untouched LoRA adapters on the attention of its upper half; the lower half costs no backward pass."""
+    """The base model with untouched LoRA adapters on the attention of its upper half.
+
+    The modules are new, the frozen weights are the encoder's own: merge a deep copy, never this.
+    """
     from peft import LoraConfig, get_peft_model
 
-    kind = encoder.model.config.model_type
-    if kind not in TARGETS:
-        raise ValueError(f"base model of type {kind!r}: known are {', '.join(TARGETS)}")
-    layers = int(encoder.model.config.num_hidden_layers)
+    layers = len(layers_of(encoder.model))
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=TARGETS[kind],
-        layers_to_transform=list(range(layers // 2, layers)),
+        target_modules=adapter_targets(encoder.path),
+        layers_to_transform=list(range(first_adapted(encoder), layers)),
     )
-    return get_peft_model(encoder.model, config)
+    shared: dict[int, Any] = {id(weights): weights for weights in encoder.model.parameters()}
+    return get_peft_model(copy.deepcopy(encoder.model, shared), config)

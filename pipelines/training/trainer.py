@@ -1,31 +1,34 @@
 """LoRA fine-tuning: probe first, then adapters with the head warm-started from it, kept only if they help.
 
 Turns a dataset's rows into a trained classifier and its metric history. training_round.py calls `train`. It deliberately
-knows no registry and no gates.
+knows no registry and no gates; how a model is fitted once is fitting.py.
 
-Recipe: linear probing then fine-tuning (LP-FT, Kumar et al. 2022); the epoch is chosen on validation NLL after each
-contender's own temperature; below REFIT_ROWS rows the choice is then repeated on training and validation rows together.
+Recipe: linear probing then fine-tuning (LP-FT, Kumar et al. 2022). The number of epochs is chosen by NLL on rows that were
+not trained on, after each contender's own temperature, and must beat the probe by a standard error. Those are the
+validation rows; below CROSS_BELOW rows, where a share of them is too few to tell, it is all rows by cross-validation. Then
+the choice is repeated on all rows: a small seed can't spare any.
 """
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset as Table
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from pipelines.calibration import fit_temperature, row_nll
 from pipelines.dataset.build import Example
+from pipelines.training.fitting import Fit, Rows, tokenise
 from pipelines.training.model import Classifier, Encoder, with_lora
 from pipelines.training.probe import Probe, fit_probe
 from schemas.settings import TrainingSettings
 
-LEAST_VALIDATION = 10
-REFIT_ROWS = 2000
+LEAST_ROWS = 8
+CROSS_BELOW = 1000
+# Two folds cost as much as one fit on all rows; a seed of a few rows a label can't be halved, and is cheap.
+FOLDS, FOLDS_OF_FEW, FEW_ROWS = 2, 4, 100
+
+History = list[dict[str, float | int | str]]
 Progress = Callable[[float], None]
 
 
@@ -35,7 +38,7 @@ class Trained:
 
     model: Classifier
     method: str
-    history: list[dict[str, float | int | str]]
+    history: History
 
 
 def train(
@@ -46,27 +49,38 @@ def train(
     settings: TrainingSettings,
     progress: Progress,
 ) -> Trained:
-    """Train on rows whose labels are all in `labels`; `progress` is called with a share from 0 to 1."""
-    torch.manual_seed(settings.seed)
+    """Train a classifier; the same rows in another order give the same one.
+
+    Args:
+        encoder: frozen, and left as it is.
+        train_rows: rows to learn from; their labels, like those of `validation_rows`, are all in `labels`.
+        validation_rows: rows that choose the number of epochs, and train once that is chosen if rows are few.
+        labels: one for each output, in order.
+        settings: the recipe's.
+        progress: called with a share from 0 to 1.
+
+    """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    every = [*train_rows, *validation_rows]
-    probe_all = _probe(encoder, every, labels, settings)
-    history: list[dict[str, float | int | str]] = []
-    epochs = 0
-    if settings.epochs and len(validation_rows) >= LEAST_VALIDATION:
-        probe = _probe(encoder, train_rows, labels, settings)
-        model = _classifier(encoder, probe, settings)
-        epochs = _choose_epochs(model, encoder, train_rows, validation_rows, labels, settings, history, progress)
-        if epochs and len(every) >= REFIT_ROWS:
-            return Trained(model, "lora", history)
-        encoder.model = model.encoder.unload()
-    model = _classifier(encoder, probe_all, settings)
-    if epochs:
-        for epoch in _epochs(model, encoder, every, labels, settings, epochs):
-            history.append({"phase": "refit", **epoch})
-            progress(0.5 + 0.5 * int(epoch["epoch"]) / epochs)
-    return Trained(model, "lora" if epochs else "probe", history)
+    ordered = [*_sorted(train_rows), *_sorted(validation_rows)]
+    if not settings.epochs or len(ordered) < LEAST_ROWS:
+        return Trained(_start(encoder, ordered, labels, settings), "probe", [])
+    rows = tokenise(encoder, ordered, labels)
+    if len(ordered) < CROSS_BELOW or not validation_rows:
+        splits = _folds(ordered)
+    else:
+        splits = [(list(range(len(train_rows))), list(range(len(train_rows), len(ordered))))]
+    search = _Search(encoder, ordered, rows, labels, settings)
+    epochs, history = search.run(splits, lambda share: progress(share / 2))
+    if not epochs:
+        return Trained(_start(encoder, ordered, labels, settings), "probe", history)
+    model = _start(encoder, ordered, labels, settings)
+    with Fit(model, encoder, rows, range(len(ordered)), settings) as fit:
+        for epoch in range(1, epochs + 1):
+            loss = fit.epoch()
+            history.append({"phase": "final", "epoch": epoch, "train_loss": loss})
+            progress(0.5 + 0.5 * epoch / epochs)
+    return Trained(model, "lora", history)
 
 
 def probe_logits(
@@ -76,134 +90,67 @@ def probe_logits(
     return _probe(encoder, rows, labels, settings).logits(encoder.embed(texts))
 
 
+class _Search:
+    """How many epochs? Answered on rows that were not trained on."""
+
+    def __init__(
+        self, encoder: Encoder, examples: list[Example], rows: Rows, labels: Sequence[str], settings: TrainingSettings
+    ) -> None:
+        self._encoder, self._examples, self._rows = encoder, examples, rows
+        self._labels, self._settings = labels, settings
+
+    def run(self, splits: list[tuple[list[int], list[int]]], progress: Progress) -> tuple[int, History]:
+        """The epoch with the lowest held-out NLL and the curve; 0 unless it beats the probe by a standard error."""
+        fits = [self._epochs(own, held) for own, held in splits]
+        truth = self._rows.labels[[n for _, held in splits for n in held]]
+        curve: list[NDArray[np.float64]] = []
+        history: History = []
+        best = 0
+        for epoch in range(self._settings.epochs + 1):
+            # Epoch by epoch through all folds, so that all of them stop at the same one.
+            logits = np.vstack([next(fit) for fit in fits])
+            curve.append(row_nll(logits / fit_temperature(logits, truth), truth))
+            history.append({"phase": "search", "epoch": epoch, "held_out_nll": float(curve[-1].mean())})
+            progress(epoch / self._settings.epochs)
+            if curve[-1].mean() < curve[best].mean():
+                best = epoch
+            elif epoch - best >= self._settings.patience:
+                break
+        for fit in fits:
+            fit.close()
+        gain = curve[0] - curve[best]
+        return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else 0, history
+
+    def _epochs(self, own: list[int], held: list[int]) -> Generator[NDArray[np.float64]]:
+        """Logits of the held-out rows, before the first epoch and after each."""
+        model = _start(self._encoder, [self._examples[n] for n in own], self._labels, self._settings)
+        with Fit(model, self._encoder, self._rows, own, self._settings) as fit:
+            yield fit.logits(held)
+            while True:
+                fit.epoch()
+                yield fit.logits(held)
+
+
+def _sorted(rows: Sequence[Example]) -> list[Example]:
+    return sorted(rows, key=lambda row: (row.text, row.label, row.source))
+
+
+def _folds(rows: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
+    """Splits for cross-validation: every label's rows are dealt out in turn."""
+    folds = FOLDS_OF_FEW if len(rows) < FEW_ROWS else FOLDS
+    by_label = sorted(range(len(rows)), key=lambda n: (rows[n].label, rows[n].text))
+    held = [sorted(by_label[fold::folds]) for fold in range(folds)]
+    return [(sorted(set(by_label) - set(fold)), fold) for fold in held]
+
+
+def _start(encoder: Encoder, rows: Sequence[Example], labels: Sequence[str], settings: TrainingSettings) -> Classifier:
+    """The probe on these rows as a classifier: its head, and adapters that change nothing yet."""
+    torch.manual_seed(settings.seed)
+    probe = _probe(encoder, rows, labels, settings)
+    return Classifier(with_lora(encoder, settings), encoder.width, probe.weight, probe.bias)
+
+
 def _probe(encoder: Encoder, rows: Sequence[Example], labels: Sequence[str], settings: TrainingSettings) -> Probe:
     embeddings = encoder.embed([row.text for row in rows])
     weights = [row.weight for row in rows]
     return fit_probe(embeddings, [row.label for row in rows], labels, c=settings.probe_c, weights=weights)
-
-
-def _classifier(encoder: Encoder, probe: Probe, settings: TrainingSettings) -> Classifier:
-    return Classifier(with_lora(encoder, settings), encoder.width, probe.weight, probe.bias)
-
-
-def _choose_epochs(
-    model: Classifier,
-    encoder: Encoder,
-    train_rows: Sequence[Example],
-    validation_rows: Sequence[Example],
-    labels: Sequence[str],
-    settings: TrainingSettings,
-    history: list[dict[str, float | int | str]],
-    progress: Progress,
-) -> int:
-    """The epoch with the lowest validation NLL, restored in `model`; 0 unless it beats the probe by a standard error."""
-    truth = np.array([list(labels).index(row.label) for row in validation_rows])
-    texts = [row.text for row in validation_rows]
-
-    def losses() -> NDArray[np.float64]:
-        logits = predict(model, encoder, texts)
-        return row_nll(logits / fit_temperature(logits, truth), truth)
-
-    start = losses()
-    best, best_epoch, kept = start, 0, _trainable(model)
-    history.append({"phase": "search", "epoch": 0, "validation_nll": float(start.mean())})
-    for epoch in _epochs(model, encoder, train_rows, labels, settings, settings.epochs):
-        now, number = losses(), int(epoch["epoch"])
-        history.append({"phase": "search", **epoch, "validation_nll": float(now.mean())})
-        progress(0.5 * number / settings.epochs)
-        if now.mean() < best.mean():
-            best, best_epoch, kept = now, number, _trainable(model)
-        elif number - best_epoch >= settings.patience:
-            break
-    model.load_state_dict(kept, strict=False)
-    gain = start - best
-    return best_epoch if gain.mean() > gain.std() / np.sqrt(len(gain)) else 0
-
-
-def _trainable(model: Classifier) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _epochs(
-    model: Classifier,
-    encoder: Encoder,
-    rows: Sequence[Example],
-    labels: Sequence[str],
-    settings: TrainingSettings,
-    epochs: int,
-) -> Iterator[dict[str, float | int]]:
-    """Train epoch by epoch; yields {"epoch", "train_loss", "learning_rate"} after each."""
-    table = _table(encoder, rows, labels)
-    head = list(model.head.parameters())
-    adapters = [p for p in model.encoder.parameters() if p.requires_grad]
-    groups = [
-        {"params": adapters, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {"params": head, "lr": settings.head_learning_rate, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups)
-    draw = random.Random(settings.seed)  # noqa: S311 - the order of batches is no secret
-    steps = max(1, -(-len(rows) // settings.batch_size)) * settings.epochs
-    warm = max(1, int(steps * settings.warmup_share))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
-    )
-    for epoch in range(1, epochs + 1):
-        model.train()
-        total = 0.0
-        for batch in _buckets(table["length"], settings.batch_size, draw):
-            chosen = table[batch]
-            inputs = encoder.tokenizer.pad(
-                {"input_ids": chosen["input_ids"], "attention_mask": chosen["attention_mask"]}, return_tensors="pt"
-            )
-            logits = model(inputs["input_ids"], inputs["attention_mask"])
-            weights = torch.tensor(chosen["weight"])
-            losses = functional.cross_entropy(logits, torch.tensor(chosen["label"]), reduction="none")
-            loss = (losses * weights).sum() / weights.sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += float(loss.detach()) * len(batch)
-        model.eval()
-        yield {"epoch": epoch, "train_loss": total / len(rows), "learning_rate": float(schedule.get_last_lr()[0])}
-
-
-def _table(encoder: Encoder, rows: Sequence[Example], labels: Sequence[str]) -> Any:
-    found = encoder.tokenizer([row.text for row in rows], truncation=True, max_length=encoder.max_length)
-    index = {label: n for n, label in enumerate(labels)}
-    return Table.from_dict(
-        {
-            "input_ids": found["input_ids"],
-            "attention_mask": found["attention_mask"],
-            "length": [len(ids) for ids in found["input_ids"]],
-            "label": [index[row.label] for row in rows],
-            "weight": [row.weight for row in rows],
-        }
-    )
-
-
-def _buckets(lengths: Sequence[int], size: int, draw: random.Random) -> list[list[int]]:
-    """Batches of similar length, in random order: rows are shuffled, sorted within chunks of 16 batches, cut."""
-    order = list(range(len(lengths)))
-    draw.shuffle(order)
-    chunks = [order[i : i + size * 16] for i in range(0, len(order), size * 16)]
-    batches = [
-        chunk[i : i + size]
-        for chunk in (sorted(c, key=lambda n: lengths[n]) for c in chunks)
-        for i in range(0, len(chunk), size)
-    ]
-    draw.shuffle(batches)
-    return batches
-
-
-@torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-def predict(model: Classifier, encoder: Encoder, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float64]:
-    """Logits [n, k]."""
-    model.eval()
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    result = np.zeros((len(texts), model.head.out_features))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        inputs = encoder.batch([texts[i] for i in rows])
-        result[rows] = model(**inputs).numpy()
-    return result

@@ -1,0 +1,102 @@
+"""The layers below the first adapter, run once: they never change in a round, and neither does what comes out of them.
+
+Turns texts into the hidden states that the adapted layers start from, and lets a model start from those. trainer.py uses
+both, which halves the cost of an epoch. It deliberately knows no labels and no optimiser.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipelines.training.model import Encoder, first_adapted, layers_of
+
+MAX_BYTES = 1 << 30
+
+
+class Passthrough(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """Stands in for a layer that is not to run."""
+
+    def forward(self, hidden_states: torch.Tensor, *_args: object, **_options: object) -> torch.Tensor:
+        """What came in."""
+        return hidden_states
+
+
+class Replay(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """Stands in for the embeddings, and gives stored hidden states instead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: torch.Tensor | None = None
+
+    def forward(self, *_args: object, **_options: object) -> torch.Tensor | None:
+        """The states of the batch at hand."""
+        return self.states
+
+
+@contextlib.contextmanager
+def skipping(model: Any, numbers: range) -> Iterator[None]:
+    """Inside, these layers of a base model let everything pass."""
+    layers = layers_of(model)
+    kept = {number: layers[number] for number in numbers}
+    for number in kept:
+        layers[number] = Passthrough()
+    try:
+        yield
+    finally:
+        for number, layer in kept.items():
+            layers[number] = layer
+
+
+@contextlib.contextmanager
+def starting_from_states(model: Any, first: int) -> Iterator[Replay]:
+    """Inside, a base model starts at layer `first`, from the states that are put into the `Replay`."""
+    embeddings, replay = model.embeddings, Replay()
+    model.embeddings = replay
+    try:
+        with skipping(model, range(first)):
+            yield replay
+    finally:
+        model.embeddings = embeddings
+
+
+class LowerStates:
+    """Hidden states of n texts below the first adapted layer, kept while they fit into MAX_BYTES, else run again."""
+
+    def __init__(self, encoder: Encoder, ids: Sequence[Sequence[int]], max_bytes: int = MAX_BYTES) -> None:
+        self._encoder = encoder
+        self._ids = [torch.tensor(row) for row in ids]
+        self.lengths: NDArray[np.int64] = np.array([len(row) for row in ids], dtype=np.int64)
+        self._kept: dict[int, torch.Tensor] = {}
+        room = max_bytes // (4 * encoder.width)
+        fitting = np.flatnonzero(np.cumsum(self.lengths) <= room)
+        order = fitting[np.argsort(self.lengths[fitting], kind="stable")].tolist()
+        for start in range(0, len(order), 32):
+            rows = order[start : start + 32]
+            states, _ = self._run(rows)
+            self._kept.update({row: states[n, : self.lengths[row]].clone() for n, row in enumerate(rows)})
+
+    def batch(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States [len(rows), longest, width] and attention mask [len(rows), longest], padded with zeros."""
+        if any(row not in self._kept for row in rows):
+            states, mask = self._run(rows)
+            return states, mask
+        return nn.utils.rnn.pad_sequence([self._kept[row] for row in rows], batch_first=True), self._mask(rows)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
+    def _run(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        base = self._encoder.model
+        pad = base.config.pad_token_id or 0
+        ids = nn.utils.rnn.pad_sequence([self._ids[row] for row in rows], batch_first=True, padding_value=pad)
+        mask = self._mask(rows)
+        with skipping(base, range(first_adapted(self._encoder), len(layers_of(base)))):
+            states: torch.Tensor = base(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states, mask
+
+    def _mask(self, rows: Sequence[int]) -> torch.Tensor:
+        lengths = torch.from_numpy(self.lengths[list(rows)])
+        return (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()

@@ -1,0 +1,199 @@
+"""Training on a tiny real model: LoRA learns what the probe can't, the probe ships when it does not, both the same twice."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from pipelines import compression
+from pipelines.calibration import fit_temperature, row_nll
+from pipelines.dataset.build import Example
+from pipelines.training import trainer
+from pipelines.training.fitting import Fit, batch_size, tokenise
+from pipelines.training.lower_layers import LowerStates
+from pipelines.training.model import (
+    BaseModelMissing,
+    Classifier,
+    Encoder,
+    UnknownArchitecture,
+    adapter_targets,
+    base_model_path,
+    base_model_sha256,
+    mean_pool,
+    with_lora,
+)
+from pipelines.training.probe import fit_probe
+from pipelines.training.trainer import Trained, probe_logits, train
+from schemas.settings import TrainingSettings
+from tests.fakes import TOPICS, toy_rows
+
+LABELS = sorted(TOPICS)
+RECIPE = TrainingSettings(epochs=4, threads=1, learning_rate=5e-3, lora_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_base: Path) -> Encoder:
+    return Encoder(tiny_base, max_length=32)
+
+
+def examples(n: int, seed: int) -> list[Example]:
+    return [Example(text=text, label=label, source="seed") for text, label in toy_rows(n, seed)]
+
+
+def fit(encoder: Encoder, rows: Sequence[Example], held: Sequence[Example], **recipe: object) -> Trained:
+    return train(encoder, rows, held, LABELS, RECIPE.model_copy(update=recipe), lambda _: None)
+
+
+def answers(trained: Trained, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(trained.model(**encoder.batch(texts)).numpy())
+
+
+def test_embedding_is_the_mean_over_tokens_and_padding_does_not_count(encoder: Encoder) -> None:
+    short, long = "goal match", "loan market profit share tax budget invoice trade"
+    alone = encoder.model(**encoder.batch([short])).last_hidden_state.mean(dim=1).detach().numpy()
+    together = Encoder(encoder.path, 32).embed([short, long])
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+    pooled = mean_pool(torch.ones(1, 2, 3), torch.tensor([[1, 0]]))
+    np.testing.assert_array_equal(pooled.numpy(), np.ones((1, 3)))
+
+
+def test_lower_layers_run_once_give_what_the_whole_model_gives(encoder: Encoder) -> None:
+    rows = examples(9, seed=4)
+    texts = [row.text for row in rows]
+    model = Classifier(with_lora(encoder, RECIPE), encoder.width, np.ones((3, encoder.width)), np.zeros(3))
+    whole = model.eval()(**encoder.batch(texts)).detach().numpy()
+    with Fit(model, encoder, tokenise(encoder, rows, LABELS), [0], RECIPE) as opened:
+        np.testing.assert_allclose(opened.logits(range(9)), whole, atol=1e-4)
+    np.testing.assert_allclose(model(**encoder.batch(texts)).detach().numpy(), whole, atol=1e-5)
+
+
+def test_states_that_do_not_fit_are_run_again(encoder: Encoder) -> None:
+    ids = encoder.tokenizer([text for text, _ in toy_rows(6, seed=5)])["input_ids"]
+    kept, none = LowerStates(encoder, ids), LowerStates(encoder, ids, max_bytes=0)
+    for one, other in zip(kept.batch([4, 1]), none.batch([4, 1]), strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
+
+
+def test_training_leaves_the_encoder_as_it_was(encoder: Encoder) -> None:
+    before = Encoder(encoder.path, 32).embed(["goal match"])
+    fit(encoder, examples(40, seed=1), examples(24, seed=2))
+    np.testing.assert_array_equal(Encoder(encoder.path, 32).embed(["goal match"]), before)
+    fresh = encoder.model(**encoder.batch(["goal match"])).last_hidden_state.mean(dim=1).detach().numpy()
+    np.testing.assert_allclose(fresh, before, atol=1e-6)
+
+
+@pytest.mark.parametrize("cross_below", [1000, 50])
+def test_adapters_are_kept_when_they_help_on_rows_not_trained_on(
+    encoder: Encoder, cross_below: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "CROSS_BELOW", cross_below)
+    test = toy_rows(120, seed=9)
+    rows, held = examples(60, seed=1), examples(24, seed=2)
+    # A probe held this short leaves much to learn; adapters of a random base first make it worse, hence the patience.
+    recipe = {"epochs": 8, "patience": 8, "probe_c": 0.001, "learning_rate": 2e-2}
+    trained = fit(encoder, rows, held, **recipe)
+    assert trained.method == "lora"
+    truth = np.array([LABELS.index(label) for _, label in test])
+    texts = [text for text, _ in test]
+    weak = RECIPE.model_copy(update=recipe)
+    nll = [
+        row_nll(logits / fit_temperature(logits, truth), truth).mean()
+        for logits in (answers(trained, encoder, texts), probe_logits(encoder, rows, LABELS, texts, weak))
+    ]
+    assert nll[0] < nll[1]
+    curve = [float(line["held_out_nll"]) for line in trained.history if line["phase"] == "search"]
+    assert min(curve) < curve[0]
+
+
+def test_the_probe_ships_with_an_untouched_adapter_when_nothing_can_be_learned(encoder: Encoder) -> None:
+    rows = [Example(text=r.text, label=LABELS[n % 2], source="seed") for n, r in enumerate(examples(60, seed=1))]
+    trained = fit(encoder, rows, examples(24, seed=2))
+    assert trained.method == "probe"
+    texts = [text for text, _ in toy_rows(5, seed=7)]
+    every = [*rows, *examples(24, seed=2)]
+    np.testing.assert_allclose(
+        answers(trained, encoder, texts), probe_logits(encoder, every, LABELS, texts, RECIPE), atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_a_handful_of_rows_gives_the_probe(encoder: Encoder, rows: int) -> None:
+    assert fit(encoder, examples(rows, seed=1), []).method == "probe"
+    assert fit(encoder, examples(30, seed=1), [], epochs=0).method == "probe"
+
+
+def test_the_same_rows_in_another_order_give_the_same_model(encoder: Encoder) -> None:
+    rows, held = examples(30, seed=1), examples(21, seed=2)
+    texts = [text for text, _ in toy_rows(8, seed=7)]
+    one, other = fit(encoder, rows, held), fit(encoder, rows[::-1], held[::-1])
+    np.testing.assert_allclose(answers(one, encoder, texts), answers(other, encoder, texts), atol=1e-4)
+
+
+def test_a_label_without_rows_is_improbable_and_weights_count(encoder: Encoder) -> None:
+    rows = [row for row in examples(30, seed=1) if row.label != LABELS[0]]
+    logits = probe_logits(encoder, rows, LABELS, ["goal match"], RECIPE)
+    assert logits.argmax() != 0
+    points = np.array([[0.0], [0.1], [1.0], [1.1]], dtype=np.float32)
+    light = fit_probe(points, ["a", "a", "b", "b"], ["a", "b"], c=1.0, weights=[1, 1, 0.1, 0.1])
+    even = fit_probe(points, ["a", "a", "b", "b"], ["a", "b"], c=1.0)
+    middle = np.array([[0.55]], dtype=np.float32)
+    assert np.diff(light.logits(middle))[0, 0] < np.diff(even.logits(middle))[0, 0]
+
+
+def test_the_adapter_and_the_export_are_the_model(encoder: Encoder, tmp_path: Path) -> None:
+    import onnxruntime as ort
+    from peft import PeftModel
+
+    trained = fit(encoder, examples(60, seed=1), examples(24, seed=2), epochs=8)
+    texts = [text for text, _ in toy_rows(7, seed=3)]
+    expected = answers(trained, encoder, texts)
+    compression.save_adapter(trained.model, tmp_path)
+    compression.export(trained.model, encoder, tmp_path)
+    np.testing.assert_allclose(answers(trained, encoder, texts), expected, atol=1e-5)
+    inputs = {name: tensor.numpy() for name, tensor in encoder.batch(texts).items()}
+    exported = ort.InferenceSession(tmp_path / "model.onnx").run(["logits"], inputs)[0]
+    np.testing.assert_allclose(exported, expected, atol=1e-4)
+    # base model + adapter + head are enough to make it again
+    head = load_file(tmp_path / "head.safetensors")
+    again = PeftModel.from_pretrained(Encoder(encoder.path, 32).model, tmp_path / "adapter")
+    rebuilt = Classifier(again, encoder.width, head["weight"].astype(float), head["bias"].astype(float)).eval()
+    np.testing.assert_allclose(rebuilt(**encoder.batch(texts)).detach().numpy(), expected, atol=1e-4)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".onnx", ".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert"])
+def test_other_architectures_start_from_lower_states_too(encoder: Encoder, tmp_path: Path, kind: str) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    pad = encoder.tokenizer.pad_token_id
+    config = AutoConfig.for_model(kind, vocab_size=700, max_position_embeddings=64, pad_token_id=pad, **sizes)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    other = Encoder(tmp_path, max_length=32)
+    rows = examples(10, seed=4)
+    model = Classifier(with_lora(other, RECIPE), other.width, np.ones((3, other.width)), np.zeros(3)).eval()
+    whole = model(**other.batch([row.text for row in rows])).detach().numpy()
+    with Fit(model, other, tokenise(other, rows, LABELS), [0], RECIPE) as opened:
+        np.testing.assert_allclose(opened.logits(range(10)), whole, atol=1e-4)
+
+
+def test_base_models_are_found_hashed_or_refused_by_name(encoder: Encoder, tmp_path: Path) -> None:
+    assert base_model_path(str(encoder.path)) == encoder.path
+    assert (base_model_path(None) / "config.json").is_file()
+    with pytest.raises(BaseModelMissing, match="no-such-model"):
+        base_model_path("/nowhere/no-such-model")
+    assert base_model_sha256(encoder.path) == base_model_sha256(encoder.path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnknownArchitecture, match="gpt2"):
+        adapter_targets(tmp_path)
+
+
+def test_small_sets_get_small_batches() -> None:
+    assert [batch_size(n, RECIPE) for n in (10, 25, 80, 500)] == [4, 4, 10, 16]

@@ -1,19 +1,24 @@
 """Triggers: is a round due?
 
-Turns what has gathered into a decision with its reason. Pure; the training scheduler asks at every tick.
+Turns what has gathered into a decision with its reason. The training scheduler asks at every tick. Pure: it deliberately
+knows neither where the counts come from nor what time it is.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from schemas.settings import TriggerSettings
+from schemas.settings import SettingsError, TriggerSettings
 
 RETRY_MINUTES = (1, 5, 30)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerState:
-    """What the scheduler saw: counts since the last round's cut, and how the last rounds ended."""
+    """What the scheduler saw.
+
+    `labelled_feedback` counts since the last round's cut, `last_round_at` is when the last round ended (or was claimed),
+    `failures` how many failed since one did not, `cron_due` whether a crontab's time has passed since the last claim.
+    """
 
     labelled_feedback: int
     last_round_at: datetime | None
@@ -31,21 +36,31 @@ class TriggerDecision:
     reason: str
 
 
+def refuse_unbuilt(policy: TriggerSettings) -> None:
+    """Raise SettingsError if a trigger is set that does not exist yet: silence would look like "no drift"."""
+    if policy.drift is not None:
+        raise SettingsError(f"triggers.drift = {policy.drift}: drift is not watched yet, leave it unset")
+
+
 def decide(state: TriggerState, policy: TriggerSettings, now: datetime) -> TriggerDecision:
     """The first trigger that fires: feedback, age, cron. Failed rounds are retried with growing delay."""
     share = min(1.0, state.labelled_feedback / policy.min_feedback)
-    counted = f"{state.labelled_feedback} of {policy.min_feedback} labelled feedback since the last round"
+    reason = f"{state.labelled_feedback} of {policy.min_feedback} labelled feedback since the last round"
     if state.unfinished:
         return TriggerDecision(False, share, "a round is unfinished")
-    age_s = (now - state.last_round_at).total_seconds() if state.last_round_at else None
-    if state.failures and age_s is not None:
-        wait_s = 60 * RETRY_MINUTES[min(state.failures, len(RETRY_MINUTES)) - 1]
-        if age_s < wait_s:
-            return TriggerDecision(False, share, f"waiting {wait_s - age_s:.0f} s after {state.failures} failed rounds")
+    age = now - state.last_round_at if state.last_round_at else None
+    if state.failures and state.last_round_at:
+        again = state.last_round_at + timedelta(minutes=RETRY_MINUTES[min(state.failures, len(RETRY_MINUTES)) - 1])
+        if now < again:
+            failed = f"{state.failures} failed in a row" if state.failures > 1 else "the last round failed"
+            return TriggerDecision(False, share, f"{failed}: waiting until {again:%H:%M:%S} UTC")
     if state.labelled_feedback >= policy.min_feedback:
-        return TriggerDecision(True, 1.0, counted)
-    if policy.max_age and age_s is not None and state.labelled_feedback and age_s >= policy.max_age * 3600:
-        return TriggerDecision(True, 1.0, f"{age_s / 3600:.1f} hours since the last round, and there is feedback")
+        return TriggerDecision(True, 1.0, reason)
+    if policy.max_age and age is not None and state.labelled_feedback:
+        hours = age.total_seconds() / 3600
+        if hours >= policy.max_age:
+            return TriggerDecision(True, 1.0, f"{hours:.1f} hours since the last round, and there is feedback")
+        share = max(share, hours / policy.max_age)
     if state.cron_due:
         return TriggerDecision(True, 1.0, f"due by cron {policy.cron!r}")
-    return TriggerDecision(False, share, counted)
+    return TriggerDecision(False, max(0.0, share), reason)

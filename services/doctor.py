@@ -1,11 +1,12 @@
 """`ratchet doctor`: look at every part, and say what to do.
 
-Turns a settings file into a list of checks. It deliberately repairs nothing.
+Turns a settings file into a list of checks. The command line prints them. It deliberately repairs nothing.
 """
 
 import json
 import shutil
 import stat
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ def examine(config: Path) -> list[Check]:
 
     try:
         settings = open_project(config)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return [Check("settings", "FAIL", str(error))]
     checks = [Check("settings", "ok", str(config))]
     parts: dict[str, Callable[[Settings], Check]] = {
@@ -110,20 +111,48 @@ def _disk(settings: Settings) -> Check:
 
 
 def _broker(settings: Settings) -> Check:
+    from services.projects import running_up
     from serving.broker import Topics, topic_ids
 
-    state = settings.path("state/up.json")
-    address = settings.kafka.bootstrap_servers or (json.loads(state.read_text())["broker"] if state.exists() else None)
-    if address is None:
-        return Check("broker", "warn", "embedded, and not up: ratchet up starts it")
-    found = topic_ids(address, Topics.of(settings.model.name).names(), timeout_s=3)
-    return Check("broker", "ok" if len(found) == 4 else "warn", f"{address}: {len(found)} of 4 topics")
+    address = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
+    if not address:
+        return Check("broker", "warn", "embedded, and not up: `ratchet up` starts it")
+    wanted = Topics.of(settings.model.name).names()
+    missing = sorted(set(wanted) - topic_ids(address, wanted, timeout_s=3).keys())
+    if missing:
+        return Check("broker", "warn", f"{address} lacks {', '.join(missing)}: `ratchet up` makes them")
+    return Check("broker", "ok", f"{address}: {len(wanted)} topics")
 
 
 def _serving(settings: Settings) -> Check:
-    url = f"http://{settings.serving.host}:{settings.serving.port}/readyz"
+    from services.projects import running_up
+    from serving.access import read_keys
+
+    up = running_up(settings)
+    url = up["serving"] if up else f"http://{settings.serving.host}:{settings.serving.port}"
+    key = read_keys(settings.path(settings.access.keys)).api_key
+    request = urllib.request.Request(f"{url}/model", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 - our own
     try:
-        with urllib.request.urlopen(url, timeout=3) as response:
-            return Check("serving", "ok", f"{url} answers {response.status}")
-    except OSError as error:
-        return Check("serving", "warn", f"{url}: {error}")
+        with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310 - our own address
+            served = json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        return Check("serving", "FAIL", f"{url} answers {error.code}: is another program on serving.port?")
+    except (OSError, ValueError) as error:
+        return Check("serving", "FAIL" if up else "warn", f"{url} does not answer: {error}")
+    return _compared(settings, url, served)
+
+
+def _compared(settings: Settings, url: str, served: dict[str, object]) -> Check:
+    from serving.registry import Registry
+
+    if served.get("name") != settings.model.name:
+        return Check("serving", "FAIL", f"{url} serves {served.get('name')}, another project: set serving.port")
+    registry = Registry(settings.registry_url, settings.model.name)
+    try:
+        champion = registry.champion()
+    finally:
+        registry.close()
+    if champion and served.get("model_version") != champion.model_version:
+        behind = f"serves {served.get('model_version')}, the champion is {champion.model_version}"
+        return Check("serving", "warn", f"{url} {behind}: see state/logs/serving.log if it stays so")
+    return Check("serving", "ok", f"{url} serves {served.get('model_version')}")

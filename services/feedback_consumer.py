@@ -42,7 +42,7 @@ from serving.registry import Registry
 log = logging.getLogger("ratchet.feedback_consumer")
 
 LOOK_SECONDS = 2.0
-STALL_SECONDS = 20.0
+STALL_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.5, 5.0
 CRASH_POINTS = (
@@ -82,6 +82,7 @@ class Consumer:
         self._topic_ids: dict[str, str] = {}
         self._look_at = self._moved_at = 0.0
         self._assignment = 0
+        self._groups_tried = 0
         self._pending: list[Message] = []
 
     def step(self, seconds: float) -> int:
@@ -130,7 +131,7 @@ class Consumer:
                 timeout_s=kafka.publish_timeout_s,
             )
             read = [self._topics.predictions, self._topics.feedback]
-            group = f"{self._settings.model.name}.consumer"
+            group = f"{self._settings.model.name}.consumer" + f".{self._groups_tried}" * bool(self._groups_tried)
             self._subscription = Subscription(self._bootstrap, read, group=group, start_at=self._start_at)
             self._moved_at = time.monotonic()
         elif time.monotonic() > self._look_at:
@@ -138,6 +139,9 @@ class Consumer:
             if self.drained():
                 self._moved_at = time.monotonic()
             elif time.monotonic() - self._moved_at > STALL_SECONDS:
+                # A group that lets nobody in may never do so again. Another one reads the same: what two groups store
+                # twice over, the log's positions refuse.
+                self._groups_tried += not self.ready
                 raise Stalled(f"nothing has come from the broker for {STALL_SECONDS:.0f} s: subscribing anew")
         else:
             return self._subscription
@@ -150,7 +154,12 @@ class Consumer:
             raise TopicsRecreated("the broker's topics were made anew: reading them from their beginning")
 
     def _start_at(self, topic: str, partition: int) -> int:
-        return self._features.log.position(self._table(topic), f"{self._topic_ids[topic]}/{partition}") + 1
+        place = f"{self._topic_ids[topic]}/{partition}"
+        stored = self._features.log.position(self._table(topic), place)
+        if stored >= 0:
+            # Whoever stored it may have died before telling the registry, which outboxes ask.
+            self._registry.record_positions({place: stored})
+        return stored + 1
 
     def _table(self, topic: str) -> str:
         return "predictions" if topic == self._topics.predictions else "feedback"

@@ -4,13 +4,22 @@ Turns data files into a folder with settings, keys and policy, and a settings fi
 nothing.
 """
 
+import fcntl
+import json
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from schemas.settings import Settings, load_settings, render_settings
+
+if TYPE_CHECKING:
+    from serving.registry import Registry
+
+LOCK = "state/up.lock"  # held by the `ratchet up` of the folder for as long as it lives
+STATE = "state/up.json"  # where its parts are, written once they are ready
 
 
 class ProjectError(ValueError):
@@ -22,6 +31,22 @@ def open_project(config: Path) -> Settings:
     if not config.is_file():
         raise ProjectError(f"{config} does not exist: run `ratchet init`, or name the file with -c")
     return load_settings(config.read_text(), os.environ, root=config.absolute().parent)
+
+
+def running_up(settings: Settings) -> dict[str, Any] | None:
+    """What the folder's `ratchet up` wrote of its parts; None if it is not up, or not ready yet."""
+    try:
+        with settings.path(LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        try:
+            found: dict[str, Any] = json.loads(settings.path(STATE).read_text())
+        except (OSError, ValueError):
+            return None
+        return found
+    except OSError:
+        pass
+    return None
 
 
 def create_project(
@@ -47,12 +72,11 @@ def create_project(
     from serving.access import write_keys
     from serving.registry import Registry
 
-    if folder.exists() and any(folder.iterdir()):
-        raise ProjectError(f"{folder} is not empty")
-    found = [row.label for path in (seed, reference) if path for row in read_rows(path)]
-    taxonomy = list(dict.fromkeys([*sorted(set(found)), *labels]))
-    if len({row.label for row in read_rows(seed)}) < 2:
-        raise ProjectError(f"{seed}: one label only; there is nothing to tell apart")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ProjectError(f"{folder} is not an empty folder")
+    found = [{row.label for row in read_rows(path)} for path in (seed, reference) if path]
+    if len(found[0]) < 2:
+        raise ProjectError(f"{seed}: column label holds {', '.join(found[0])} alone; there is nothing to tell apart")
     existed = folder.exists()
     try:
         (folder / "data").mkdir(parents=True)
@@ -69,17 +93,29 @@ def create_project(
         for group, values in (overrides or {}).items():
             wanted[group] = {**wanted.get(group, {}), **values}
         (folder / "ratchet.toml").write_text(render_settings(wanted))
-        settings = load_settings((folder / "ratchet.toml").read_text(), {}, root=folder.absolute())
+        settings = open_project(folder / "ratchet.toml")
         (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen))
         (folder / "policy.toml").write_text(DEFAULT_POLICY)
         write_keys(folder / "keys.env")
         registry = Registry(settings.registry_url, settings.model.name)
-        registry.migrate()
-        registry.set_labels(taxonomy)
-        registry.close()
+        try:
+            registry.migrate()
+            registry.set_labels([*sorted(set().union(*found)), *labels])
+        finally:
+            registry.close()
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        if existed:
-            folder.mkdir(exist_ok=True)
+        for made in list(folder.iterdir()) if folder.is_dir() else []:
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+        if not existed and folder.is_dir():
+            folder.rmdir()
         raise
     return settings
+
+
+def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
+    """Put the labels of seed and reference into a registry that has none: it was set after `ratchet init`."""
+    from pipelines.dataset.files import read_rows
+
+    if not registry.labels():
+        paths = [settings.path(path) for path in (settings.dataset.seed, settings.dataset.reference) if path]
+        registry.set_labels(sorted({row.label for path in paths for row in read_rows(path)}))

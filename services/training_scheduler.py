@@ -1,8 +1,9 @@
 """The training scheduler: a tick that looks, decides and claims.
 
-Turns gathered feedback into claimed rounds. Any number of schedulers may run; the lease's holder acts, and its fencing token
-goes with the round. APScheduler gives the tick alone: what is due is read from the registry and the event log each time,
-so that a lost tick costs nothing.
+Turns gathered feedback into claimed rounds, and dead rounds into resumed or failed ones. Any number of schedulers may run;
+the lease's holder acts, and its fencing token goes with the round. APScheduler gives the tick alone: what is due is read
+from the registry and the event log each time, so that a lost tick costs nothing. It deliberately does not know what a
+round does.
 """
 
 import logging
@@ -11,120 +12,174 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 import click
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 
-from pipelines.features import FeatureStore
-from pipelines.triggers import TriggerState, decide
+from pipelines.triggers import TriggerState, decide, refuse_unbuilt
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.events import utc_now
 from schemas.settings import Settings, SettingsError, load_settings
 from services.executors import LocalExecutor
+from services.round_process import Whereabouts
 from serving.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")
 
-LEASE_SECONDS = 30.0
+LEASE_SECONDS = 15.0  # a scheduler that was killed is missed for so long
+CLAIM_SECONDS = 10.0  # how long who claimed a round by hand may take to lock it
+RESUME_SECONDS = 5.0  # before the second attempt; twice that before the third, and so on
+
+
+class Gathered(Protocol):
+    """What the scheduler asks of the feature store."""
+
+    def count_labelled_since(self, cut: dict[str, int]) -> int:
+        """Distinct effective labelled feedback stored beyond `cut`."""
+
+    def current_cut(self) -> dict[str, int]:
+        """Last stored offset of feedback, by '<topic_id>/<partition>'."""
 
 
 class TrainingScheduler:
-    """One scheduler process."""
+    """One scheduler process. `open_features` is called again until it succeeds: a store that is away costs a line."""
 
-    def __init__(self, settings: Settings, registry: Registry, features: FeatureStore, executor: LocalExecutor) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        open_features: Callable[[], Gathered],
+        executor: LocalExecutor,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
         self._settings = settings
         self._registry = registry
-        self._features = features
+        self._open_features = open_features
+        self._features: Gathered | None = None
         self._executor = executor
+        self._clock = clock
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
-        self._last_reason = ""
+        self._said = ""
+        self._watched: str | None = None
         cron = settings.triggers.cron
-        self._cron = CronTrigger.from_crontab(cron, timezone="UTC") if cron else None
-        self._cron_from = utc_now()
+        self._cron = _crontab(cron) if cron else None
+        self._cron_from = clock()
 
     def tick(self) -> None:
         """Renew the lease, look after an unfinished round, claim one if it is due. Never raises."""
         try:
             token = self._registry.acquire_lease("scheduler", self._holder, LEASE_SECONDS)
             if token is None:
+                self._say("another scheduler has the lease")
                 return
             unfinished = self._registry.unfinished_round()
+            self._report_end(unfinished)
             if unfinished:
                 self._look_after(unfinished, token)
             else:
                 self._claim_if_due(token)
         except Exception as error:
-            log.warning("this tick failed, the next one tries again: %s: %s", type(error).__name__, error)
+            self._say(f"this tick failed, the next one tries again: {type(error).__name__}: {error}", logging.WARNING)
 
     def close(self) -> None:
-        """Stop the round's process and give the lease back."""
+        """Stop the round's process and give the lease back. Never raises."""
         self._executor.stop()
-        self._registry.release_lease("scheduler", self._holder)
+        try:
+            self._registry.release_lease("scheduler", self._holder)
+        except Exception as error:
+            log.warning("the lease cannot be given back, it runs out by itself: %s", error)
 
     def _look_after(self, record: RoundRecord, token: int) -> None:
-        """Resume a round whose process is gone, or mark it failed after too many attempts."""
-        if record.state is RoundState.AWAITING_APPROVAL or self._executor.running():
+        """Leave a round alone whose process may live; resume a dead one, or mark it failed after too many attempts."""
+        self._watched = record.round_id
+        if record.state is RoundState.AWAITING_APPROVAL or not self._is_dead(record):
             return
-        seen = record.heartbeat_at or record.created_at
-        fresh = (utc_now() - seen).total_seconds() < self._settings.triggers.stale_after_s
-        if fresh and record.state is RoundState.RUNNING:
+        tries = max(record.attempts, self._executor.starts(record.round_id))
+        if tries >= self._settings.triggers.max_attempts:
+            said = f"; {record.detail}" if record.detail else ""
+            detail = f"its process ended {tries} times, last in step {record.step or 'none'}{said}"
+            self._registry.finish_round(record.round_id, RoundState.FAILED, detail=detail)
             return
-        if record.attempts >= self._settings.triggers.max_attempts:
-            self._registry.finish_round(
-                record.round_id,
-                RoundState.FAILED,
-                detail=f"its process died {record.attempts} times in step {record.step}",
-            )
-            log.warning("round %s failed: its process died %d times", record.round_id, record.attempts)
-            return
-        log.info("round %s: starting attempt %d", record.round_id, record.attempts + 1)
-        self._executor.start(record.round_id, token)
+        since = self._executor.seconds_since_start(record.round_id)
+        if since is None or since >= RESUME_SECONDS * tries:
+            self._start(record.round_id, tries + 1, token)
+
+    def _is_dead(self, record: RoundRecord) -> bool:
+        where = self._executor.whereabouts(record.round_id)
+        if where is not Whereabouts.UNKNOWN:
+            return where is Whereabouts.GONE
+        silent_s = (self._clock() - (record.heartbeat_at or record.created_at)).total_seconds()
+        limit_s = CLAIM_SECONDS if record.state is RoundState.CLAIMED else self._settings.triggers.stale_after_s
+        return silent_s > limit_s
 
     def _claim_if_due(self, token: int) -> None:
-        now = utc_now()
-        decision = decide(self._state(now), self._settings.triggers, now)
-        if decision.reason != self._last_reason:
-            log.info("%s", decision.reason)
-            self._last_reason = decision.reason
+        if self._features is None:
+            self._features = self._open_features()
+        now = self._clock()
+        decision = decide(self._state(self._features, now), self._settings.triggers, now)
+        self._say(decision.reason, about=f"{decision.reason.lstrip('0123456789')} {int(10 * decision.progress)}")
         if not decision.fire:
             return
         record = self._registry.claim_round(reason=decision.reason, cut=self._features.current_cut(), token=token)
         if record is not None:
-            log.info("round %s claimed", record.round_id)
             self._cron_from = now
-            self._executor.start(record.round_id, token)
+            self._watched = record.round_id
+            log.info("round %s claimed: %s", record.round_id, decision.reason)
+            self._start(record.round_id, 1, token)
 
-    def _state(self, now: datetime) -> TriggerState:
+    def _start(self, round_id: str, attempt: int, token: int) -> None:
+        log.info("round %s starts, attempt %d; its output: %s", round_id, attempt, self._executor.log(round_id).name)
+        self._executor.start(round_id, token)
+
+    def _state(self, features: Gathered, now: datetime) -> TriggerState:
         rounds = self._registry.rounds()
         failures = next((n for n, record in enumerate(rounds) if record.state is not RoundState.FAILED), len(rounds))
         due = self._cron.get_next_fire_time(None, self._cron_from) if self._cron else None
         return TriggerState(
-            labelled_feedback=self._features.count_labelled_since(self._registry.last_cut()),
-            last_round_at=rounds[0].created_at if rounds else None,
+            labelled_feedback=features.count_labelled_since(self._registry.last_cut()),
+            last_round_at=(rounds[0].finished_at or rounds[0].created_at) if rounds else None,
             unfinished=False,
             failures=failures,
             cron_due=due is not None and due <= now,
         )
 
+    def _report_end(self, unfinished: RoundRecord | None) -> None:
+        if self._watched is None or (unfinished and unfinished.round_id == self._watched):
+            return
+        ended = self._registry.round(self._watched)
+        self._watched = None
+        log.info("round %s is %s. %s", ended.round_id, ended.state, ended.detail or "")
 
-@click.command()
-@click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml")
-def main(config: Path) -> None:
-    """Run the training scheduler until SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    def _say(self, sentence: str, level: int = logging.INFO, *, about: str | None = None) -> None:
+        """Log a sentence unless the last one was about the same."""
+        if (about or sentence) != self._said:
+            self._said = about or sentence
+            log.log(level, "%s", sentence)
+
+
+def _crontab(text: str) -> CronTrigger:
+    try:
+        return CronTrigger.from_crontab(text, timezone="UTC")
+    except ValueError as error:
+        raise SettingsError(f"triggers.cron = {text!r}: {error}") from error
+
+
+def _run(config: Path) -> None:
+    from pipelines.features import FeatureStore
+
     settings = load_settings(config.read_text(), os.environ, root=config.absolute().parent)
-    if settings.triggers.drift is not None:
-        raise SettingsError("triggers.drift is not built yet: leave it unset")
+    refuse_unbuilt(settings.triggers)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     registry = Registry(settings.registry_url, settings.model.name)
     executor = LocalExecutor(settings, config)
-    scheduler = TrainingScheduler(settings, registry, FeatureStore(settings), executor)
+    scheduler = TrainingScheduler(settings, registry, lambda: FeatureStore(settings), executor)
     ticking = BackgroundScheduler(timezone="UTC")
     ticking.add_job(
         scheduler.tick,
@@ -140,6 +195,18 @@ def main(config: Path) -> None:
     ticking.shutdown(wait=False)
     scheduler.close()
     registry.close()
+
+
+@click.command()
+@click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml")
+def main(config: Path) -> None:
+    """Run the training scheduler until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a tick that takes longer than the next is no news
+    try:
+        _run(config)
+    except (SettingsError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from error
 
 
 if __name__ == "__main__":

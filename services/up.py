@@ -6,11 +6,9 @@ shares nothing with its children but files and addresses.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,118 +16,120 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
+from pipelines.triggers import refuse_unbuilt
+from schemas.artifacts import Champion
 from schemas.settings import Settings
-from services.executors import REPOSITORY
+from services.children import Child, die_with_parent, sweep
+from services.executors import REPOSITORY, round_mark
+from services.projects import LOCK, STATE
 from serving.broker import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
 from serving.registry import Registry
 
-MAX_DELAY_S = 5.0
-GRACE_S = 20.0
+BROKER_S = 20.0
+READY_S = 120.0
+TRIES = 4  # deaths before anything was ready after which starting is given up: it is the settings, not bad luck
+LOOK_S = 0.1
+# Serving before the consumer, so that what its outbox holds is published and then stored; a round yields the cores first.
+GRACE_S = {"scheduler": 10.0, "serving": 20.0, "consumer": 20.0, "broker": 2.0}
 
 
 class UpError(RuntimeError):
     """`ratchet up` cannot start; the message says why."""
 
 
-@dataclass
-class Child:
-    """One supervised process."""
-
-    name: str
-    command: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    deaths: int = 0
-    restart_at: float = 0.0
-    started_at: float = 0.0
-
-
-def _die_with_parent() -> None:
-    """Linux: a child gets SIGTERM when its supervisor dies, so that nothing is left holding the ports."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-@dataclass
 class Supervisor:
-    """Starts children, restarts the dead, stops all in order."""
+    """Starts children, starts the dead again, stops all in order. `stop` may be set from a signal handler."""
 
-    settings: Settings
-    config: Path
-    say: Callable[[str], None]
-    stop: threading.Event = field(default_factory=threading.Event)
-    children: list[Child] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    def __init__(self, settings: Settings, config: Path, say: Callable[[str], None]) -> None:
+        self.stop = threading.Event()
+        self._settings = settings
+        self._config = str(config.absolute())
+        self._say = say
+        self._children: list[Child] = []
+        self._environment = dict(os.environ)
+        self._broker = settings.kafka.bootstrap_servers or ""
+        self._pids: dict[str, int | None] | None = None
 
     def run(self) -> None:
-        """Start everything and watch until `stop` is set. Raises UpError."""
-        lock = self._lock()
-        try:
+        """Start everything and watch until `stop` is set. Raises UpError, SettingsError, ConnectionError."""
+        refuse_unbuilt(self._settings.triggers)
+        with self._locked():
+            self._end_left_over()
             self._check_port()
-            self._registry_ready()
-            self._start_broker()
-            self._bootstrap()
-            if not self.stop.is_set():
-                self._start_rest()
-                self._watch()
-        finally:
-            self._stop_all()
-            self.settings.path("state/up.json").unlink(missing_ok=True)
-            lock.close()
+            try:
+                self._start_broker()
+                if not self.stop.is_set():
+                    self._bootstrap()
+                if not self.stop.is_set():
+                    self._start_rest()
+                while not self.stop.wait(LOOK_S):
+                    self._watch()
+            finally:
+                self._stop_all()
 
     # --- start ------------------------------------------------------------------------------------------------------
 
-    def _lock(self) -> IO[str]:
-        path = self.settings.path("state/up.lock")
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder's lock, so that nobody else is up in it."""
+        path = self._settings.path(LOCK)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UpError(f"already up in this folder, as process {lock.read().strip()}") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        return lock
+        deadline = time.monotonic() + 1  # `ratchet status` holds it for an instant
+        with path.open("a+") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        lock.seek(0)
+                        raise UpError(f"already up in this folder, as process {lock.read().strip()}") from None
+                    time.sleep(0.05)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            try:
+                yield
+            finally:
+                self._settings.path(STATE).unlink(missing_ok=True)
+
+    def _end_left_over(self) -> None:
+        """Kill what an `up` that was killed has left of its children; we hold the lock, so they are nobody's."""
+        self._settings.path(STATE).unlink(missing_ok=True)
+        for name in GRACE_S:
+            if killed := sweep(self._mark(name)):
+                self._tell(name, f"{killed} processes of an earlier, killed up: ended")
 
     def _check_port(self) -> None:
-        address = (self.settings.serving.host, self.settings.serving.port)
-        with socket.socket() as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                attempt.bind(address)
-            except OSError as error:
-                raise UpError(
-                    f"{address[0]}:{address[1]} cannot be used ({error.strerror}): set serving.port"
-                ) from error
-
-    def _registry_ready(self) -> None:
-        registry = Registry(self.settings.registry_url, self.settings.model.name)
-        registry.migrate()
-        registry.close()
+        serving = self._settings.serving
+        try:
+            found = socket.getaddrinfo(serving.host, serving.port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, address in found[:1]:
+                with socket.socket(family, kind, protocol) as attempt:
+                    attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    attempt.bind(address)
+        except OSError as error:
+            where = f"{serving.host}:{serving.port}"
+            raise UpError(f"{where} cannot be used ({error.strerror}): free it, or set serving.port") from error
 
     def _start_broker(self) -> None:
-        kafka = self.settings.kafka
-        if kafka.bootstrap_servers is None:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            self.environment["RATCHET_KAFKA__BOOTSTRAP_SERVERS"] = f"127.0.0.1:{port}"
-            self.environment["RATCHET_EMBEDDED_BROKER"] = "1"
+        kafka, embedded = self._settings.kafka, self._settings.embedded_broker
+        if embedded:
+            port = _free_port()
+            self._broker = f"127.0.0.1:{port}"
+            self._environment["RATCHET_KAFKA__BOOTSTRAP_SERVERS"] = self._broker
+            self._environment["RATCHET_EMBEDDED_BROKER"] = "1"
             self._add("broker", embedded_broker_command(port))
-        address = self.environment.get("RATCHET_KAFKA__BOOTSTRAP_SERVERS") or kafka.bootstrap_servers
-        assert address is not None
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + BROKER_S
         while not self.stop.is_set():
+            self._watch()
             try:
                 ensure_topics(
-                    address,
-                    Topics.of(self.settings.model.name).names(),
+                    self._broker,
+                    Topics.of(self._settings.model.name).names(),
                     partitions=kafka.partitions,
                     replication_factor=kafka.replication_factor,
                     timeout_s=kafka.publish_timeout_s,
@@ -137,156 +137,152 @@ class Supervisor:
                 break
             except BrokerUnavailable as error:
                 if time.monotonic() > deadline:
-                    raise UpError(f"{error}: is kafka.bootstrap_servers right?") from error
-                self.stop.wait(0.2)
-        self.say(f"broker     {address}" + (" (embedded)" if kafka.bootstrap_servers is None else ""))
+                    hint = "see state/logs/broker.log" if embedded else "is kafka.bootstrap_servers right?"
+                    raise UpError(f"{error}: {hint}") from error
+            self.stop.wait(0.2)
+        self._tell("broker", self._broker + (" (embedded)" if embedded else ""))
 
     def _bootstrap(self) -> None:
-        registry = Registry(self.settings.registry_url, self.settings.model.name)
+        """Train the first champion if there is none, with its progress shown."""
+        registry = Registry(self._settings.registry_url, self._settings.model.name)
         try:
-            if registry.champion() is not None:
-                return
-            self.say("champion   none yet: training the first one from the seed")
-            unfinished = registry.unfinished_round()
-            claimed = unfinished or registry.claim_round(reason="no champion yet", cut={}, token=None)
-            assert claimed is not None
-            command = [
-                *self._module("services.cli"),
-                "round",
-                "run",
-                "--claimed",
-                claimed.round_id,
-                "-c",
-                self._config(),
-            ]
-            child = subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, preexec_fn=_die_with_parent)  # noqa: PLW1509
-            while child.poll() is None:
-                if self.stop.wait(0.1):
-                    child.terminate()
-                    child.wait(10)
-                    return
-            if registry.champion() is None:
-                detail = registry.round(claimed.round_id).detail
-                raise UpError(f"the first champion could not be trained: {detail or 'see the lines above'}")
+            registry.migrate()
+            champion = registry.champion()
+            if champion is None:
+                self._tell("champion", "none yet: training the first one from the seed")
+                self._train()
+                champion = self._first_champion(registry)
+            if champion is not None:
+                self._tell("champion", f"{champion.model_version}, generation {champion.generation}")
         finally:
             registry.close()
 
+    def _train(self) -> None:
+        command = [*_module("services.cli"), "round", "run", "--bootstrap", "-c", self._config]
+        child = subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, preexec_fn=die_with_parent)  # noqa: PLW1509
+        try:
+            while child.poll() is None and not self.stop.wait(LOOK_S):
+                self._watch()
+        finally:
+            child.kill()  # no harm if it has ended; a round that is killed goes on where it was
+            child.wait(10)
+
+    def _first_champion(self, registry: Registry) -> Champion | None:
+        champion = registry.champion()
+        if champion is None and not self.stop.is_set():
+            detail = next((record.detail for record in registry.rounds()), None)
+            raise UpError(f"there is no first champion: {detail or 'see the lines above'}")
+        return champion
+
     def _start_rest(self) -> None:
-        serving = self.settings.serving
-        self._add("consumer", [*self._module("services.feedback_consumer"), "-c", self._config()])
-        command = [*self._module("bentoml"), "serve", "serving.service:RatchetService", "--host", serving.host]
-        command += ["--port", str(serving.port)]
-        self._add("serving", command)
-        self._add("scheduler", [*self._module("services.training_scheduler"), "-c", self._config()])
-        url = f"http://{serving.host}:{serving.port}"
-        waiting_since = time.monotonic()
-        while not self.stop.is_set() and not _answers(f"{url}/readyz"):
-            self._restart_the_dead()
-            if time.monotonic() - waiting_since > 120:
-                raise UpError(
-                    f"serving did not get ready within 120 s: see {self.settings.path('state/logs/serving.log')}"
-                )
-            self.stop.wait(0.2)
-        self._write_state(url)
-        self.say(f"serving    {url}  (POST /predict, /feedback; GET /model; key in keys.env)")
-        self.say(f"logs       {self.settings.path('state/logs')}")
-        self.say("ready      Ctrl-C stops")
+        serving = self._settings.serving
+        self._add("consumer", [*_module("services.feedback_consumer"), "-c", self._config])
+        command = [*_module("bentoml"), "serve", "serving.service:RatchetService"]
+        self._add("serving", [*command, "--host", serving.host, "--port", str(serving.port)])
+        self._add("scheduler", [*_module("services.training_scheduler"), "-c", self._config])
+        self._await_ready()
+        if self.stop.is_set():
+            return
+        self._tell("serving", f"{self._url()}  (POST /predict, /feedback; GET /model; key in {self._keys()})")
+        self._tell("logs", str(self._settings.path("state/logs")))
+        self._tell("ready", "Ctrl-C stops")
+        self._write_state()
+
+    def _await_ready(self) -> None:
+        """Until serving answers that it has a model, and consumer and scheduler say that they are ready."""
+        deadline = time.monotonic() + READY_S
+        waiting = [child for child in self._children if child.name != "broker"]
+        while waiting and not self.stop.wait(LOOK_S):
+            self._watch()
+            waiting = [child for child in waiting if not self._is_ready(child)]
+            for child in waiting:
+                if child.deaths >= TRIES:
+                    raise UpError(f"{child.name} does not start: {child.last_line} ({child.log})")
+                if time.monotonic() > deadline:
+                    raise UpError(f"{child.name} did not get ready within {READY_S:.0f} s: see {child.log}")
+
+    def _is_ready(self, child: Child) -> bool:
+        # Asked of serving only while its process lives: else somebody else's server might answer.
+        return child.ready if child.name != "serving" else child.alive and _answers(f"{self._url()}/readyz")
 
     def _add(self, name: str, command: list[str]) -> None:
-        child = Child(name, command)
-        self.children.append(child)
-        self._start(child)
-
-    def _start(self, child: Child) -> None:
-        logs = self.settings.path("state/logs")
-        logs.mkdir(parents=True, exist_ok=True)
-        home = self.settings.path("state/bentoml")
         environment = {
-            **self.environment,
-            "RATCHET_CONFIG": self._config(),
+            **self._environment,
+            "RATCHET_CONFIG": self._config,
+            "DO_NOT_TRACK": "1",
             "BENTOML_DO_NOT_TRACK": "true",
-            "BENTOML_HOME": str(home),
+            "BENTOML_HOME": str(self._settings.path("state/bentoml")),
             "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": "1",
         }
-        with (logs / f"{child.name}.log").open("ab") as log:
-            child.process = subprocess.Popen(
-                child.command,
-                cwd=REPOSITORY,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one syscall, before threads exist in the child
-            )
-        child.started_at = time.monotonic()
-
-    def _module(self, name: str) -> list[str]:
-        return [sys.executable, "-m", name]
-
-    def _config(self) -> str:
-        return str(self.config.absolute())
+        if name != "scheduler":  # it hands its environment to rounds, whose threads are training.threads
+            environment["OMP_NUM_THREADS"] = "1"
+        logs = self._settings.path("state/logs")
+        child = Child(name, command, environment=environment, logs=logs, mark=self._mark(name))
+        self._children.append(child)
+        child.start()
 
     # --- watch and stop ---------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        while not self.stop.wait(0.2):
-            self._restart_the_dead()
-
-    def _restart_the_dead(self) -> None:
-        for child in self.children:
-            assert child.process is not None
-            if child.process.poll() is None:
-                continue
-            if not child.restart_at:
-                quick = time.monotonic() - child.started_at < 30
-                child.deaths = child.deaths + 1 if quick else 1
-                delay = min(MAX_DELAY_S, 0.25 * 2 ** (child.deaths - 1))
-                child.restart_at = time.monotonic() + delay
-                _kill_group(child.process)
-                self.say(f"{child.name:<10} ended with {child.process.returncode}: starting again in {delay:.1f} s")
-            elif time.monotonic() >= child.restart_at:
-                child.restart_at = 0.0
-                self._start(child)
-                self._write_state(f"http://{self.settings.serving.host}:{self.settings.serving.port}")
+        for child in self._children:
+            for line in child.watch():
+                self._tell(child.name, line)
+        if self._pids is not None and self._pids != self._children_pids():
+            self._write_state()
 
     def _stop_all(self) -> None:
-        """Serving first, so that its outbox drains; then the consumer, which stores what is left; the broker last."""
-        order = {"scheduler": 0, "serving": 1, "consumer": 2, "broker": 3}
-        for child in sorted(self.children, key=lambda c: order[c.name]):
-            process = child.process
-            if process is None or process.poll() is not None:
-                continue
-            process.terminate()
-            try:
-                process.wait(1 if child.name == "broker" else GRACE_S)
-            except subprocess.TimeoutExpired:
-                if child.name != "broker":
-                    self.say(f"{child.name:<10} did not stop within {GRACE_S:.0f} s: killed")
-            _kill_group(process)
-            process.wait(5)
-        self.say("stopped")
+        """Stop in the order of GRACE_S; a second signal changes nothing, every wait is bounded already."""
+        self._settings.path(STATE).unlink(missing_ok=True)
+        if not self._children:
+            return
+        self._tell("stopping", "what was accepted is being stored")
+        children = {child.name: child for child in self._children}
+        for name, grace_s in GRACE_S.items():
+            if name in children and not children[name].stop(grace_s) and name != "broker":
+                self._tell(name, f"did not stop within {grace_s:.0f} s: killed")
+        sweep(round_mark(self._settings))  # started by a scheduler that died; it is resumed at the next start
+        self._tell("stopped", "")
 
-    def _write_state(self, url: str) -> None:
-        state = {
-            "pid": os.getpid(),
-            "broker": self.environment.get("RATCHET_KAFKA__BOOTSTRAP_SERVERS") or self.settings.kafka.bootstrap_servers,
-            "serving": url,
-            "pids": {child.name: child.process.pid for child in self.children if child.process},
-        }
-        path = self.settings.path("state/up.json")
-        path.with_suffix(".part").write_text(json.dumps(state))
-        path.with_suffix(".part").rename(path)
+    def _write_state(self) -> None:
+        self._pids = self._children_pids()
+        state = {"pid": os.getpid(), "broker": self._broker, "serving": self._url(), "pids": self._pids}
+        path = self._settings.path(STATE)
+        beside = path.with_suffix(".part")
+        beside.write_text(json.dumps(state))
+        beside.rename(path)
+
+    def _children_pids(self) -> dict[str, int | None]:
+        return {child.name: child.pid for child in self._children}
+
+    def _mark(self, name: str) -> str:
+        return f"{self._settings.root.absolute()}:{name}"
+
+    def _url(self) -> str:
+        serving = self._settings.serving
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(serving.host, serving.host)  # noqa: S104 - compared, not bound
+        return f"http://{host}:{serving.port}"
+
+    def _keys(self) -> str:
+        return self._settings.access.keys
+
+    def _tell(self, name: str, line: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that went away is no reason to stop
+            self._say(f"{name:<10} {line}".rstrip())
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+def _module(name: str) -> list[str]:
+    return [sys.executable, "-m", name]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own loopback address
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
             return int(response.status) == 200
     except (urllib.error.URLError, OSError):
         return False

@@ -19,7 +19,7 @@ from kafka.admin import NewTopic
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 from kafka.net.compat import KafkaNetClient
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import MemberState, OffsetAndMetadata
 
 log = logging.getLogger("ratchet.broker")
 logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its retries are ours to report, in our words
@@ -329,9 +329,16 @@ class Subscription:
             )
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, if we are settled in it.
+
+        A member that leaves while it is being let in blocks the embedded broker's group for ever (seen with Tansu); one
+        that falls silent is expelled after the session timeout, here as on Kafka.
+        """
         with contextlib.suppress(Exception):
-            self._consumer.close(autocommit=False, timeout_ms=2000)
+            if self._consumer.group_metadata().state == MemberState.STABLE:
+                self._consumer.close(autocommit=False, timeout_ms=2000)
+            else:
+                self._consumer._client.close()
 
     def _on_assigned(self) -> None:
         self._reassigned = True

@@ -1,0 +1,48 @@
+"""Announce a promotion on the topic `<model>.promotions`.
+
+Turns a champion into a `ModelPromoted` message. Rounds, approvals and rollbacks call it after the registry has the fact.
+It is a hint only, so nothing that goes wrong here is anybody's failure, and it takes 2 seconds at most.
+"""
+
+import logging
+
+from schemas.artifacts import Champion
+from schemas.events import ModelPromoted, PromotionData
+from schemas.settings import Settings
+from serving.registry import Registry
+
+log = logging.getLogger("ratchet.announce")
+
+TIMEOUT_S = 2.0
+
+
+def announce(settings: Settings, registry: Registry, champion: Champion) -> None:
+    """Publish, if there is a broker to publish to. Never raises."""
+    from services.projects import running_up
+
+    up = running_up(settings)
+    bootstrap = settings.kafka.bootstrap_servers or (up or {}).get("broker")
+    if not bootstrap:
+        return
+    from serving.broker import Outgoing, Publisher, Topics
+
+    publisher = Publisher(str(bootstrap), timeout_s=TIMEOUT_S)
+    try:
+        before = next((c for c in registry.promotions() if c.generation < champion.generation), None)
+        data = PromotionData(
+            model_name=settings.model.name,
+            model_version=champion.model_version,
+            previous_version=before.model_version if before else None,
+            generation=champion.generation,
+            round_id=champion.round_id,
+            actor=champion.actor,
+        )
+        event = ModelPromoted(
+            source=f"ratchet/{settings.model.name}/registry", subject=champion.model_version, data=data
+        )
+        topic = Topics.of(settings.model.name).promotions
+        publisher.publish_many([Outgoing(topic, settings.model.name.encode(), event.model_dump_json().encode())])
+    except Exception as error:
+        log.warning("the promotion of %s was not announced: %s", champion.model_version, error)
+    finally:
+        publisher.close()

@@ -1,0 +1,230 @@
+"""`ratchet round`: run, list, show, approve and reject training rounds.
+
+Turns arguments into a round run in this process, or into a person's decision in the registry. The executor starts `round
+run --claimed ID` too. It deliberately does not know what a round does.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
+
+if TYPE_CHECKING:
+    from schemas.artifacts import RoundRecord
+    from schemas.settings import Settings
+    from serving.registry import Registry
+
+
+@click.group(name="round")
+def rounds() -> None:
+    """Training rounds."""
+
+
+@rounds.command(name="run")
+@click.option("--claimed", metavar="ID", help="run this claimed round instead of claiming one now")
+@click.option("--bootstrap", is_flag=True, help="do nothing if there is a champion already")
+@click.option("--token", type=int, help="the scheduler's fencing token")
+@config_option
+def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: Path) -> None:
+    """Run a round in the foreground, or go on with one that was interrupted."""
+    from schemas.artifacts import RoundState
+    from services.announce import announce
+    from services.projects import fill_taxonomy
+    from services.round_process import run_claimed
+
+    if claimed and bootstrap:
+        raise click.UsageError("--claimed and --bootstrap exclude each other")
+    with opened(config) as (settings, registry):
+        registry.migrate()
+        fill_taxonomy(settings, registry)
+        if bootstrap and (champion := registry.champion()):
+            click.echo(f"there is a champion already: {champion.model_version}")
+            return
+        round_id = claimed or _claim(settings, registry, "no champion yet" if bootstrap else "by hand")
+        try:
+            with _progress() as progress:
+                done = run_claimed(
+                    round_id,
+                    settings=settings,
+                    registry=registry,
+                    token=token,
+                    show=progress,
+                    announce=lambda champion: announce(settings, registry, champion),
+                )
+        except KeyboardInterrupt:
+            click.echo(f"interrupted: `ratchet round run` goes on with {round_id}", err=True)
+            raise
+    click.echo(f"round {round_id}: {done.state}. {done.detail}")
+    if done.state is RoundState.FAILED:
+        sys.exit(1)
+
+
+def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
+    """The id of a round to run: one that was interrupted, else one claimed now."""
+    from schemas.artifacts import RoundState
+    from schemas.events import utc_now
+    from services.round_process import Whereabouts, lock_file, whereabouts
+
+    unfinished = registry.unfinished_round()
+    if unfinished is None:
+        record = registry.claim_round(reason=reason, cut=_cut(settings, registry), token=None)
+        if record is not None:
+            return record.round_id
+        unfinished = registry.unfinished_round()
+        if unfinished is None:
+            raise click.ClickException("somebody else's round began and ended just now: try again")
+    found = unfinished.round_id
+    if unfinished.state is RoundState.AWAITING_APPROVAL:
+        raise click.ClickException(
+            f"round {found} awaits approval: `ratchet round approve {found}` or `reject {found}` first"
+        )
+    where, pid = whereabouts(lock_file(settings, found))
+    if where is Whereabouts.HERE:
+        raise click.ClickException(f"round {found} is running as process {pid}")
+    silent_s = (utc_now() - (unfinished.heartbeat_at or unfinished.created_at)).total_seconds()
+    if where is Whereabouts.UNKNOWN and silent_s < settings.triggers.stale_after_s:
+        raise click.ClickException(
+            f"round {found} is unfinished, its last sign of life {silent_s:.0f} s ago: try later"
+        )
+    click.echo(f"going on with round {found}")
+    return found
+
+
+def _cut(settings: "Settings", registry: "Registry") -> dict[str, int]:
+    """What is stored now. Before there is a champion there is no feedback, and no store to open."""
+    if registry.champion() is None:
+        return {}
+    from pipelines.features import FeatureStore
+
+    return FeatureStore(settings).current_cut()
+
+
+@contextlib.contextmanager
+def _progress() -> "Iterator[Callable[[str, float], None]]":
+    """A bar for each step on a terminal, plain lines elsewhere."""
+    if not sys.stdout.isatty():
+        started, last = time.monotonic(), [""]
+
+        def line(step: str, share: float) -> None:
+            shown = f"{step} {10 * int(10 * share)} %"
+            if shown != last[0]:
+                last[0] = shown
+                click.echo(f"{time.monotonic() - started:6.1f} s  {shown}")
+
+        yield line
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()) as bars:
+        tasks: dict[str, Any] = {}
+
+        def bar(step: str, share: float) -> None:
+            if step not in tasks:
+                for task in tasks.values():
+                    bars.update(task, completed=1)
+                tasks[step] = bars.add_task(step, total=1)
+            bars.update(tasks[step], completed=share)
+
+        yield bar
+        for task in tasks.values():
+            bars.update(task, completed=1)
+
+
+@rounds.command(name="list")
+@config_option
+@json_option
+def round_list(config: Path, as_json: bool) -> None:
+    """All rounds, newest first."""
+    with opened(config) as (_, registry):
+        found = registry.rounds()
+    lines = [f"{r.round_id}  {r.created_at:%Y-%m-%d %H:%M}  {r.state:<21}  {r.detail or r.step or ''}" for r in found]
+    show([r.model_dump(mode="json") for r in found], as_json, lines or ["no rounds yet"])
+
+
+@rounds.command(name="show")
+@click.argument("round_id", metavar="ID")
+@config_option
+@json_option
+def round_show(round_id: str, config: Path, as_json: bool) -> None:
+    """One round, with its rows and every gate."""
+    with opened(config) as (_, registry):
+        record = registry.round(round_id)
+    show(record.model_dump(mode="json"), as_json, _lines(record))
+
+
+def _lines(record: "RoundRecord") -> list[str]:
+    lines = [
+        f"{record.round_id}  {record.state}",
+        f"why        {record.reason}",
+        f"against    {record.champion_version or '-'}",
+        f"candidate  {record.candidate_version or '-'}",
+        f"end        {record.detail or '-'}",
+    ]
+    if d := record.dataset:
+        dropped = ", ".join(f"{n} {reason}" for reason, n in d.dropped.items()) or "nothing"
+        lines.append(
+            f"rows       {d.rows_in} in: {d.rows_train} train, {d.rows_validation} validation; dropped {dropped}"
+        )
+    for name, e in record.evaluations.items():
+        lines.append(f"{name:<10} accuracy {e.accuracy:.4f}, NLL {e.nll:.4f}, ECE {e.ece:.4f} on {e.n} {e.split} rows")
+    if record.gate_report:
+        lines += [
+            f"  {g.gate:<14} {g.verdict:<21}{'' if g.blocking else ' (advises)'} {g.sentence}"
+            for g in record.gate_report.results
+        ]
+    return lines
+
+
+@rounds.command(name="approve")
+@click.argument("round_id", metavar="ID")
+@config_option
+@by_option
+@reason_option
+@json_option
+def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bool) -> None:
+    """Promote a round's candidate in your name."""
+    from schemas.artifacts import RoundState
+    from services.announce import announce
+
+    with opened(config) as (settings, registry):
+        record, live = registry.round(round_id), registry.champion()
+        waits = record.state in (RoundState.AWAITING_APPROVAL, RoundState.INSUFFICIENT)
+        if not waits or record.candidate_version is None:
+            raise click.ClickException(f"round {round_id} is {record.state}: there is no candidate to approve")
+        if (live.model_version if live else None) != record.champion_version:
+            raise click.ClickException(
+                f"the champion is {live.model_version if live else 'none'}, and {record.candidate_version} was judged "
+                f"against {record.champion_version or 'none'}: `ratchet round reject {round_id}`, the next round judges anew"
+            )
+        registry.mark_servable(record.candidate_version, approved_by=by)
+        champion = registry.promote(
+            record.candidate_version, expected=record.champion_version, token=None, actor=by, round_id=round_id
+        )
+        why = {"round": round_id, "version": champion.model_version, "overruled": record.state.value, "reason": reason}
+        registry.audit(by, "round approve", why)
+        announce(settings, registry, champion)
+    lines = [f"{champion.model_version} is the champion, generation {champion.generation}"]
+    show(champion.model_dump(mode="json"), as_json, lines)
+
+
+@rounds.command(name="reject")
+@click.argument("round_id", metavar="ID")
+@config_option
+@by_option
+@reason_option
+@json_option
+def round_reject(round_id: str, config: Path, by: str, reason: str, as_json: bool) -> None:
+    """Turn a candidate down in your name; a round that runs is ended."""
+    from schemas.artifacts import RoundState
+
+    with opened(config) as (_, registry):
+        registry.finish_round(round_id, RoundState.REJECTED, detail=f"rejected by {by}: {reason or 'no reason given'}")
+        registry.audit(by, "round reject", {"round": round_id, "reason": reason})
+        record = registry.round(round_id)
+    show(record.model_dump(mode="json"), as_json, [f"round {round_id} is rejected"])

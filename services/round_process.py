@@ -1,0 +1,173 @@
+"""The process of one round: it holds the round's lock, beats, and ends when the round is no longer its own.
+
+Turns a claimed round's id into its final record. `ratchet round run` calls it; the executor asks here whether a round's
+process lives. It deliberately knows nothing of what a round does, nor of why it was claimed.
+
+The lock is a file in the round's folder, held for as long as the process lives: two processes of one machine never run
+the same round. Between machines the registry's heartbeat and the fencing token do the same.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+
+from schemas.artifacts import RoundRecord
+from schemas.settings import Settings
+from serving.registry import Registry, RoundOver
+
+BEAT_S = 2.0
+END_S = 15.0  # what a round may do after the registry has its end: write its report, tell the promotions topic
+LOCK_WAIT_S = 1.0  # somebody who only looks holds the lock for an instant
+
+Progress = Callable[[str, float], None]
+
+
+class RoundBusy(RuntimeError):
+    """Another process runs this round."""
+
+
+class Whereabouts(Enum):
+    """Where a round's process is, as seen from this machine."""
+
+    HERE = "it runs here"
+    GONE = "it ran here and has ended"
+    UNKNOWN = "it never ran here"
+
+
+def lock_file(settings: Settings, round_id: str) -> Path:
+    """The file whose lock a round's process holds."""
+    return settings.path("state/rounds") / round_id / "lock"
+
+
+def whereabouts(path: Path) -> tuple[Whereabouts, int | None]:
+    """Where the process that holds a round's lock file is, and its id if it runs here."""
+    try:
+        with path.open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _, pid = _holder(file.read())
+                return Whereabouts.HERE, pid
+            host, _ = _holder(file.read())
+    except FileNotFoundError:
+        return Whereabouts.UNKNOWN, None
+    return (Whereabouts.GONE if host == socket.gethostname() else Whereabouts.UNKNOWN), None
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a round's lock file. Raises RoundBusy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    _, pid = whereabouts(path)
+                    raise RoundBusy(f"round {path.parent.name} is running as process {pid}") from None
+                time.sleep(0.05)
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} {os.getpid()}")
+        file.flush()
+        yield
+
+
+def run_claimed(
+    round_id: str,
+    *,
+    settings: Settings,
+    registry: Registry,
+    token: int | None,
+    show: Progress,
+    announce: Callable[..., None],
+) -> RoundRecord:
+    """Run a claimed round, or go on with it, in this process. Raises RoundBusy and what `run_round` raises."""
+    with locked(lock_file(settings, round_id)):
+        from pipelines.features import FeatureStore
+        from pipelines.training_round import run_round
+        from serving.artifacts import ArtifactStore
+
+        heart = Heart(registry, round_id, show)
+        try:
+            with heart:
+                return run_round(
+                    round_id,
+                    settings=settings,
+                    registry=registry,
+                    store=ArtifactStore(settings.location(settings.artifacts.url)),
+                    features=FeatureStore(settings),
+                    token=token,
+                    progress=heart.progress,
+                    announce=announce,
+                )
+        except Exception as error:
+            # It is resumed or marked failed by others; what stopped it should be seen without its log.
+            with contextlib.suppress(Exception):
+                registry.update_round(round_id, detail=f"attempt stopped by {type(error).__name__}: {error}"[:500])
+            raise
+
+
+class Heart:
+    """Says every two seconds that the round's process lives and how far it is; ends the process if it lost its round."""
+
+    def __init__(self, registry: Registry, round_id: str, show: Progress) -> None:
+        self._registry = registry
+        self._round_id = round_id
+        self._show = show
+        self._attempt: int | None = None
+        self._news: dict[str, object] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+
+    def __enter__(self) -> "Heart":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+    def progress(self, step: str, share: float) -> None:
+        """Note and show how far the round is in which step."""
+        if self._attempt is None:  # the first call comes right after the round was started
+            self._attempt = self._registry.round(self._round_id).attempts
+        self._news = {"step": step, "progress": min(1.0, max(0.0, share))}
+        self._show(step, share)
+
+    def _run(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            try:
+                self._beat()
+            except RoundOver as error:
+                # Perhaps ended by ourselves a moment ago: then the main thread is about to return.
+                if not self._stop.wait(END_S):
+                    _end(str(error))
+            except Exception as error:
+                print(f"no heartbeat: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+    def _beat(self) -> None:
+        record = self._registry.round(self._round_id)
+        if self._attempt is not None and record.attempts > self._attempt:
+            _end(f"round {self._round_id} was taken over by attempt {record.attempts}")
+        self._registry.update_round(self._round_id, **self._news)
+
+
+def _holder(text: str) -> tuple[str, int | None]:
+    host, _, pid = text.partition(" ")
+    return host, int(pid) if pid.isdecimal() else None
+
+
+def _end(reason: str) -> None:
+    """Leave at once, as if killed: whatever the main thread is in the middle of is another's now."""
+    print(f"ratchet: {reason}: this process stops", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,110 @@
+"""`ratchet status`: what serves, what learns, what waits.
+
+Turns registry, feature store and the running `ratchet up` into one picture. It deliberately changes nothing, and says
+what it could not see instead of failing.
+"""
+
+import re
+import urllib.request
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from schemas.artifacts import Champion, RoundRecord, WorkerHeartbeat
+from schemas.events import utc_now
+from schemas.settings import Settings
+from services.projects import open_project, running_up
+from serving.registry import Registry
+
+WAITING = re.compile(r"^ratchet_outbox_waiting\{[^}]*\} (\S+)$", re.MULTILINE)
+
+
+def look(config: Path) -> tuple[dict[str, Any], list[str]]:
+    """The status as JSON values and as lines."""
+    settings = open_project(config)
+    registry = Registry(settings.registry_url, settings.model.name)
+    try:
+        champion, unfinished, workers = registry.champion(), registry.unfinished_round(), registry.workers()
+        gathered, unseen = _gathered(settings, registry.last_cut())
+    finally:
+        registry.close()
+    up = running_up(settings)
+    waiting = _waiting(str(up["serving"])) if up else None
+    value = {
+        "model": settings.model.name,
+        "up": up is not None,
+        "serving": up["serving"] if up else None,
+        "champion": champion.model_dump(mode="json") if champion else None,
+        "workers": [worker.model_dump(mode="json") for worker in workers],
+        "round": _round(unfinished),
+        "feedback": gathered,
+        "min_feedback": settings.triggers.min_feedback,
+        "not_yet_stored": waiting,
+    }
+    lines = [
+        f"model      {settings.model.name}" + (f", up at {up['serving']}" if up else ", not up: `ratchet up`"),
+        _champion_line(champion),
+        *(_worker_line(worker, champion) for worker in workers),
+        _round_line(unfinished),
+        f"feedback   {unseen or f'{gathered} of {settings.triggers.min_feedback} since the last round'}",
+        *([f"lag        {waiting} accepted events are not stored yet"] if waiting is not None else []),
+    ]
+    return value, lines
+
+
+def _gathered(settings: Settings, cut: dict[str, int]) -> tuple[int | None, str | None]:
+    """Labelled feedback since a cut, or why it cannot be counted."""
+    from pipelines.features import FeatureStore
+
+    try:
+        return FeatureStore(settings).count_labelled_since(cut), None
+    except Exception as error:
+        return None, f"cannot be counted: {type(error).__name__}: {error}"
+
+
+def _waiting(url: str) -> int | None:
+    """Events in the outboxes, which serving keeps until they are stored (or, with a real Kafka, published)."""
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=2) as response:  # noqa: S310 - our own address
+            found = WAITING.findall(response.read().decode())
+    except (OSError, ValueError):
+        return None
+    return int(sum(float(number) for number in found)) if found else None
+
+
+def _round(unfinished: RoundRecord | None) -> dict[str, Any] | None:
+    if unfinished is None:
+        return None
+    wanted = {"round_id", "state", "step", "progress", "reason", "attempts", "created_at", "heartbeat_at"}
+    return unfinished.model_dump(mode="json", include=wanted)
+
+
+def _champion_line(champion: Champion | None) -> str:
+    if champion is None:
+        return "champion   none yet: `ratchet up` trains one"
+    return (
+        f"champion   {champion.model_version}, generation {champion.generation}, by {champion.actor} "
+        f"{_ago(champion.promoted_at)}"
+    )
+
+
+def _worker_line(worker: WorkerHeartbeat, champion: Champion | None) -> str:
+    behind = champion is not None and worker.generation != champion.generation
+    note = f"  ! {worker.error}" if worker.error else "  (behind)" if behind else ""
+    return f"worker     {worker.worker} serves {worker.model_version or 'nothing yet'}{note}"
+
+
+def _round_line(unfinished: RoundRecord | None) -> str:
+    if unfinished is None:
+        return "round      none"
+    share = f" {unfinished.progress:.0%}" if unfinished.progress is not None else ""
+    alive = f", alive {_ago(unfinished.heartbeat_at)}" if unfinished.heartbeat_at else ""
+    return f"round      {unfinished.round_id} {unfinished.state}: {unfinished.step or 'not begun'}{share}{alive}"
+
+
+def _ago(moment: datetime) -> str:
+    seconds = max(0.0, (utc_now() - moment).total_seconds())
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

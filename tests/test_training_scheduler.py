@@ -1,0 +1,302 @@
+"""The scheduler's tick on a real registry, a real feature store and real processes that end at once or hold a lock."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipelines.event_log import SCHEMAS
+from pipelines.features import FeatureStore, default_feature_store_yaml
+from schemas.artifacts import RoundRecord, RoundState
+from schemas.settings import Settings, TriggerSettings, render_settings
+from services import training_scheduler
+from services.executors import REPOSITORY, LocalExecutor, round_mark
+from services.round_process import lock_file, locked
+from services.training_scheduler import TrainingScheduler
+from serving.registry import Registry
+from tests.fakes import wait_until
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def timed(settings: Settings, registry: Registry, clock: Clock) -> Registry:
+    """The project's registry on the test's clock."""
+    return Registry(settings.registry_url, settings.model.name, clock=clock)
+
+
+@pytest.fixture
+def executor(settings: Settings) -> LocalExecutor:
+    """Starts real processes; without a settings file each ends at once, before it begins its round."""
+    return LocalExecutor(settings, settings.root / "ratchet.toml")
+
+
+@pytest.fixture
+def scheduler(
+    settings: Settings,
+    timed: Registry,
+    executor: LocalExecutor,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> TrainingScheduler:
+    monkeypatch.setattr(training_scheduler, "RESUME_SECONDS", 0.0)
+    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name))
+    few = settings.model_copy(update={"triggers": TriggerSettings(min_feedback=3)})
+    return TrainingScheduler(few, timed, lambda: FeatureStore(few), executor, clock)
+
+
+def claim(registry: Registry) -> str:
+    record = registry.claim_round(reason="test", cut={}, token=None)
+    assert record is not None
+    return record.round_id
+
+
+def ended(executor: LocalExecutor, round_id: str) -> None:
+    """Wait until the process that the executor started for a round is gone."""
+    assert executor._child is not None
+    executor._child.wait(30)
+    assert executor.starts(round_id)
+
+
+def store_feedback(settings: Settings, numbers: range) -> None:
+    rows = [
+        {
+            "feedback_id": f"f{n}",
+            "event_id": f"e{n}",
+            "prediction_id": f"p{n}",
+            "model_name": settings.model.name,
+            "kind": "correction",
+            "value": json.dumps("money"),
+            "user": f"u{n}",
+            "event_timestamp": START,
+            "created_timestamp": START,
+            "topic_id": "F",
+            "partition": 0,
+            "offset": n,
+        }
+        for n in numbers
+    ]
+    kept = [{key: row[key] for key in SCHEMAS["feedback"].names} for row in rows]
+    table = pa.Table.from_pylist(kept, schema=SCHEMAS["feedback"])
+    FeatureStore(settings).log.append("feedback", table, {"F/0": numbers[-1]})
+
+
+def test_enough_feedback_is_claimed_once_with_its_cut(
+    settings: Settings, timed: Registry, scheduler: TrainingScheduler, executor: LocalExecutor
+) -> None:
+    store_feedback(settings, range(2))
+    scheduler.tick()
+    assert timed.unfinished_round() is None
+    store_feedback(settings, range(2, 4))
+    scheduler.tick()
+    record = timed.unfinished_round()
+    assert record is not None
+    assert record.cut == {"F/0": 3}
+    assert "4 of 3" in record.reason
+    assert executor.starts(record.round_id) == 1
+    scheduler.tick()
+    assert len(timed.rounds()) == 1
+    scheduler.close()
+
+    # what that round used up is not counted again
+    timed.finish_round(record.round_id, RoundState.INSUFFICIENT, detail="test")
+    scheduler.tick()
+    assert len(timed.rounds()) == 1
+
+
+def test_a_failed_round_is_not_repeated_at_once(
+    settings: Settings, timed: Registry, scheduler: TrainingScheduler, clock: Clock
+) -> None:
+    store_feedback(settings, range(4))
+    timed.finish_round(claim(timed), RoundState.FAILED, detail="test")
+    clock.now += timedelta(seconds=59)
+    scheduler.tick()
+    assert timed.unfinished_round() is None
+    clock.now += timedelta(seconds=2)
+    scheduler.tick()
+    assert timed.unfinished_round() is not None
+    scheduler.close()
+
+
+def test_a_round_that_cannot_begin_is_marked_failed(
+    timed: Registry, scheduler: TrainingScheduler, executor: LocalExecutor, clock: Clock
+) -> None:
+    round_id = claim(timed)
+    scheduler.tick()
+    assert executor.starts(round_id) == 0, "who claimed it by hand is given time to lock it"
+    clock.now += timedelta(seconds=11)
+    for _ in range(3):
+        scheduler.tick()
+        ended(executor, round_id)
+    scheduler.tick()
+    record = timed.round(round_id)
+    assert record.state is RoundState.FAILED
+    assert "ended 3 times" in (record.detail or "")
+    assert "does not exist" in executor.log(round_id).read_text()
+
+
+def test_a_round_whose_process_lives_here_is_left_alone(
+    settings: Settings, timed: Registry, scheduler: TrainingScheduler, executor: LocalExecutor, clock: Clock
+) -> None:
+    round_id = claim(timed)
+    timed.start_round(round_id)
+    clock.now += timedelta(days=1)
+    with locked(lock_file(settings, round_id)):
+        scheduler.tick()
+        assert executor.starts(round_id) == 0
+    # its lock is free now, and was held on this machine: it is known to be dead, whatever its heartbeat says
+    timed.update_round(round_id)
+    scheduler.tick()
+    assert executor.starts(round_id) == 1
+    scheduler.close()
+
+
+def test_a_round_of_another_machine_is_resumed_only_when_its_heart_is_silent(
+    settings: Settings, timed: Registry, scheduler: TrainingScheduler, executor: LocalExecutor, clock: Clock
+) -> None:
+    round_id = claim(timed)
+    timed.start_round(round_id)
+    path = lock_file(settings, round_id)
+    path.parent.mkdir(parents=True)
+    path.write_text("elsewhere 4711")
+    clock.now += timedelta(seconds=settings.triggers.stale_after_s - 1)
+    scheduler.tick()
+    assert executor.starts(round_id) == 0
+    clock.now += timedelta(seconds=2)
+    scheduler.tick()
+    assert executor.starts(round_id) == 1
+    scheduler.close()
+
+
+def test_a_round_that_died_too_often_is_marked_failed(
+    settings: Settings, timed: Registry, scheduler: TrainingScheduler
+) -> None:
+    round_id = claim(timed)
+    for _ in range(settings.triggers.max_attempts):
+        timed.start_round(round_id)
+    timed.update_round(round_id, step="training", detail="out of memory")
+    path = lock_file(settings, round_id)
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{socket.gethostname()} 4711")
+    scheduler.tick()
+    record = timed.round(round_id)
+    assert record.state is RoundState.FAILED
+    assert "3 times" in (record.detail or "")
+    assert "training; out of memory" in (record.detail or "")
+
+
+def test_a_round_that_awaits_approval_waits(
+    timed: Registry, scheduler: TrainingScheduler, executor: LocalExecutor, clock: Clock
+) -> None:
+    round_id = claim(timed)
+    timed.start_round(round_id)
+    timed.finish_round(round_id, RoundState.AWAITING_APPROVAL, detail="test")
+    clock.now += timedelta(days=30)
+    scheduler.tick()
+    assert timed.round(round_id).state is RoundState.AWAITING_APPROVAL
+    assert executor.starts(round_id) == 0
+
+
+def test_without_the_lease_it_does_nothing(
+    settings: Settings, timed: Registry, scheduler: TrainingScheduler, clock: Clock
+) -> None:
+    store_feedback(settings, range(4))
+    assert timed.acquire_lease("scheduler", "elsewhere:1", 15) is not None
+    scheduler.tick()
+    assert timed.rounds() == []
+    clock.now += timedelta(seconds=16)
+    scheduler.tick()
+    assert len(timed.rounds()) == 1
+    scheduler.close()
+
+
+def test_cron_claims_once_per_time(settings: Settings, timed: Registry, executor: LocalExecutor, clock: Clock) -> None:
+    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name))
+    nightly = settings.model_copy(update={"triggers": TriggerSettings(cron="0 3 * * *")})
+    scheduler = TrainingScheduler(nightly, timed, lambda: FeatureStore(nightly), executor, clock)
+    scheduler.tick()
+    assert timed.rounds() == []
+    clock.now += timedelta(hours=16)
+    scheduler.tick()
+    [record] = timed.rounds()
+    assert "0 3 * * *" in record.reason
+    scheduler.close()
+    timed.finish_round(record.round_id, RoundState.SKIPPED, detail="test")
+    scheduler.tick()
+    assert len(timed.rounds()) == 1
+
+
+def test_a_tick_outlives_a_registry_and_a_store_that_are_away(
+    tmp_path: Path, settings: Settings, executor: LocalExecutor
+) -> None:
+    registry = Registry(f"sqlite:///{tmp_path}/late.db", settings.model.name)
+    few = settings.model_copy(update={"triggers": TriggerSettings(min_feedback=3)})
+    scheduler = TrainingScheduler(few, registry, lambda: FeatureStore(few), executor)
+    scheduler.tick()
+    registry.migrate()
+    scheduler.tick()  # feature_store.yaml is still missing
+    assert registry.rounds() == []
+    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name))
+    store_feedback(settings, range(4))
+    scheduler.tick()
+    assert len(registry.rounds()) == 1
+    scheduler.close()
+    registry.close()
+
+
+def start_main(config: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "services.training_scheduler", "-c", str(config)]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+
+
+def test_the_process_says_ready_and_gives_its_lease_back(settings: Settings, registry: Registry) -> None:
+    values = settings.model_dump(mode="json", exclude_none=True)
+    config = settings.root / "ratchet.toml"
+    config.write_text(render_settings({"model": values["model"], "dataset": values["dataset"]}))
+    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name))
+    process = start_main(config)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    wait_until(lambda: registry.acquire_lease("scheduler", "elsewhere:1", 0.001) is None, timeout_s=20)
+    process.terminate()
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, out
+    assert registry.acquire_lease("scheduler", "elsewhere:1", 1) is not None
+
+
+def test_drift_is_refused_in_one_line(settings: Settings) -> None:
+    config = settings.root / "ratchet.toml"
+    config.write_text("[triggers]\ndrift = 0.2\n")
+    process = start_main(config)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "triggers.drift = 0.2" in err
+    assert "Traceback" not in err
+
+
+def test_a_round_process_carries_a_mark_of_its_own(settings: Settings) -> None:
+    assert round_mark(settings).endswith(":round")
+    assert isinstance(RoundRecord.model_fields, dict)

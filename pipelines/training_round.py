@@ -100,7 +100,7 @@ def run_round(
     registry.update_round(round_id, step="evaluation", candidate_version=candidate.version)
     champion = _champion_runtime(record, registry, store, settings)
     judged = {"candidate": evaluation.evaluate(candidate, dataset.judge, split="reference")}
-    judged["probe"] = _probe(dataset, Encoder(encoder.path, encoder.max_length), settings)
+    judged["probe"] = _probe(dataset, encoder, settings)
     if champion is not None:
         judged["champion"] = evaluation.evaluate(champion, dataset.judge, split="reference")
     reports = {name: evidence.report for name, evidence in judged.items()}

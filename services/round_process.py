@@ -13,18 +13,17 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 
 from schemas.artifacts import RoundRecord
 from schemas.settings import Settings
+from services.file_locks import Held, held
 from serving.registry import Registry, RoundOver
 
 BEAT_S = 2.0
 END_S = 15.0  # what a round may do after the registry has its end: write its report, tell the promotions topic
-LOCK_WAIT_S = 1.0  # somebody who only looks holds the lock for an instant
 
 Progress = Callable[[str, float], None]
 
@@ -64,22 +63,12 @@ def whereabouts(path: Path) -> tuple[Whereabouts, int | None]:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a round's lock file. Raises RoundBusy."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        deadline = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    _, pid = whereabouts(path)
-                    raise RoundBusy(f"round {path.parent.name} is running as process {pid}") from None
-                time.sleep(0.05)
-        file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}")
-        file.flush()
-        yield
+    try:
+        with held(path, f"{socket.gethostname()} {os.getpid()}"):
+            yield
+    except Held as error:
+        _, pid = _holder(error.note)
+        raise RoundBusy(f"round {path.parent.name} is running as process {pid}") from None
 
 
 def run_claimed(

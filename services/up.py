@@ -6,7 +6,6 @@ shares nothing with its children but files and addresses.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -24,6 +23,7 @@ from schemas.artifacts import Champion
 from schemas.settings import Settings
 from services.children import Child, die_with_parent, sweep
 from services.executors import REPOSITORY, round_mark
+from services.file_locks import Held, held
 from services.projects import LOCK, STATE
 from serving.broker import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
 from serving.registry import Registry
@@ -75,26 +75,14 @@ class Supervisor:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the folder's lock, so that nobody else is up in it."""
-        path = self._settings.path(LOCK)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + 1  # `ratchet status` holds it for an instant
-        with path.open("a+") as lock:
-            while True:
+        try:
+            with held(self._settings.path(LOCK), str(os.getpid())):
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        lock.seek(0)
-                        raise UpError(f"already up in this folder, as process {lock.read().strip()}") from None
-                    time.sleep(0.05)
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            try:
-                yield
-            finally:
-                self._settings.path(STATE).unlink(missing_ok=True)
+                    yield
+                finally:
+                    self._settings.path(STATE).unlink(missing_ok=True)
+        except Held as error:
+            raise UpError(f"already up in this folder, as process {error.note}") from None
 
     def _end_left_over(self) -> None:
         """Kill what an `up` that was killed has left of its children; we hold the lock, so they are nobody's."""

@@ -4,7 +4,7 @@ Turns tokenised rows into gradient steps and logits. trainer.py opens a `Fit`, a
 deliberately decides nothing: no validation, no choice of model.
 
 AdamW with warm-up and linear decay; batches of similar length; the base model's own dropout stays off, because the layers
-below the adapters are run only once (lower_layers.py) and it did not help above them.
+below the adapters are run only once (lower_layers.py).
 """
 
 import contextlib

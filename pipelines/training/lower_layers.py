@@ -1,7 +1,7 @@
 """The layers below the first adapter, run once: they never change in a round, and neither does what comes out of them.
 
 Turns texts into the hidden states that the adapted layers start from, and lets a model start from those. trainer.py uses
-both, which halves the cost of an epoch. It deliberately knows no labels and no optimiser.
+both, so that an epoch runs the layers above alone. It deliberately knows no labels and no optimiser.
 """
 
 import contextlib

@@ -28,6 +28,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# `make bench-NAME` measures, prints a table and writes bench-NAME.json; it never judges.
+bench-%: install
+	$(BIN)/python -m tests.bench_$*
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := schemas serving pipelines services
 
-.PHONY: install demo test lint format lock schemas clean
+.PHONY: install demo test e2e lint format lock schemas clean
 
 install: .venv/.installed
 
@@ -27,6 +27,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A labelled file (RATCHET_E2E_DATA, else BBC News) through init, up, feedback and a round; then each part is taken away.
+e2e: install
+	$(BIN)/python -m tests.e2e_walk
 
 # `make bench-NAME` measures, prints a table and writes bench-NAME.json; it never judges.
 bench-%: install

@@ -4,8 +4,7 @@ Turns registry, feature store and the running `ratchet up` into one picture. It 
 what it could not see instead of failing.
 """
 
-import re
-import urllib.request
+import sqlite3
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from schemas.artifacts import Champion, RoundRecord, WorkerHeartbeat
 from schemas.events import utc_now
 from schemas.settings import Settings
 from services.projects import open_project, running_up
+from serving.outbox_file import waiting
 from serving.registry import Registry
-
-WAITING = re.compile(r"^ratchet_outbox_waiting\{[^}]*\} (\S+)$", re.MULTILINE)
 
 
 def look(config: Path) -> tuple[dict[str, Any], list[str]]:
@@ -29,7 +27,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
     finally:
         registry.close()
     up = running_up(settings)
-    waiting = _waiting(str(up["serving"])) if up else None
+    lag = _lag(settings)
     value = {
         "model": settings.model.name,
         "up": up is not None,
@@ -39,7 +37,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         "round": _round(unfinished),
         "feedback": gathered,
         "min_feedback": settings.triggers.min_feedback,
-        "not_yet_stored": waiting,
+        "not_yet_stored": lag,
     }
     lines = [
         f"model      {settings.model.name}" + (f", up at {up['serving']}" if up else ", not up: `ratchet up`"),
@@ -47,7 +45,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         *(_worker_line(worker, champion) for worker in workers),
         _round_line(unfinished),
         f"feedback   {unseen or f'{gathered} of {settings.triggers.min_feedback} since the last round'}",
-        *([f"lag        {waiting} accepted events are not stored yet"] if waiting is not None else []),
+        *([f"lag        {lag} accepted events are not stored yet"] if lag is not None else []),
     ]
     return value, lines
 
@@ -62,14 +60,12 @@ def _gathered(settings: Settings, cut: dict[str, int]) -> tuple[int | None, str 
         return None, f"cannot be counted: {type(error).__name__}: {error}"
 
 
-def _waiting(url: str) -> int | None:
-    """Events in the outboxes, which serving keeps until they are stored (or, with a real Kafka, published)."""
+def _lag(settings: Settings) -> int | None:
+    """Events in this machine's outboxes, which keep them until they are stored (or, with a real Kafka, published)."""
     try:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=2) as response:  # noqa: S310 - our own address
-            found = WAITING.findall(response.read().decode())
-    except (OSError, ValueError):
+        return waiting(settings.path(settings.serving.outbox))
+    except sqlite3.Error:
         return None
-    return int(sum(float(number) for number in found)) if found else None
 
 
 def _round(unfinished: RoundRecord | None) -> dict[str, Any] | None:

@@ -120,6 +120,11 @@ class Metrics:
         ).labels(model)
         self.model = model
 
+    def outbox(self, waiting: int, dropped: int) -> None:
+        """What the outbox last counted."""
+        self.waiting.set(waiting)
+        self.dropped.set(dropped)
+
 
 @dataclass
 class TokenUses:
@@ -216,8 +221,6 @@ class Api:
         except (ConnectionError, TimeoutError) as error:
             raise Refused(503, f"the feedback could not be made safe: {error}", retry_after=2) from error
         self._metrics.feedback.labels(self._metrics.model, asked.kind).inc()
-        self._metrics.waiting.set(self._outbox.waiting)
-        self._metrics.dropped.set(self._outbox.dropped)
         return 202, {"feedback_id": data.feedback_id}
 
     async def model(self, request: Request) -> tuple[int, object]:

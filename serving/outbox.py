@@ -43,7 +43,7 @@ class OutboxUnavailable(ConnectionError):
 class Outbox:
     """The events of one worker on their way to Kafka. `put_*` may be called from any thread and never block.
 
-    `published`, `dropped` and `waiting` (on disk) count events.
+    `published`, `dropped` and `waiting` (on disk) count events; `observe` is told the last two every second or so.
     """
 
     def __init__(
@@ -56,8 +56,10 @@ class Outbox:
         stored_positions: Callable[[], dict[str, int]],
         max_bytes: int,
         timeout_s: float,
+        observe: Callable[[int, int], None] | None = None,
     ) -> None:
         self._bootstrap = bootstrap
+        self._observe = observe
         self._topics = topics
         self._write_ahead = write_ahead
         self._stored_positions = stored_positions
@@ -229,10 +231,11 @@ class Outbox:
             disk.commit()
 
     def _tidy(self, disk: sqlite3.Connection) -> None:
-        """Every second: forget what is stored, publish again what a new topic has never seen, look at the size."""
+        """Every second: look at the size, forget what is stored, publish again what a new topic has never seen."""
         if time.monotonic() < self._tidy_at:
             return
         self._tidy_at = time.monotonic() + TIDY_SECONDS
+        self._count(disk)
         if disk.execute("SELECT 1 FROM events WHERE place IS NOT NULL LIMIT 1").fetchone():
             stored = self._stored_positions()
             # A place is believed only while its topic is still there: a message sent just after the broker came back
@@ -247,7 +250,11 @@ class Outbox:
                 log.warning("the broker's topics were made anew: %d events are published again", lost)
                 self._topic_ids = {}
                 self._wake.set()
+
+    def _count(self, disk: sqlite3.Connection) -> None:
         self.waiting = disk.execute("SELECT count(*) FROM events").fetchone()[0]
+        if self._observe is not None:
+            self._observe(self.waiting, self.dropped)
         pages = disk.execute("PRAGMA page_count").fetchone()[0] - disk.execute("PRAGMA freelist_count").fetchone()[0]
         self._full = pages * disk.execute("PRAGMA page_size").fetchone()[0] > self._max_bytes
 

@@ -1,9 +1,10 @@
 """The files of a folder of outboxes: which worker holds which, and what is in one.
 
-Turns a folder into one SQLite file that this process alone may use, and events into its rows. outbox.py calls it. It
-deliberately knows no broker.
+Turns a folder into one SQLite file that this process alone may use, and events into its rows. outbox.py calls it, and
+`ratchet status` asks what waits. It deliberately knows no broker.
 """
 
+import contextlib
 import fcntl
 import sqlite3
 from collections.abc import Sequence
@@ -63,3 +64,13 @@ def write(disk: sqlite3.Connection, messages: Sequence[Outgoing]) -> None:
         rows = [(m.topic, m.key, m.value) for m in messages]
         disk.executemany("INSERT INTO events (topic, key, value) VALUES (?, ?, ?)", rows)
         disk.commit()
+
+
+def waiting(folder: Path) -> int:
+    """Events that lie in a folder's outboxes, whoever holds them. Raises sqlite3.Error."""
+    found = 0
+    for path in folder.glob("outbox-*.db"):
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as disk:
+            if disk.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone():
+                found += disk.execute("SELECT count(*) FROM events").fetchone()[0]
+    return found

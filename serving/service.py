@@ -69,6 +69,7 @@ class RatchetService:
         cache = settings.path(settings.artifacts.cache)
         self.live = LiveModel(registry, store, cache, threads=serving.threads, poll_seconds=serving.poll_seconds)
         self.batcher = MicroBatcher(self.live.current, max_batch=serving.max_batch, max_queue=serving.max_queue)
+        metrics = Metrics(settings.model.name)
         self.outbox = Outbox(
             settings.path(serving.outbox),
             bootstrap=settings.kafka.bootstrap_servers or "127.0.0.1:9092",
@@ -77,8 +78,9 @@ class RatchetService:
             stored_positions=registry.positions,
             max_bytes=serving.outbox_max_bytes,
             timeout_s=settings.kafka.publish_timeout_s,
+            observe=metrics.outbox,
         )
-        api = Api(settings, keys, self.live, self.batcher, self.outbox, Metrics(settings.model.name))
+        api = Api(settings, keys, self.live, self.batcher, self.outbox, metrics)
         self.live.start()
         self.outbox.start()
         routes.app = api.app()

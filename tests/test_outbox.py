@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +13,7 @@ import pytest
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, parse_event
 from serving.broker import MAX_MESSAGE_BYTES, Topics, ensure_topics
 from serving.outbox import Outbox, OutboxUnavailable
+from serving.outbox_file import waiting
 from tests.fakes import free_port, wait_until
 from tests.kafka_tools import own_broker, read_all
 
@@ -50,6 +50,7 @@ def outbox(
     write_ahead: bool = True,
     stored: Callable[[], dict[str, int]] = nothing_stored,
     max_bytes: int = 100_000_000,
+    observe: Callable[[int, int], None] | None = None,
 ) -> Outbox:
     made = Outbox(
         folder,
@@ -59,6 +60,7 @@ def outbox(
         stored_positions=stored,
         max_bytes=max_bytes,
         timeout_s=2,
+        observe=observe,
     )
     made.start()
     return made
@@ -77,15 +79,6 @@ def published(bootstrap: str, topic: str) -> Counter[str]:
     return found
 
 
-def on_disk(folder: Path) -> int:
-    total = 0
-    for path in folder.glob("outbox-*.db"):
-        with sqlite3.connect(path) as disk:
-            total += disk.execute("SELECT count(*) FROM events").fetchone()[0]
-        disk.close()
-    return total
-
-
 def test_write_ahead_answers_while_the_broker_is_away_and_publishes_in_order_when_it_comes(tmp_path: Path) -> None:
     with own_broker(running=False) as broker:
         box = outbox(tmp_path, broker.address)
@@ -102,7 +95,7 @@ def test_write_ahead_answers_while_the_broker_is_away_and_publishes_in_order_whe
         assert [parse_event(r.value).data.model_dump()["feedback_id"] for r in records] == [f"f{i}" for i in range(50)]
         assert published(broker.address, TOPICS.predictions) == Counter({f"p{i}": 1 for i in range(50)})
         box.close(5)
-        assert on_disk(tmp_path) == 100
+        assert waiting(tmp_path) == 100
 
 
 def test_write_ahead_forgets_what_is_stored_and_only_that(tmp_path: Path) -> None:
@@ -165,7 +158,7 @@ def test_an_offset_of_a_new_topic_never_passes_for_a_stored_one_of_the_old(tmp_p
         looked = len(looks)
         wait_until(lambda: len(looks) >= looked + 2, timeout_s=10)  # it must still be here, for nobody has stored it
         box.close(5)
-        assert on_disk(tmp_path) == 1
+        assert waiting(tmp_path) == 1
 
 
 def test_what_a_killed_worker_answered_for_is_published_by_the_next(tmp_path: Path) -> None:
@@ -218,11 +211,12 @@ def test_with_a_real_kafka_away_feedback_is_refused_at_once_and_predictions_wait
         wait_until(lambda: not box.put_feedback(feedback("taken")).exception(timeout=5), timeout_s=10)
         box.close(5)
         assert set(published(broker.address, TOPICS.feedback)) == {"taken"}
-        assert on_disk(tmp_path) == 0
+        assert waiting(tmp_path) == 0
 
 
 def test_a_full_outbox_drops_and_counts_predictions_but_takes_feedback(tmp_path: Path) -> None:
-    box = outbox(tmp_path, f"127.0.0.1:{free_port()}", max_bytes=200_000)
+    told: list[tuple[int, int]] = []
+    box = outbox(tmp_path, f"127.0.0.1:{free_port()}", max_bytes=200_000, observe=lambda *counts: told.append(counts))
     for i in range(100):
         box.put_prediction(prediction(f"p{i}", text="x" * 10_000))
     wait_until(lambda: box.waiting == 100, timeout_s=10)
@@ -232,6 +226,7 @@ def test_a_full_outbox_drops_and_counts_predictions_but_takes_feedback(tmp_path:
         return box.dropped
 
     wait_until(dropped, timeout_s=10)
+    wait_until(lambda: told[-1] == (100, box.dropped), timeout_s=10)
     box.put_feedback(feedback("f")).result(timeout=10)
     box.close(5)
     assert box.put_feedback(feedback("too late")).exception(timeout=5)
@@ -254,4 +249,4 @@ def test_an_answer_that_nobody_waits_for_any_more_stops_nothing(tmp_path: Path) 
     box.put_feedback(feedback("cancelled")).cancel()
     box.put_feedback(feedback("kept")).result(timeout=10)
     box.close(5)
-    assert on_disk(tmp_path) == 2
+    assert waiting(tmp_path) == 2

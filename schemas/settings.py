@@ -156,8 +156,8 @@ class ServingSettings(Group):
     threads: int | None = Field(
         None, ge=1, description="of ONNX Runtime in each worker; unset: cores / workers, at least 1"
     )
-    artifact: Literal["auto", "fp32", "int8"] = Field(
-        "auto", description="what a round makes to be served; auto: the fastest that passes its gate against fp32"
+    artifact: Literal["auto", "fp32"] = Field(
+        "auto", description="what a round makes to be served; auto: the fastest that may stand in for its fp32 model"
     )
     max_batch: int = Field(8, ge=1, description="texts run together, after sorting by length")
     max_queue: int = Field(2048, ge=1, description="texts waiting in one worker before 503")

@@ -40,6 +40,8 @@ log = logging.getLogger("ratchet.training_round")
 
 Progress = Callable[[str, float], None]
 GOLDEN_ROWS = 8
+INT8_TOLERANCE = 1e-2  # of golden outputs: processors differ in how they add int8 products
+TRIALS = "compression.json"
 
 
 class Feedback(Protocol):
@@ -109,6 +111,7 @@ def run_round(
     policy, policy_sha256 = gates.load_policy(settings.path(settings.gates.policy).read_text())
     facts = _facts(registry, dataset, directory)
     report = gates.judge(judged.get("champion"), judged["candidate"], judged["probe"], facts, policy, policy_sha256)
+    report = report.model_copy(update={"results": [*report.results, *_trials(folder)]})
     registry.update_round(round_id, step="gates", evaluations=reports, gate_report=report)
     _crash_at("gates")
 
@@ -175,15 +178,44 @@ def _version(
     folder: Path,
     progress: Callable[[float], None],
 ) -> Path:
-    """The candidate's directory: trained, merged, exported, calibrated; as it is if an earlier attempt finished it."""
+    """The candidate's directory: trained, merged, exported, calibrated, and compressed if it may be; as it is if an earlier
+    attempt finished it.
+    """
     target = folder / "version"
+    if _is_finished(target, dataset):
+        return target
+    full = folder / "full"
+    if not _is_finished(full, dataset):
+        _full_precision(full, record, dataset, encoder, settings, progress)
+    chosen, trials = full, []
+    if settings.serving.artifact == "auto":
+        small = folder / "int8"
+        _compress(full, small, dataset)
+        trials = [compression.stand_in(Runtime(full), Runtime(small), dataset.judge)]
+        chosen = small if trials[0].passed else full
+    (folder / TRIALS).write_text(json.dumps([trial.result.model_dump(mode="json") for trial in trials]))
+    shutil.rmtree(target, ignore_errors=True)
+    chosen.rename(target)
+    return target
+
+
+def _is_finished(directory: Path, dataset: Dataset) -> bool:
     try:
-        found = verify(target)
-        # Without golden outputs it is the uncalibrated first half: an earlier attempt died before it was finished.
-        if found.golden.texts and found.dataset_fingerprint == dataset.manifest.fingerprint:
-            return target
+        found = verify(directory)
     except ArtifactDamaged:
-        pass
+        return False
+    # Without golden outputs it is the uncalibrated first half: an earlier attempt died before it was finished.
+    return bool(found.golden.texts) and found.dataset_fingerprint == dataset.manifest.fingerprint
+
+
+def _full_precision(
+    target: Path,
+    record: RoundRecord,
+    dataset: Dataset,
+    encoder: Encoder,
+    settings: Settings,
+    progress: Callable[[float], None],
+) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     base_sha256 = base_model_sha256(encoder.path)
@@ -210,7 +242,22 @@ def _version(
     )
     write_manifest(target, manifest)
     _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]])
-    return target
+
+
+def _compress(full: Path, target: Path, dataset: Dataset) -> None:
+    """The same version with an int8 model, calibrated anew: a calibration belongs to the exact artefact."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(full, target, ignore=shutil.ignore_patterns("manifest.json", "model.onnx"))
+    compression.quantise(full / "model.onnx", target / "model.onnx")
+    golden = Golden(texts=[], probabilities=[], tolerance=INT8_TOLERANCE)
+    changes = {"artifact": "int8", "calibration": Calibration(), "golden": golden}
+    manifest = verify(full).model_copy(update=changes)
+    write_manifest(target, manifest)
+    _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]])
+
+
+def _trials(folder: Path) -> list[GateResult]:
+    return [GateResult.model_validate(result) for result in json.loads((folder / TRIALS).read_text())]
 
 
 def _calibrate(target: Path, manifest: ModelManifest, rows: Sequence[FileRow], golden: list[str]) -> None:
@@ -224,7 +271,7 @@ def _calibrate(target: Path, manifest: ModelManifest, rows: Sequence[FileRow], g
         logits = np.log(np.clip(runtime.probabilities([row.text for row in known]), 1e-30, 1))
         fitted = calibration.fit(logits, np.array([index[row.label] for row in known]))
     raw = np.log(np.clip(runtime.probabilities(golden), 1e-30, 1))
-    answers = Golden(texts=golden, probabilities=applied.apply(fitted, raw).tolist())
+    answers = manifest.golden.model_copy(update={"texts": golden, "probabilities": applied.apply(fitted, raw).tolist()})
     write_manifest(target, manifest.model_copy(update={"calibration": fitted, "golden": answers}))
 
 

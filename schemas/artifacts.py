@@ -118,6 +118,7 @@ class ModelManifest(Frozen):
     round_id: str
     dataset_fingerprint: str
     method: str
+    artifact: str = Field(default="fp32", description="how the served model.onnx was made: fp32 or int8")
     calibration: Calibration
     golden: Golden
     files: dict[str, str] = Field(description="relative path -> SHA-256")

@@ -153,7 +153,12 @@ class ServingSettings(Group):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(3000, ge=1, le=65535, description="of the inference API")
     workers: int = Field(2, ge=1, description="processes")
-    threads: int = Field(1, ge=1, description="of ONNX Runtime in each worker; about cores / workers")
+    threads: int | None = Field(
+        None, ge=1, description="of ONNX Runtime in each worker; unset: cores / workers, at least 1"
+    )
+    artifact: Literal["auto", "fp32"] = Field(
+        "auto", description="what a round makes to be served; auto: the fastest that may stand in for its fp32 model"
+    )
     max_batch: int = Field(8, ge=1, description="texts run together, after sorting by length")
     max_queue: int = Field(2048, ge=1, description="texts waiting in one worker before 503")
     timeout_s: float = Field(10.0, gt=0, description="seconds a request may wait for its batch before 503")

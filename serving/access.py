@@ -51,9 +51,9 @@ def read_keys(path: Path) -> Keys:
         ) from error
 
 
-def bearer_matches(keys: Keys, authorization: str | None) -> bool:
+def bearer_matches(keys: Keys, authorization: bytes) -> bool:
     """Whether an Authorization header carries the API key, in constant time."""
-    return hmac.compare_digest((authorization or "").encode(), f"Bearer {keys.api_key}".encode())
+    return hmac.compare_digest(authorization, f"Bearer {keys.api_key}".encode())
 
 
 def keyed_hash(secret: str, purpose: str, value: str) -> bytes:

@@ -1,7 +1,8 @@
 """The HTTP contract: requests in, validated, answered or refused.
 
-Turns HTTP requests into calls of the batcher and the outbox. service.py mounts the app in BentoML; tests may run it bare.
-It deliberately knows no BentoML, no Kafka and no registry.
+Turns HTTP requests into calls of the batcher and the outbox. An `Api` is an ASGI app: service.py puts it in front of
+BentoML, whose middleware costs more than our own work; tests run it bare. It deliberately knows no BentoML, no Kafka and no
+registry.
 
 Every refusal is `{"error": ..., "detail": [{"field", "message"}]}` with the right status; nothing that a caller sends
 becomes a 500.
@@ -13,94 +14,66 @@ import os
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge, Histogram
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from schemas.events import FeedbackData, FeedbackKind, FeedbackReceived, PredictionData, PredictionMade, new_id
+from schemas.events import FeedbackData, FeedbackReceived, new_id
 from schemas.settings import Settings
-from serving import access
+from serving import access, contract
 from serving.anonymise import anonymise
-from serving.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, QueueFull
+from serving.answers import Answers
+from serving.batching import DeadlinePassed, MicroBatcher, NotReady, QueueFull
 from serving.live import LiveModel
 from serving.outbox import Outbox
 
 log = logging.getLogger("ratchet.api")
 
-Shape = TypeVar("Shape", bound=BaseModel)
+PATHS = ("/predict", "/feedback", "/model", "/openapi.json")
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Short = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-
-
-class Item(BaseModel):
-    """One text to predict."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    text: Annotated[str, StringConstraints(min_length=1)]
-    metadata: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=32)] = {}
-
-
-class Options(BaseModel):
-    """What else to answer."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    coverage: float | None = Field(
-        None, gt=0, lt=1, description="adds `set`: labels that together reach this probability"
-    )
-
-
-class PredictRequest(BaseModel):
-    """Body of POST /predict."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    items: list[Item] = Field(min_length=1)
-    user: Name | None = None
-    options: Options = Options()
-
-
-class FeedbackRequest(BaseModel):
-    """Body of POST /feedback."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    prediction_id: str
-    kind: FeedbackKind
-    value: str | float | int | list[str]
-    user: Name | None = None
-    feedback_id: Short | None = None
-
-
-class Prediction(BaseModel):
-    """One answer of POST /predict."""
-
-    prediction_id: str
-    label: str
-    confidence: float
-    probabilities: dict[str, float]
-    model_version: str
-    feedback_token: str
-    set: list[str] | None = None
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 
 class Refused(Exception):
     """A request that gets a 4xx or a 503."""
 
-    def __init__(self, status: int, error: str, *detail: tuple[str, str], retry_after: int | None = None) -> None:
+    def __init__(self, status: int, error: str, *detail: tuple[str, str], **headers: str) -> None:
         super().__init__(error)
         self.status = status
-        self.body = {"error": error, "detail": [{"field": f, "message": m} for f, m in detail]}
-        self.headers = {"Retry-After": str(retry_after)} if retry_after else {}
+        self.body = orjson.dumps({"error": error, "detail": [{"field": f, "message": m} for f, m in detail]})
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class ClientGone(ConnectionError):
+    """The caller hung up before its request was whole."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request; its body is read when it is asked for."""
+
+    method: str
+    headers: dict[bytes, bytes]
+    receive: Receive = field(repr=False)
+
+    async def body(self, limit: int) -> bytes:
+        """All of it. Raises Refused past `limit` bytes, or ClientGone."""
+        chunks, size = [], 0
+        while True:
+            message = await self.receive()
+            if message["type"] != "http.request":
+                raise ClientGone("the caller hung up")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise Refused(413, "the body is too large", ("body", f"more than {limit} bytes"))
+            if not message.get("more_body"):
+                return b"".join(chunks)
 
 
 class Metrics:
@@ -143,7 +116,7 @@ class TokenUses:
 
 
 class Api:
-    """The routes, over the parts that the service built."""
+    """The routes, over the parts that the service built, as an ASGI app."""
 
     def __init__(
         self,
@@ -162,49 +135,84 @@ class Api:
         self._metrics = metrics
         self._tokens = TokenUses(settings.access.token_uses, OrderedDict())
         self._source = f"ratchet/{settings.model.name}/serving"
+        self._answers = Answers(
+            settings.model.name,
+            self._source,
+            keys.secret,
+            audit_rate=settings.dataset.audit_rate,
+            token_seconds=settings.access.token_seconds,
+        )
         self._worker = str(os.getpid())
+        self._headers = [(b"content-type", b"application/json"), (b"x-ratchet-worker", self._worker.encode())]
+        methods = (("POST", self.predict), ("POST", self.feedback), ("GET", self.model), ("GET", self.openapi))
+        self._routes = dict(zip(PATHS, methods, strict=True))
 
-    def app(self) -> Starlette:
-        """The ASGI app."""
-        routes = [
-            Route("/predict", self._answer(self.predict), methods=["POST"]),
-            Route("/feedback", self._answer(self.feedback), methods=["POST"]),
-            Route("/model", self._answer(self.model), methods=["GET"]),
-            Route("/openapi.json", self._answer(self.openapi), methods=["GET"]),
-        ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: self._http_error})
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request; on its own, without BentoML, also ASGI's life cycle."""
+        if scope["type"] == "lifespan":
+            while (await receive())["type"] != "lifespan.shutdown":
+                await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        headers: dict[str, str] = {}
+        try:
+            if scope["type"] != "http" or scope["path"] not in self._routes:
+                raise Refused(404, "Not Found")
+            method, route = self._routes[scope["path"]]
+            if scope["method"] != method:
+                raise Refused(405, "Method Not Allowed", Allow=method)
+            status, body = await route(Request(method, dict(scope["headers"]), receive))
+        except Refused as refused:
+            status, body, headers = refused.status, refused.body, refused.headers
+        except ClientGone:
+            return
+        except Exception:
+            log.exception("%s failed", scope["path"])
+            status, body = 500, orjson.dumps({"error": "internal error", "detail": []})
+        found = [*self._headers, (b"content-length", str(len(body)).encode())]
+        found += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": found})
+        await send({"type": "http.response.body", "body": body})
 
     # --- routes -----------------------------------------------------------------------------------------------------
 
-    async def predict(self, request: Request) -> tuple[int, object]:
+    async def predict(self, request: Request) -> tuple[int, bytes]:
         """Answer texts with the champion's labels and calibrated probabilities."""
         started = time.perf_counter()
         self._authorise(request)
-        asked = await self._parse(request, PredictRequest)
+        asked = await self._parse(request, contract.PredictRequest)
         self._check_items(asked)
         texts = [anonymise(item.text) for item in asked.items]
         try:
             answer = await self._batcher.submit(texts, self._settings.serving.timeout_s)
         except (QueueFull, DeadlinePassed, NotReady) as error:
-            raise Refused(503, str(error), retry_after=1) from error
-        body = [self._made(asked, n, texts[n], answer, answer.probabilities[n]) for n in range(len(texts))]
+            raise Refused(503, str(error), Retry_After="1") from error
+        body, events = self._answers.write(
+            answer,
+            texts,
+            [{anonymise(k): anonymise(v) for k, v in item.metadata.items()} for item in asked.items],
+            user=self._pseudonym(asked.user),
+            coverage=asked.options.coverage,
+        )
+        for prediction_id, event in events:
+            self._outbox.put_prediction_bytes(prediction_id, event)
         self._metrics.predictions.inc(len(texts))
         self._metrics.seconds.observe(time.perf_counter() - started)
         self._metrics.generation.set(answer.generation)
         return 200, body
 
-    async def feedback(self, request: Request) -> tuple[int, object]:
+    async def feedback(self, request: Request) -> tuple[int, bytes]:
         """Take one feedback; 202 once it is safe."""
-        token = request.headers.get("x-feedback-token")
+        token = request.headers.get(b"x-feedback-token")
         if token is None:
             self._authorise(request)
-        asked = await self._parse(request, FeedbackRequest)
+        asked = await self._parse(request, contract.FeedbackRequest)
         try:
             prediction_id = str(uuid.UUID(asked.prediction_id))
         except ValueError as error:
             raise Refused(422, "not a prediction id", ("prediction_id", "expected a UUID")) from error
         if token is not None:
-            self._open(prediction_id, token)
+            self._open(prediction_id, token.decode("latin-1"))
         value = self._checked_value(asked)
         data = FeedbackData(
             feedback_id=asked.feedback_id or new_id(),
@@ -219,18 +227,18 @@ class Api:
         try:
             await asyncio.wait_for(asyncio.shield(safe), self._settings.kafka.publish_timeout_s * 2 + 2)
         except (ConnectionError, TimeoutError) as error:
-            raise Refused(503, f"the feedback could not be made safe: {error}", retry_after=2) from error
+            raise Refused(503, f"the feedback could not be made safe: {error}", Retry_After="2") from error
         self._metrics.feedback.labels(self._metrics.model, asked.kind).inc()
-        return 202, {"feedback_id": data.feedback_id}
+        return 202, orjson.dumps({"feedback_id": data.feedback_id})
 
-    async def model(self, request: Request) -> tuple[int, object]:
+    async def model(self, request: Request) -> tuple[int, bytes]:
         """Say what this worker serves."""
         self._authorise(request)
         current, champion = self._live.current(), self._live.champion()
         if current is None or champion is None:
-            raise Refused(503, "no champion is loaded yet", retry_after=2)
+            raise Refused(503, "no champion is loaded yet", Retry_After="2")
         manifest = current[0].manifest
-        return 200, {
+        said = {
             "name": manifest.model_name,
             "task": manifest.task,
             "labels": manifest.labels,
@@ -240,51 +248,17 @@ class Api:
             "calibration": manifest.calibration.model_dump(),
             "worker": self._worker,
         }
+        return 200, orjson.dumps(said)
 
-    async def openapi(self, _request: Request) -> tuple[int, object]:
+    async def openapi(self, _request: Request) -> tuple[int, bytes]:
         """The OpenAPI 3.1 document of these routes."""
-        return 200, openapi_document()
+        return 200, orjson.dumps(contract.openapi_document())
 
     # --- parts of the above -----------------------------------------------------------------------------------------
 
-    def _made(
-        self, asked: PredictRequest, n: int, text: str, answer: Answer, probabilities: NDArray[np.float64]
-    ) -> dict[str, object]:
-        labels, best = answer.runtime.labels, int(probabilities.argmax())
-        prediction_id, secret = new_id(), self._keys.secret
-        by_label = {label: float(p) for label, p in zip(labels, probabilities, strict=True)}
-        data = PredictionData(
-            prediction_id=prediction_id,
-            model_name=self._settings.model.name,
-            model_version=answer.runtime.version,
-            generation=answer.generation,
-            text=text,
-            label=labels[best],
-            confidence=min(1.0, float(probabilities[best])),
-            probabilities=by_label,
-            user=self._pseudonym(asked.user),
-            metadata={anonymise(k): anonymise(v) for k, v in asked.items[n].metadata.items()},
-            audit=access.keyed_share(secret, "audit", prediction_id) < self._settings.dataset.audit_rate,
-        )
-        self._outbox.put_prediction(PredictionMade(source=self._source, subject=prediction_id, data=data))
-        made: dict[str, object] = {
-            "prediction_id": prediction_id,
-            "label": data.label,
-            "confidence": data.confidence,
-            "probabilities": by_label,
-            "model_version": data.model_version,
-            "feedback_token": access.issue_token(
-                secret, prediction_id, int(time.time()) + self._settings.access.token_seconds
-            ),
-        }
-        if asked.options.coverage is not None:
-            made["set"] = prediction_set(labels, probabilities, asked.options.coverage)
-        return made
-
     def _authorise(self, request: Request) -> None:
-        if self._settings.access.enabled and not access.bearer_matches(
-            self._keys, request.headers.get("authorization")
-        ):
+        given = request.headers.get(b"authorization", b"")
+        if self._settings.access.enabled and not access.bearer_matches(self._keys, given):
             raise Refused(
                 401, "the API key is missing or wrong", ("Authorization", "expected Bearer <RATCHET_API_KEY>")
             )
@@ -301,22 +275,16 @@ class Api:
     def _pseudonym(self, user: str | None) -> str | None:
         return None if user is None else access.pseudonym(self._keys.secret, user)
 
-    async def _parse(self, request: Request, shape: type[Shape]) -> Shape:
-        limit = self._settings.serving.max_body_bytes
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise Refused(413, "the body is too large", ("body", f"more than {limit} bytes"))
+    async def _parse(self, request: Request, shape: type[contract.Shape]) -> contract.Shape:
+        body = await request.body(self._settings.serving.max_body_bytes)
         try:
-            return shape.model_validate(orjson.loads(body))
-        except orjson.JSONDecodeError as error:
+            return contract.read(body, shape)
+        except contract.NotJson as error:
             raise Refused(400, "the body is not JSON", ("body", str(error))) from error
-        except ValidationError as error:
-            found = [(".".join(map(str, e["loc"])) or "body", e["msg"]) for e in error.errors(include_url=False)[:20]]
-            raise Refused(422, "the request is not valid", *found) from error
+        except contract.NotValid as error:
+            raise Refused(422, "the request is not valid", *error.fields) from error
 
-    def _check_items(self, asked: PredictRequest) -> None:
+    def _check_items(self, asked: contract.PredictRequest) -> None:
         serving = self._settings.serving
         if len(asked.items) > serving.max_items:
             raise Refused(422, "too many items", ("items", f"{len(asked.items)}, at most {serving.max_items}"))
@@ -330,7 +298,7 @@ class Api:
             if not item.text.strip():
                 raise Refused(422, "a text is empty", (f"items.{n}.text", "only white space"))
 
-    def _checked_value(self, asked: FeedbackRequest) -> str | float | list[str]:
+    def _checked_value(self, asked: contract.FeedbackRequest) -> str | float | list[str]:
         value = asked.value
         if asked.kind == "score":
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
@@ -353,75 +321,3 @@ class Api:
             hint = f"{shown!r} is not in the taxonomy: add it with `ratchet labels add`, or use one of its labels"
             raise Refused(422, "unknown label", ("value", hint))
         return value
-
-    # --- answers ----------------------------------------------------------------------------------------------------
-
-    def _answer(self, route: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        async def answered(request: Request) -> Response:
-            try:
-                status, body = await route(request)
-                headers = {}
-            except Refused as refused:
-                status, body, headers = refused.status, refused.body, refused.headers
-            except Exception:
-                log.exception("%s failed", request.url.path)
-                status, body, headers = 500, {"error": "internal error", "detail": []}, {}
-            return self._response(status, body, headers)
-
-        return answered
-
-    def _response(self, status: int, body: object, headers: dict[str, str]) -> Response:
-        content = orjson.dumps(body)
-        return Response(content, status, {"X-Ratchet-Worker": self._worker, **headers}, "application/json")
-
-    async def _http_error(self, _request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return self._response(error.status_code, {"error": error.detail, "detail": []}, dict(error.headers or {}))
-
-
-def prediction_set(labels: Sequence[str], probabilities: NDArray[np.float64], coverage: float) -> list[str]:
-    """The most probable labels that together reach `coverage`; never empty."""
-    order = np.argsort(-probabilities, kind="stable")
-    size = int(np.searchsorted(np.cumsum(probabilities[order]), coverage)) + 1
-    return [labels[i] for i in order[:size]]
-
-
-def openapi_document() -> dict[str, object]:
-    """OpenAPI 3.1 of the routes."""
-    bodies: dict[Literal["/predict", "/feedback"], tuple[type[BaseModel], str, object]] = {
-        "/predict": (PredictRequest, "200", {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}),
-        "/feedback": (FeedbackRequest, "202", {"type": "object", "properties": {"feedback_id": {"type": "string"}}}),
-    }
-    schemas: dict[str, object] = {}
-    for shape in (PredictRequest, FeedbackRequest, Prediction):
-        schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schema.pop("$defs", {}))
-        schemas[shape.__name__] = schema
-    paths: dict[str, object] = {
-        path: {
-            "post": {
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}},
-                },
-                "responses": {
-                    status: {"description": "done", "content": {"application/json": {"schema": answer}}},
-                    "4XX": {"description": 'refused: {"error", "detail": [{"field", "message"}]}'},
-                    "503": {"description": "try again after Retry-After seconds"},
-                },
-                "security": [{"key": []}],
-            }
-        }
-        for path, (shape, status, answer) in bodies.items()
-    }
-    paths["/model"] = {
-        "get": {"responses": {"200": {"description": "what this worker serves"}}, "security": [{"key": []}]}
-    }
-    security = {"key": {"type": "http", "scheme": "bearer"}}
-    info = {"title": "Ratchet inference API", "version": "1"}
-    return {
-        "openapi": "3.1.0",
-        "info": info,
-        "paths": paths,
-        "components": {"schemas": schemas, "securitySchemes": security},
-    }

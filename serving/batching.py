@@ -1,13 +1,15 @@
 """The micro-batcher: many requests, few calls of the model.
 
-Turns each request's texts into sub-batches of similar length and runs them on one thread, round-robin between requests, so
-that a request of one text never waits behind 256 of another. api.py submits; it runs what live.py holds. It deliberately
-knows no HTTP and no registry.
+Turns each request's texts into sub-batches of similar length and runs them on one thread. api.py submits; it runs what
+live.py holds. It deliberately knows no HTTP and no registry.
 
-All texts of a request run on the one runtime that was live when its first sub-batch began: no answer mixes versions.
+Work goes in turns. Every request that waits gets a text into the next turn before any gets a second one, so that a request
+of one text never waits behind 256 of another. All texts of a request run on the one runtime that was live when its first
+turn began: no answer mixes versions.
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -19,6 +21,10 @@ from numpy.typing import NDArray
 
 from serving.runtime import Runtime
 
+# What a call of the model costs beside its tokens, in tokens: measured on MiniLM, fp32 and int8 (docs/lab-notes.md).
+CALL_TOKENS = 6
+TURN_BATCHES = 2  # full batches in a turn: sorting has something to sort, and who comes next does not wait long
+
 
 class QueueFull(ConnectionError):
     """More texts wait than the bound allows."""
@@ -29,7 +35,7 @@ class DeadlinePassed(TimeoutError):
 
 
 class NotReady(ConnectionError):
-    """No champion is loaded yet."""
+    """No champion is loaded yet, or this worker is stopping."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +51,42 @@ class Answer:
 class _Request:
     texts: Sequence[str]
     deadline: float
-    loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[Answer]"
     runtime: Runtime | None = None
     generation: int = 0
     encoded: list[list[int]] = field(default_factory=list)
-    remaining: deque[int] = field(default_factory=deque)
+    remaining: list[int] = field(default_factory=list)  # longest first: the next one is popped
+    missing: int = 0
     probabilities: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    settled: bool = False
+
+
+_Outcome = tuple[_Request, Answer | Exception]
 
 
 class MicroBatcher:
-    """One worker's queue and thread."""
+    """One worker's queue and thread.
 
-    def __init__(self, current: Callable[[], tuple[Runtime, int] | None], *, max_batch: int, max_queue: int) -> None:
+    Args:
+        current: the live runtime and its generation, asked as work begins.
+        max_batch: texts run together.
+        max_queue: texts waiting before QueueFull; an idle queue takes a request of any size.
+        clock: monotonic seconds.
+
+    """
+
+    def __init__(
+        self,
+        current: Callable[[], tuple[Runtime, int] | None],
+        *,
+        max_batch: int,
+        max_queue: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._current = current
         self._max_batch = max_batch
         self._max_queue = max_queue
+        self._clock = clock
         self._waiting: deque[_Request] = deque()
         self._texts = 0
         self._condition = threading.Condition()
@@ -69,10 +95,11 @@ class MicroBatcher:
         self._thread.start()
 
     async def submit(self, texts: Sequence[str], timeout_s: float) -> Answer:
-        """Probabilities of `texts`, within `timeout_s`. Raises QueueFull, DeadlinePassed or NotReady."""
-        loop = asyncio.get_running_loop()
-        request = _Request(texts, time.monotonic() + timeout_s, loop, loop.create_future())
+        """Probabilities of `texts`, if their work begins within `timeout_s`. Raises QueueFull, DeadlinePassed or NotReady."""
+        request = _Request(texts, self._clock() + timeout_s, asyncio.get_running_loop().create_future())
         with self._condition:
+            if self._closed:
+                raise NotReady("this worker is stopping")
             if self._texts and self._texts + len(texts) > self._max_queue:
                 raise QueueFull(f"{self._texts} texts are waiting")
             self._texts += len(texts)
@@ -92,76 +119,104 @@ class MicroBatcher:
             with self._condition:
                 while not self._waiting and not self._closed:
                     self._condition.wait()
-                if not self._waiting:
-                    return
-                requests = self._next_requests()
-            try:
-                self._run_once(requests)
-            except Exception as error:  # whatever the model raises belongs to these requests, not to the thread
-                for request in requests:
-                    self._settle(request, error)
-
-    def _next_requests(self) -> list[_Request]:
-        """The requests of the next call: the first in line, and as many behind it as fit beside it."""
-        chosen: list[_Request] = []
-        room = self._max_batch
-        while self._waiting and room > 0:
-            request = self._waiting.popleft()
-            chosen.append(request)
-            room -= len(request.remaining) or len(request.texts)
-        return chosen
-
-    def _run_once(self, requests: list[_Request]) -> None:
-        begun = [request for request in requests if self._begin(request)]
-        by_runtime: dict[int, list[_Request]] = {}
-        for request in begun:
-            by_runtime.setdefault(id(request.runtime), []).append(request)
-        for group in by_runtime.values():
-            rows = [(request, request.remaining.popleft()) for request in group]
-            for request in group:
-                while request.remaining and len(rows) < self._max_batch:
-                    rows.append((request, request.remaining.popleft()))
-            runtime = group[0].runtime
-            assert runtime is not None
-            rows.sort(key=lambda row: len(row[0].encoded[row[1]]))
-            found = runtime.run([request.encoded[i] for request, i in rows])
-            for (request, i), probabilities in zip(rows, found, strict=True):
-                request.probabilities[i] = probabilities
-        for request in begun:
-            if request.remaining:
-                with self._condition:
-                    self._waiting.append(request)
-            else:
-                assert request.runtime is not None
-                self._settle(request, Answer(request.runtime, request.generation, request.probabilities))
-
-    def _begin(self, request: _Request) -> bool:
-        if request.runtime is not None:
-            return True
-        current = self._current()
-        if current is None:
-            self._settle(request, NotReady("no champion is loaded yet"))
-        elif time.monotonic() > request.deadline:
-            self._settle(request, DeadlinePassed("the request waited too long"))
-        else:
-            request.runtime, request.generation = current
-            request.encoded = request.runtime.encode(request.texts)
-            order = sorted(range(len(request.texts)), key=lambda i: len(request.encoded[i]))
-            request.remaining = deque(order)
-            request.probabilities = np.zeros((len(request.texts), len(request.runtime.labels)))
-            return True
-        return False
-
-    def _settle(self, request: _Request, outcome: Answer | Exception) -> None:
-        with self._condition:
-            self._texts -= len(request.texts)
-
-        def tell() -> None:
-            if request.future.done():
+                requests = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._turn))]
+            if not requests:
                 return
-            if isinstance(outcome, Exception):
-                request.future.set_exception(outcome)
-            else:
-                request.future.set_result(outcome)
+            try:
+                self._take_turn(requests)
+            except Exception as error:  # whatever the model raises belongs to these requests, not to the thread
+                self._settle([(request, error) for request in requests])
 
-        request.loop.call_soon_threadsafe(tell)
+    @property
+    def _turn(self) -> int:
+        return TURN_BATCHES * self._max_batch
+
+    def _take_turn(self, requests: list[_Request]) -> None:
+        begun = self._begin(requests)
+        rows = [(request, request.remaining.pop()) for request in begun]
+        for request in begun:
+            while request.remaining and len(rows) < self._turn:
+                rows.append((request, request.remaining.pop()))
+        for runtime in {id(request.runtime): request.runtime for request in begun}.values():
+            assert runtime is not None
+            mine = sorted(
+                (row for row in rows if row[0].runtime is runtime), key=lambda row: len(row[0].encoded[row[1]])
+            )
+            lengths = [len(request.encoded[n]) for request, n in mine]
+            for start, end in cut(lengths, self._max_batch):
+                self._run_batch(runtime, mine[start:end])
+        with self._condition:
+            self._waiting.extend(request for request in begun if request.missing)
+
+    def _run_batch(self, runtime: Runtime, rows: list[tuple[_Request, int]]) -> None:
+        finished: list[_Outcome] = []
+        found = runtime.run([request.encoded[n] for request, n in rows])
+        for (request, n), probabilities in zip(rows, found, strict=True):
+            request.probabilities[n] = probabilities
+            request.missing -= 1
+            if not request.missing:
+                finished.append((request, Answer(runtime, request.generation, request.probabilities)))
+        self._settle(finished)
+
+    def _begin(self, requests: list[_Request]) -> list[_Request]:
+        """Those of `requests` that may run; the others are refused. Fresh ones are given the live runtime, and encoded."""
+        live, now = self._current(), self._clock()
+        fresh = [request for request in requests if request.runtime is None]
+        late = [request for request in fresh if now > request.deadline]
+        refused: list[_Outcome] = [(r, DeadlinePassed("the deadline passed before the work began")) for r in late]
+        fresh = [request for request in fresh if now <= request.deadline]
+        if live is None:
+            refused += [(request, NotReady("no champion is loaded yet")) for request in fresh]
+        elif fresh:
+            runtime, generation = live
+            encoded = iter(runtime.encode([text for request in fresh for text in request.texts]))
+            for request in fresh:
+                request.runtime, request.generation = runtime, generation
+                request.encoded = [next(encoded) for _ in request.texts]
+                request.remaining = sorted(range(len(request.texts)), key=lambda n: -len(request.encoded[n]))
+                request.missing = len(request.texts)
+                request.probabilities = np.zeros((len(request.texts), len(runtime.labels)))
+        self._settle(refused)
+        return [request for request in requests if request.runtime is not None]
+
+    def _settle(self, outcomes: list[_Outcome]) -> None:
+        """Tell the waiting, all of one event loop at once."""
+        outcomes = [outcome for outcome in outcomes if not outcome[0].settled]
+        for request, _ in outcomes:
+            request.settled = True
+        with self._condition:
+            self._texts -= sum(len(request.texts) for request, _ in outcomes)
+        loops = {request.future.get_loop() for request, _ in outcomes}
+        for loop in loops:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who waited
+                loop.call_soon_threadsafe(_tell, [o for o in outcomes if o[0].future.get_loop() is loop])
+
+
+def _tell(outcomes: list[_Outcome]) -> None:
+    for request, outcome in outcomes:
+        if request.future.done():  # the caller went away
+            continue
+        if isinstance(outcome, Exception):
+            request.future.set_exception(outcome)
+        else:
+            request.future.set_result(outcome)
+
+
+def cut(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Where to cut rows that are sorted by length into batches of at most `most`, so that they cost least.
+
+    A batch costs its rows times its longest, and CALL_TOKENS. Dynamic programming over the places of the last cut.
+    """
+    cost, last = [0.0], [0]
+    for end in range(1, len(lengths) + 1):
+        longest = lengths[end - 1]
+        price, start = min(
+            (cost[start] + (end - start) * longest + CALL_TOKENS, start) for start in range(max(0, end - most), end)
+        )
+        cost.append(price)
+        last.append(start)
+    cuts, end = [], len(lengths)
+    while end:
+        cuts.append((last[end], end))
+        end = last[end]
+    return cuts[::-1]

@@ -98,11 +98,14 @@ class Outbox:
 
     def put_prediction(self, event: PredictionMade) -> None:
         """Take an event. Past the outbox's bound it is dropped and counted."""
-        value = event.model_dump_json().encode()
+        self.put_prediction_bytes(event.data.prediction_id, event.model_dump_json().encode())
+
+    def put_prediction_bytes(self, prediction_id: str, value: bytes) -> None:
+        """The same for an event that is JSON already."""
         if self._full or self._closed or len(value) > MAX_MESSAGE_BYTES or self._incoming.qsize() > IN_MEMORY:
             self.dropped += 1
             return
-        self._incoming.put((Outgoing(self._topics.predictions, event.data.prediction_id.encode(), value), None))
+        self._incoming.put((Outgoing(self._topics.predictions, prediction_id.encode(), value), None))
 
     def put_feedback(self, event: FeedbackReceived) -> "Future[None]":
         """Take an event; the future is done once it is safe, or fails with OutboxUnavailable."""

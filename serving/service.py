@@ -2,19 +2,22 @@
 
 `bentoml serve serving.service:RatchetService` starts it, N workers of one process each. It turns settings into the parts
 that a worker needs. It deliberately holds no logic of its own.
+
+Our routes are answered in front of BentoML's middleware (metrics of its own, tracing, a timer for each request that is
+never cancelled), which would cost more than they do; its probes, /metrics and /docs stay its own.
 """
 
 import gc
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import bentoml
-from starlette.applications import Starlette
 
 from schemas.settings import Settings, load_settings
 from serving import access
-from serving.api import Api, Metrics
+from serving.api import PATHS, Api, Message, Metrics, Receive, Send
 from serving.artifacts import ArtifactStore
 from serving.batching import MicroBatcher
 from serving.broker import Topics
@@ -33,29 +36,44 @@ def settings_from_environment() -> Settings:
     return load_settings(text, os.environ, root=path.parent if path else Path.cwd())
 
 
-class Deferred:
-    """An ASGI app that exists only once the worker has built it."""
+class Routes:
+    """Our routes as an ASGI app that exists only once the worker has built it."""
 
     def __init__(self) -> None:
-        self.app: Starlette | None = None
+        self.api: Api | None = None
 
-    async def __call__(self, scope: dict[str, object], receive: object, send: object) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass the call on."""
-        assert self.app is not None
-        await self.app(scope, receive, send)  # type: ignore[arg-type]  # ASGI's own types, spelled by Starlette
+        assert self.api is not None
+        await self.api(scope, receive, send)
 
 
-routes = Deferred()
+routes = Routes()
 
 
-# BentoML takes the number of workers from here alone; its access log would cost more than an answer.
+class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no types
+    """A service that asks our routes first, and BentoML's app for everything else."""
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        """The app that a worker runs."""
+        bento = super().to_asgi(is_main)
+
+        async def app(scope: Message, receive: Receive, send: Send) -> None:
+            ours = scope["type"] == "http" and scope["path"] in PATHS
+            await (routes if ours else bento)(scope, receive, send)
+
+        return app
+
+
+# BentoML takes the number of workers from here alone.
 @bentoml.service(
     name="ratchet",
+    service_class=Fronted,
     workers=settings_from_environment().serving.workers,
     traffic={"timeout": 30},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(routes, path="/")
+@bentoml.asgi_app(routes, path="/")  # what neither knows is refused in our words
 class RatchetService:
     """One worker: a live model, a batcher, an outbox and the routes over them."""
 
@@ -67,7 +85,8 @@ class RatchetService:
         registry = Registry(settings.registry_url, settings.model.name)
         store = ArtifactStore(settings.location(settings.artifacts.url))
         cache = settings.path(settings.artifacts.cache)
-        self.live = LiveModel(registry, store, cache, threads=serving.threads, poll_seconds=serving.poll_seconds)
+        threads = serving.threads or max(1, len(os.sched_getaffinity(0)) // serving.workers)
+        self.live = LiveModel(registry, store, cache, threads=threads, poll_seconds=serving.poll_seconds)
         self.batcher = MicroBatcher(self.live.current, max_batch=serving.max_batch, max_queue=serving.max_queue)
         metrics = Metrics(settings.model.name)
         self.outbox = Outbox(
@@ -80,10 +99,9 @@ class RatchetService:
             timeout_s=settings.kafka.publish_timeout_s,
             observe=metrics.outbox,
         )
-        api = Api(settings, keys, self.live, self.batcher, self.outbox, metrics)
         self.live.start()
         self.outbox.start()
-        routes.app = api.app()
+        routes.api = Api(settings, keys, self.live, self.batcher, self.outbox, metrics)
         gc.collect()
         gc.freeze()  # what start-up made stays: the collector need not look at it at every full collection
 

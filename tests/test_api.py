@@ -71,7 +71,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
     )
     outbox.start()
     api = Api(settings, keys, live, batcher, outbox, Metrics("api"))
-    with TestClient(api.app(), headers={"Authorization": f"Bearer {keys.api_key}"}) as client:
+    with TestClient(api, headers={"Authorization": f"Bearer {keys.api_key}"}) as client:
         yield client, keys, outbox
     live.close()
     batcher.close()

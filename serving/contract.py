@@ -1,0 +1,130 @@
+"""The shapes of the HTTP contract, and the OpenAPI document that publishes them.
+
+Turns a request's bytes into a validated value, or into the fields that are wrong. api.py asks. It deliberately knows no
+settings: limits that an operator sets are api.py's.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from schemas.events import FeedbackKind
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Short = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+
+class Item(BaseModel):
+    """One text to predict."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    text: Annotated[str, StringConstraints(min_length=1)]
+    metadata: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=32)] = {}
+
+
+class Options(BaseModel):
+    """What else to answer."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    coverage: float | None = Field(
+        None, gt=0, lt=1, description="adds `set`: labels that together reach this probability"
+    )
+
+
+class PredictRequest(BaseModel):
+    """Body of POST /predict."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    items: list[Item] = Field(min_length=1)
+    user: Name | None = None
+    options: Options = Options()
+
+
+class FeedbackRequest(BaseModel):
+    """Body of POST /feedback."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    prediction_id: str
+    kind: FeedbackKind
+    value: str | float | int | list[str]
+    user: Name | None = None
+    feedback_id: Short | None = None
+
+
+class Prediction(BaseModel):
+    """One answer of POST /predict."""
+
+    prediction_id: str
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    model_version: str
+    feedback_token: str
+    set: list[str] | None = None
+
+
+class NotJson(ValueError):
+    """The bytes are not JSON."""
+
+
+class NotValid(ValueError):
+    """Not of the shape; `fields` are pairs of a field's path and what is wrong with it."""
+
+    def __init__(self, fields: list[tuple[str, str]]) -> None:
+        super().__init__("the request is not valid")
+        self.fields = fields
+
+
+def read(body: bytes, shape: type[Shape]) -> Shape:
+    """A request of that shape. Raises NotJson or NotValid."""
+    try:
+        return shape.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise NotJson(str(error)) from error
+    except ValidationError as error:
+        found = error.errors(include_url=False)[:20]
+        raise NotValid([(".".join(map(str, e["loc"])) or "body", e["msg"]) for e in found]) from error
+
+
+def openapi_document() -> dict[str, object]:
+    """OpenAPI 3.1 of the routes."""
+    bodies: dict[Literal["/predict", "/feedback"], tuple[type[BaseModel], str, object]] = {
+        "/predict": (PredictRequest, "200", {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}),
+        "/feedback": (FeedbackRequest, "202", {"type": "object", "properties": {"feedback_id": {"type": "string"}}}),
+    }
+    schemas: dict[str, object] = {}
+    for shape in (PredictRequest, FeedbackRequest, Prediction):
+        schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[shape.__name__] = schema
+    paths: dict[str, object] = {
+        path: {
+            "post": {
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}},
+                },
+                "responses": {
+                    status: {"description": "done", "content": {"application/json": {"schema": answer}}},
+                    "4XX": {"description": 'refused: {"error", "detail": [{"field", "message"}]}'},
+                    "503": {"description": "try again after Retry-After seconds"},
+                },
+                "security": [{"key": []}],
+            }
+        }
+        for path, (shape, status, answer) in bodies.items()
+    }
+    paths["/model"] = {
+        "get": {"responses": {"200": {"description": "what this worker serves"}}, "security": [{"key": []}]}
+    }
+    security = {"key": {"type": "http", "scheme": "bearer"}}
+    info = {"title": "Ratchet inference API", "version": "1"}
+    return {
+        "openapi": "3.1.0",
+        "info": info,
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": security},
+    }

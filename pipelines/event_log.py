@@ -10,7 +10,6 @@ is made from the very snapshot whose positions were checked, so that a second wr
 
 import logging
 from collections.abc import Mapping
-from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,8 +21,8 @@ log = logging.getLogger("ratchet.event_log")
 # Small enough that merging never rewrites much of the history, large enough that a million rows are a dozen files.
 FILE_BYTES = 16 * 1024 * 1024
 # How long files that a compaction replaced are kept for readers of an older snapshot; they read for seconds.
-KEEP_REPLACED = timedelta(minutes=30)
-VACUUM_EVERY = 10  # compactions
+KEEP_REPLACED_HOURS = 1
+VACUUM_EVERY = 10  # compactions by one process, the first included
 
 _TIME = pa.timestamp("us", tz="UTC")
 _POSITION = [("topic_id", pa.string()), ("partition", pa.int32()), ("offset", pa.int64())]
@@ -65,14 +64,20 @@ class ConcurrentCommitError(RuntimeError):
 
 
 class EventLog:
-    """The two tables below one folder or s3:// address. Not thread-safe."""
+    """The two tables below one folder or s3:// address (credentials: AWS_*). Not thread-safe."""
 
     def __init__(self, location: str) -> None:
+        """Make the tables that are missing. Raises OSError when they cannot be opened."""
         self._location = location.rstrip("/")
         self._tables: dict[str, DeltaTable] = {}
         self._cuts: dict[str, tuple[int, dict[str, int]]] = {}
+        self._compactions: dict[str, int] = {}
         for name, schema in SCHEMAS.items():
-            DeltaTable.create(self.uri(name), schema, mode="ignore", name=name)
+            try:
+                DeltaTable.create(self.uri(name), schema, mode="ignore", name=name)
+            except DeltaError:
+                self._newest(name)  # whoever made it in the same moment was first
+        self._seen = {name: self.version(name) for name in SCHEMAS}
 
     def uri(self, name: str) -> str:
         """Address of a table."""
@@ -121,20 +126,23 @@ class EventLog:
             raise OSError(f"event log {name}: {error}") from error
         return int(fresh.num_rows)
 
-    def compact_if_due(self, name: str, every: int) -> bool:
-        """Every `every` commits: merge small files, write a checkpoint, delete what has long been replaced.
+    def compaction_due(self, name: str, every: int) -> bool:
+        """Whether a multiple of `every` commits has been passed since the last call, or since the log was opened."""
+        before, self._seen[name] = self._seen[name], self.version(name)
+        return self._seen[name] // every > before // every
+
+    def compact(self, name: str) -> bool:
+        """Merge small files and write a checkpoint; now and then delete what was replaced KEEP_REPLACED_HOURS ago.
 
         So cost and disk do not grow with the number of commits. Losing a race against a commit is no failure: the next
         time will do. Returns whether it compacted.
         """
         table = self._newest(name)
-        if table.version() % every != every - 1:
-            return False
         try:
             table.optimize.compact(target_size=FILE_BYTES)
-            if table.version() // every % VACUUM_EVERY == 0:
-                hours = KEEP_REPLACED.total_seconds() / 3600
-                table.vacuum(retention_hours=hours, enforce_retention_duration=False, dry_run=False)
+            self._compactions[name] = self._compactions.get(name, -1) + 1
+            if self._compactions[name] % VACUUM_EVERY == 0:
+                table.vacuum(KEEP_REPLACED_HOURS, enforce_retention_duration=False, dry_run=False)
             table.create_checkpoint()
         except DeltaError as error:
             log.warning("event log %s was not compacted: %s", name, error)
@@ -151,12 +159,11 @@ class EventLog:
 
         version = self.version(name)
         if self._cuts.get(name, (-1, {}))[0] != version:
-            files = self._tables[name].file_uris()
-            found: list[tuple[str, int]] = []
-            if files:
-                query = "SELECT topic_id || '/' || partition, max(\"offset\") FROM read_parquet(?) GROUP BY 1"
-                with duckdb.connect() as connection:
-                    found = connection.execute(query, [files]).fetchall()
+            rows = self._tables[name].to_pyarrow_dataset()
+            with duckdb.connect() as connection:
+                connection.register("rows", rows)
+                query = 'SELECT topic_id || \'/\' || "partition", max("offset") FROM rows GROUP BY 1'
+                found = connection.execute(query).fetchall()
             self._cuts[name] = (version, {place: int(last) for place, last in found})
         return dict(self._cuts[name][1])
 

@@ -5,18 +5,25 @@ consumer calls it for every message. It deliberately does no I/O.
 """
 
 import math
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import TypeVar
 
 import orjson
 from pydantic import ValidationError
 
-from schemas.events import FeedbackReceived, PredictionMade, parse_event
+from schemas.events import Event, FeedbackReceived, PredictionMade, parse_event
+from serving.broker import MAX_MESSAGE_BYTES
 
+# How far ahead of ours a producer's clock may be and still be believed.
+CLOCK_AHEAD = timedelta(minutes=5)
 YEARS = range(1970, 2200)  # what the stores behind Feast can all represent
 
 
 class BadMessage(ValueError):
     """A message that no retry would make readable; the text says why, without quoting it."""
+
+
+Stored = TypeVar("Stored", bound=Event)
 
 
 def read_event(value: bytes | None, table: str) -> PredictionMade | FeedbackReceived:
@@ -26,6 +33,8 @@ def read_event(value: bytes | None, table: str) -> PredictionMade | FeedbackRece
     """
     if value is None:
         raise BadMessage("a tombstone where an event belongs")
+    if len(value) > MAX_MESSAGE_BYTES:
+        raise BadMessage(f"{len(value)} bytes, {MAX_MESSAGE_BYTES} at most")
     try:
         event = parse_event(value)
     except ValidationError as error:
@@ -45,6 +54,11 @@ def read_event(value: bytes | None, table: str) -> PredictionMade | FeedbackRece
     ):
         raise BadMessage("data.value: not a finite number")
     return event
+
+
+def on_our_clock(event: Stored, now: datetime) -> Stored:
+    """The event; its time is `now` if it claims to come from the future, where it would win for ever by event time."""
+    return event.model_copy(update={"time": now}) if event.time > now + CLOCK_AHEAD else event
 
 
 def row_of(

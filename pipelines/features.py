@@ -5,27 +5,31 @@ user of Feast. It deliberately does not decide what feedback means for training:
 """
 
 import fcntl
-import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from pipelines.event_log import EventLog
+from pipelines import feedback_rules
+from pipelines.event_log import SCHEMAS, EventLog
+from pipelines.feedback_rules import LABELLED
 from schemas.events import PredictionMade
 from schemas.settings import Settings
 
-LABELLED = ("correction", "rating")
 ONLINE = ("model_version", "predicted_label", "user")
 JOINED = ("text", "predicted_label", "model_version", "metadata")
 # Feedback and its prediction may be stamped by two machines: how far feedback's clock may be behind and still find it.
 CLOCK_SKEW = timedelta(minutes=5)
+# Feast reads through ibis, whose default connection is one for the process and refuses a second call.
+_OFFLINE = threading.Lock()
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,32 +67,6 @@ entity_key_serialization_version: 3
 """
 
 
-# Effective feedback: one row per feedback_id (the first stored), minus what its own author withdrew, and per person,
-# prediction and kind only the last by event time; people who gave no name are told apart by feedback_id. A row is within
-# a cut if the cut covers its offset; a topic that a cut does not name is newer than the cut.
-_EFFECTIVE = """
-WITH within AS (
-  SELECT f.* FROM stored f LEFT JOIN cut c ON c.place = f.topic_id || '/' || f.partition
-  WHERE $everything OR f."offset" <= coalesce(c.last, -1)
-), once AS (
-  SELECT * FROM within
-  QUALIFY row_number() OVER (PARTITION BY feedback_id ORDER BY created_timestamp, topic_id, "partition", "offset") = 1
-), withdrawn AS (
-  SELECT CASE WHEN json_valid(value) THEN value ->> '$' END AS feedback_id, prediction_id, "user"
-  FROM once WHERE kind = 'retract'
-)
-SELECT f.*, f."offset" > coalesce(b.last, -1) AS beyond
-FROM once f LEFT JOIN bound b ON b.place = f.topic_id || '/' || f.partition
-WHERE kind <> 'retract' AND NOT EXISTS (
-  SELECT 1 FROM withdrawn w WHERE w.feedback_id = f.feedback_id AND w.prediction_id = f.prediction_id
-  AND w."user" IS NOT DISTINCT FROM f."user")
-QUALIFY row_number() OVER (
-  PARTITION BY prediction_id, kind, coalesce('u' || "user", 'f' || feedback_id)
-  ORDER BY event_timestamp DESC, feedback_id DESC) = 1
-ORDER BY feedback_id
-"""
-
-
 class FeatureStore:
     """One project's features. Not thread-safe."""
 
@@ -107,6 +85,7 @@ class FeatureStore:
         self.log = EventLog(self._location)
         self._store = Feast(config=RepoConfig(repo_path=root, **config))
         self._entities = ENTITIES
+        self._views: dict[str, Any] = {}
         with (root / "state/feast.lock").open("a") as lock:
             fcntl.flock(
                 lock, fcntl.LOCK_EX
@@ -116,25 +95,22 @@ class FeatureStore:
 
     def write_online(self, predictions: Sequence[PredictionMade]) -> None:
         """Make predictions known to `look_up`."""
-        if not predictions:
-            return
-        view = self._store.get_feature_view("predictions")
-        rows = [_online_row(p) for p in predictions]
-        self._store._get_provider().online_write_batch(self._store.config, view, rows, None)  # feast's bulk path
+        if predictions:
+            self._write("predictions", [_online_row(p) for p in predictions])
 
     def look_up(self, prediction_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """What is known online of predictions: model_version, predicted_label, user; unknown ids are left out."""
-        if not prediction_ids:
-            return {}
-        answer = self._store.get_online_features(
-            features=[f"predictions:{name}" for name in ONLINE],
-            entity_rows=[{"prediction_id": i} for i in prediction_ids],
-        ).to_dict()
-        return {
-            i: {name: answer[name][n] for name in ONLINE}
-            for n, i in enumerate(answer["prediction_id"])
-            if answer["model_version"][n] is not None
-        }
+        return self._read("predictions", prediction_ids, ONLINE)
+
+    def write_live(self, states: Mapping[str, str], at: datetime) -> None:
+        """Keep the live counts of feedback (JSON) by '<topic_id>/<partition>'; a later `at` wins."""
+        rows = [(_key("place", place), {"counts": _value(state)}, at, None) for place, state in states.items()]
+        if rows:
+            self._write("live_feedback", rows)
+
+    def live(self, places: Sequence[str]) -> dict[str, str]:
+        """The live counts that consumers keep; places without any are left out."""
+        return {place: found["counts"] for place, found in self._read("live_feedback", places, ("counts",)).items()}
 
     def current_cut(self) -> dict[str, int]:
         """Last stored offset of feedback, by '<topic_id>/<partition>'."""
@@ -147,38 +123,73 @@ class FeatureStore:
 
         Columns of the feedback table, and `beyond`: stored after `bound`.
         """
-        with duckdb.connect() as connection:
-            connection.register("stored", self._all("feedback"))
-            connection.register("cut", _places(cut or {}))
-            connection.register("bound", _places(bound or {}))
-            return connection.sql(_EFFECTIVE, params={"everything": cut is None}).to_arrow_table()
+        return feedback_rules.effective(self._all("feedback"), cut, bound)
 
     def labelled_feedback(self, cut: Mapping[str, int] | None = None) -> list[FeedbackRow]:
         """Effective feedback up to `cut`, joined point-in-time with its prediction; without one it is left out."""
-        feedback = self.effective_feedback(cut)
-        if not feedback.num_rows:
-            return []
-        frame = feedback.select(["feedback_id", "prediction_id"]).to_pandas()
-        frame["event_timestamp"] = pc.add(feedback["event_timestamp"], pa.scalar(CLOCK_SKEW)).to_pandas()
-        features = [f"predictions:{name}" for name in JOINED]
-        joined = self._store.get_historical_features(entity_df=frame, features=features).to_arrow()
-        known = {row["feedback_id"]: row for row in joined.to_pylist() if row["text"] is not None}
+        joined = self.with_predictions(self.effective_feedback(cut))
+        joined = joined.filter(pc.is_valid(joined["text"]))
+        columns = [joined[name].to_pylist() for name in ("feedback_id", "prediction_id", "kind", "user", *JOINED)]
+        values = [orjson.loads(value) for value in joined["value"].to_pylist()]
+        times = pc.cast(joined["event_timestamp"], pa.int64()).to_pylist()
         return [
             FeedbackRow(
-                feedback_id=row["feedback_id"],
-                prediction_id=row["prediction_id"],
-                kind=row["kind"],
-                value=json.loads(row["value"]),
-                user=row["user"],
-                time=row["event_timestamp"],
-                text=prediction["text"],
-                predicted_label=prediction["predicted_label"],
-                model_version=prediction["model_version"],
-                metadata=json.loads(prediction["metadata"] or "{}"),
+                feedback_id=feedback_id,
+                prediction_id=prediction_id,
+                kind=kind,
+                value=value,
+                user=user,
+                time=EPOCH + timedelta(microseconds=time),
+                text=text,
+                predicted_label=label,
+                model_version=version,
+                metadata=orjson.loads(metadata or "{}"),
             )
-            for row in feedback.to_pylist()
-            if (prediction := known.get(row["feedback_id"])) is not None
+            for value, time, feedback_id, prediction_id, kind, user, text, label, version, metadata in zip(
+                values, times, *columns, strict=True
+            )
         ]
+
+    def with_predictions(self, feedback: pa.Table) -> pa.Table:
+        """Rows of feedback, in order of feedback_id, with text, predicted_label, model_version and metadata of their prediction.
+
+        Feast's point-in-time join, as of when the feedback was stored or said, whichever is later: a clock that is
+        behind does not part it from the prediction that it names. Nulls: the prediction is not in the log.
+        """
+        if not feedback.num_rows:
+            return feedback_rules.joined(feedback, None, JOINED)
+        said, stored = feedback["event_timestamp"], feedback["created_timestamp"]
+        as_of = pc.if_else(pc.greater(said, stored), said, stored)
+        frame = feedback.select(["feedback_id", "prediction_id"]).to_pandas()
+        frame["event_timestamp"] = pc.add(as_of, pa.scalar(CLOCK_SKEW)).to_pandas()
+        features = [f"predictions:{name}" for name in JOINED]
+        with _OFFLINE:
+            found = self._store.get_historical_features(entity_df=frame, features=features).to_arrow()
+        return feedback_rules.joined(feedback, found, JOINED)
+
+    def orphans(self, after: Mapping[str, int], until: datetime, most: int) -> pa.Table:
+        """Feedback without prediction, stored until `until`, beyond the offsets of `after`, by place."""
+        return feedback_rules.orphans(self._all("feedback"), self._all("predictions", ()), after, until, most)
+
+    def received(self) -> pa.Table:
+        """How much distinct feedback came, by place, model version and whether it agreed."""
+        known = self._all("predictions", ("model_version", "predicted_label"))
+        return feedback_rules.received(self._all("feedback"), known)
+
+    def expired_until(self, place: str) -> int:
+        """The offset in a place up to which orphans are dead letters; or -1."""
+        return self.log.position("feedback", f"orphans/{place}")
+
+    def mark_expired(self, marks: Mapping[str, int]) -> None:
+        """Remember that orphans up to these offsets, by place, are dead letters now."""
+        marked = {f"orphans/{place}": offset for place, offset in marks.items()}
+        self.log.append("feedback", SCHEMAS["feedback"].empty_table(), marked)
+
+    def export(self) -> pa.Table:
+        """Every effective feedback with its prediction's columns, orphans included until they expire."""
+        rows = self.with_predictions(self.effective_feedback())
+        marks = {place: at for place in self.log.positions("feedback") if (at := self.expired_until(place)) >= 0}
+        return feedback_rules.unexpired(rows, marks)
 
     def count_labelled_since(self, cut: Mapping[str, int]) -> int:
         """Distinct effective labelled feedback stored beyond `cut`. Cheap while nothing was stored."""
@@ -196,7 +207,7 @@ class FeatureStore:
 
     def _apply(self, wanted: Sequence[Any]) -> None:
         """Tell Feast's registry what it does not know yet, or knows differently."""
-        views = {thing.name: thing for thing in wanted if thing.name in self._entities}
+        views = {thing.name: thing for thing in wanted if hasattr(thing, "batch_source")}
         known = {view.name: view for view in self._store.list_feature_views()}
         if known.keys() != views.keys() or any(
             known[n].source != v.source or known[n].schema != v.schema for n, v in views.items()
@@ -204,22 +215,45 @@ class FeatureStore:
             self._store.apply(list(wanted))
             self._store.refresh_registry()
 
+    def _write(self, view: str, rows: list[Any]) -> None:
+        """Feast's bulk path: validation and conversion of a DataFrame would cost more than all the rest."""
+        self._store._get_provider().online_write_batch(self._store.config, self._view(view), rows, None)
+
+    def _read(self, view: str, keys: Sequence[str], features: Sequence[str]) -> dict[str, dict[str, Any]]:
+        if not keys:
+            return {}
+        entities = [_key(self._view(view).entity_columns[0].name, key) for key in keys]
+        answers = self._store._get_provider().online_read(
+            self._store.config, self._view(view), entities, list(features)
+        )
+        return {
+            key: {name: values[name].string_val if values[name].HasField("val") else None for name in features}
+            for key, (_, values) in zip(keys, answers, strict=True)
+            if values
+        }
+
+    def _view(self, name: str) -> Any:
+        if name not in self._views:
+            self._views[name] = self._store.get_feature_view(name)
+        return self._views[name]
+
     def _all(self, name: str, features: Sequence[str] | None = None) -> pa.Table:
-        view = self._store.get_feature_view(name)
+        view = self._view(name)
         key = self._entities[name]
         if features is None:
             features = [field.name for field in view.features]
-        job = self._store._get_provider().offline_store.pull_all_from_table_or_query(
-            config=self._store.config,
-            data_source=view.batch_source,
-            join_key_columns=[key],
-            feature_name_columns=list(features),
-            timestamp_field="event_timestamp",
-            created_timestamp_column="created_timestamp",
-            start_date=datetime(1970, 1, 1, tzinfo=UTC),
-            end_date=datetime(9999, 1, 1, tzinfo=UTC),
-        )
-        return job.to_arrow()
+        with _OFFLINE:
+            job = self._store._get_provider().offline_store.pull_all_from_table_or_query(
+                config=self._store.config,
+                data_source=view.batch_source,
+                join_key_columns=[key],
+                feature_name_columns=list(features),
+                timestamp_field="event_timestamp",
+                created_timestamp_column="created_timestamp",
+                start_date=EPOCH,
+                end_date=datetime(9999, 1, 1, tzinfo=UTC),
+            )
+            return job.to_arrow()
 
 
 def _absolute(url: str, root: Path) -> str:
@@ -228,17 +262,20 @@ def _absolute(url: str, root: Path) -> str:
     return f"{prefix}{root / url.removeprefix(prefix)}" if url.startswith(prefix) else url
 
 
-def _places(cut: Mapping[str, int]) -> pa.Table:
-    schema = pa.schema([("place", pa.string()), ("last", pa.int64())])
-    return pa.table({"place": list(cut), "last": list(cut.values())}, schema=schema)
+def _key(name: str, value: str) -> Any:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+
+    return EntityKey(join_keys=[name], entity_values=[_value(value)])
+
+
+def _value(value: str | None) -> Any:
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    return Value() if value is None else Value(string_val=value)
 
 
 def _online_row(prediction: PredictionMade) -> tuple[Any, dict[str, Any], datetime, None]:
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value
-
     data = prediction.data
     known = {"model_version": data.model_version, "predicted_label": data.label, "user": data.user}
-    key = EntityKey(join_keys=["prediction_id"], entity_values=[Value(string_val=data.prediction_id)])
-    values = {name: Value() if value is None else Value(string_val=value) for name, value in known.items()}
-    return key, values, prediction.time, None
+    values = {name: _value(value) for name, value in known.items()}
+    return _key("prediction_id", data.prediction_id), values, prediction.time, None

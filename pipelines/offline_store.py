@@ -24,7 +24,10 @@ class EventLogOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc
 
 
 def _read(source: Any, _repo_path: str) -> Any:
-    files = DeltaTable(source.path).file_uris()
+    table = DeltaTable(source.path)
+    if "://" in source.path:  # through Delta's own file system: DuckDB would download an extension
+        return ibis.memtable(table.to_pyarrow_dataset())
+    files = table.file_uris()
     if files:
         return ibis.read_parquet(files)
     empty: pa.Schema = SCHEMAS[source.path.rstrip("/").rpartition("/")[2]]

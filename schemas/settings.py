@@ -81,6 +81,12 @@ class FeatureStoreSettings(Group):
     batch_rows: int = Field(2000, ge=1, description="rows at which a micro-batch is committed")
     batch_seconds: float = Field(0.5, gt=0, description="seconds after which a micro-batch is committed")
     compact_every: int = Field(50, ge=2, description="commits between compactions and checkpoints of the log")
+    orphan_hours: float = Field(
+        168.0, gt=0, description="hours that feedback waits for its prediction before it becomes a dead letter"
+    )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="where the consumer answers Prometheus on every interface; unset: off"
+    )
 
 
 class RegistrySettings(Group):

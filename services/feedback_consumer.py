@@ -4,33 +4,39 @@ Turns messages into validated rows, one Delta commit per topic and micro-batch. 
 share the consumer group. It deliberately does not know what feedback is for.
 
 A bad message goes to the dead-letter topic with its original bytes. Anything else that fails (disk, store, broker) is
-no message's fault: nothing is committed, and the batch is tried again with growing delay.
+no message's fault: nothing is committed, and the batch is tried again with growing delay. In between lies a message that
+reads well and yet cannot be stored (SUSPECT): it is found by halving, and is a dead letter once it has failed
+ATTEMPTS_ALONE times by itself; if many do so in a row the fault is not theirs, and the consumer waits.
 """
 
 import logging
 import math
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 import click
-import pyarrow as pa
 
 from pipelines.event_log import SCHEMAS
-from pipelines.event_rows import BadMessage, read_event, row_of
+from pipelines.event_rows import read_event
 from pipelines.features import FeatureStore
-from schemas.events import PredictionMade, utc_now
+from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import Settings, load_settings
+from services.consumer_metrics import ConsumerMetrics
+from services.dead_letters import letters_of
+from services.live_counts import LiveCounts
+from services.micro_batch import MicroBatch, Source, sort_out
+from services.orphans import Orphans
 from serving.broker import (
-    MAX_MESSAGE_BYTES,
     BrokerUnavailable,
     Message,
-    Outgoing,
     Publisher,
     Subscription,
     Topics,
@@ -44,14 +50,24 @@ log = logging.getLogger("ratchet.feedback_consumer")
 LOOK_SECONDS = 2.0
 STALL_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
+JOIN_SECONDS = 5.0  # between looks for the predictions of feedback that came before them
+SWEEP_SECONDS = 600.0  # between looks for orphans whose time is up
 FIRST_DELAY, LONGEST_DELAY = 0.5, 5.0
+# What storing can raise because of what a message says; everything else is the machine's doing.
+SUSPECT = (ValueError, TypeError, ArithmeticError, LookupError, sqlite3.DataError, sqlite3.InterfaceError)
+ATTEMPTS_ALONE = 3
+FAILED_IN_A_ROW = 10
 CRASH_POINTS = (
+    "after_poll",
     "before_dead_letters",
-    "before_online",
+    "after_dead_letters",
     "after_online",
     "between_commits",
     "after_commits",
     "after_positions",
+    "before_compaction",
+    "after_compaction",
+    "after_hint",
 )
 
 _T = TypeVar("_T")
@@ -65,10 +81,22 @@ class Stalled(RuntimeError):
     """Messages wait but none arrive, or the group has not let us in: subscribe anew."""
 
 
+class Unstorable(RuntimeError):
+    """So many messages in a row could not be stored that it is not they who are wrong."""
+
+
 class Consumer:
     """One member of the group. `step` reads and stores one micro-batch."""
 
-    def __init__(self, settings: Settings, registry: Registry, features: FeatureStore) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        features: FeatureStore,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        read: Callable[[bytes | None, str], PredictionMade | FeedbackReceived] = read_event,
+    ) -> None:
         bootstrap = settings.kafka.bootstrap_servers
         if not bootstrap:
             raise ValueError("kafka.bootstrap_servers is not set: start with `ratchet up`, or point it at a broker")
@@ -77,9 +105,18 @@ class Consumer:
         self._features = features
         self._bootstrap = bootstrap
         self._topics = Topics.of(settings.model.name)
+        self._clock = clock
+        self._read = read
         self._dead_letters = Publisher(bootstrap, timeout_s=settings.kafka.publish_timeout_s)
         self._subscription: Subscription | None = None
-        self._topic_ids: dict[str, str] = {}
+        self._source = Source(self._topics, {})
+        hours = settings.feature_store.orphan_hours
+        self._orphans = Orphans(features, self._topics, settings.model.name, hours)
+        self._sweep_every = min(SWEEP_SECONDS, hours * 3600 / 10)
+        self.live = LiveCounts(features)
+        self.metrics = ConsumerMetrics(settings.model.name)
+        self._join_at = self._sweep_at = 0.0
+        self._failed_in_a_row = 0
         self._look_at = self._moved_at = 0.0
         self._assignment = 0
         self._groups_tried = 0
@@ -92,13 +129,18 @@ class Consumer:
         while len(self._pending) < self._settings.feature_store.batch_rows and time.monotonic() < deadline:
             polled = subscription.poll(max(0.0, min(0.2, deadline - time.monotonic())))
             if subscription.assignments != self._assignment:
-                self._assignment, self._pending = subscription.assignments, []
+                self._assignment, self._pending, self.live.stale = subscription.assignments, [], True
             self._pending += polled
+        self._look_after_feedback(subscription)
         if not self._pending:
             return 0
+        _crash_at("after_poll")
         self._moved_at = time.monotonic()
-        self._store(self._pending)
+        with self.metrics.seconds.time():
+            self._store_around(self._pending)
+            self._compact()
         subscription.commit({(m.topic, m.partition): m.offset for m in self._pending})
+        _crash_at("after_hint")
         done, self._pending = len(self._pending), []
         return done
 
@@ -113,7 +155,7 @@ class Consumer:
 
     def reset(self) -> None:
         """Drop connections and what was polled but not stored; the next step begins where the log ends."""
-        self._pending, self._assignment = [], 0
+        self._pending, self._assignment, self.live.stale = [], 0, True
         self._dead_letters.close()
         if self._subscription is not None:
             self._subscription.close()
@@ -123,13 +165,14 @@ class Consumer:
         """The subscription; every few seconds it must show that the topics are the same and that messages move."""
         if self._subscription is None:
             kafka = self._settings.kafka
-            self._topic_ids = ensure_topics(
+            found = ensure_topics(
                 self._bootstrap,
                 self._topics.names(),
                 partitions=kafka.partitions,
                 replication_factor=kafka.replication_factor,
                 timeout_s=kafka.publish_timeout_s,
             )
+            self._source = Source(self._topics, found)
             read = [self._topics.predictions, self._topics.feedback]
             group = f"{self._settings.model.name}.consumer" + f".{self._groups_tried}" * bool(self._groups_tried)
             self._subscription = Subscription(self._bootstrap, read, group=group, start_at=self._start_at)
@@ -150,62 +193,111 @@ class Consumer:
 
     def _check_topics(self) -> None:
         timeout_s = self._settings.kafka.publish_timeout_s
-        if topic_ids(self._bootstrap, self._topics.names(), timeout_s=timeout_s) != self._topic_ids:
+        if topic_ids(self._bootstrap, self._topics.names(), timeout_s=timeout_s) != self._source.ids:
             raise TopicsRecreated("the broker's topics were made anew: reading them from their beginning")
 
     def _start_at(self, topic: str, partition: int) -> int:
-        place = f"{self._topic_ids[topic]}/{partition}"
-        stored = self._features.log.position(self._table(topic), place)
+        place = self._source.place(topic, partition)
+        stored = self._features.log.position(self._source.table(topic), place)
         if stored >= 0:
             # Whoever stored it may have died before telling the registry, which outboxes ask.
             self._registry.record_positions({place: stored})
         return stored + 1
 
-    def _table(self, topic: str) -> str:
-        return "predictions" if topic == self._topics.predictions else "feedback"
+    def _store_around(self, messages: Sequence[Message]) -> None:
+        """Store messages in order, but for those that cannot be stored by their own fault: they become dead letters."""
+        try:
+            self._store(messages)
+            self._failed_in_a_row = 0
+        except SUSPECT as error:
+            if len(messages) == 1:
+                self._store_alone(messages[0], error)
+                return
+            log.warning("%d messages cannot be stored together: %s", len(messages), type(error).__name__)
+            middle = len(messages) // 2
+            self._store_around(messages[:middle])
+            self._store_around(messages[middle:])
 
-    def _store(self, messages: Sequence[Message]) -> None:
+    def _store_alone(self, message: Message, error: Exception) -> None:
+        for attempt in range(1, ATTEMPTS_ALONE):
+            time.sleep(FIRST_DELAY * attempt / 2)
+            try:
+                self._store([message])
+            except SUSPECT as again:
+                error = again
+            else:
+                return
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row > FAILED_IN_A_ROW:
+            raise Unstorable(f"more than {FAILED_IN_A_ROW} messages in a row: {type(error).__name__}")
+        self._store([message], refused=f"failed {ATTEMPTS_ALONE} times alone: {type(error).__name__}")
+
+    def _store(self, messages: Sequence[Message], refused: str | None = None) -> None:
         # Topic ids never come back: equal before the first poll and after the last, they are what was polled.
         self._check_topics()
-        rows: dict[str, list[dict[str, object]]] = {"predictions": [], "feedback": []}
-        positions: dict[str, dict[str, int]] = {"predictions": {}, "feedback": {}}
-        predictions: list[PredictionMade] = []
-        bad: list[Outgoing] = []
-        now = utc_now()
-        for message in messages:
-            table, topic_id = self._table(message.topic), self._topic_ids[message.topic]
-            positions[table][f"{topic_id}/{message.partition}"] = message.offset
-            try:
-                event = read_event(message.value, table)
-                rows[table].append(row_of(event, now, topic_id, message.partition, message.offset))
-                if isinstance(event, PredictionMade):
-                    predictions.append(event)
-            except BadMessage as error:
-                bad.append(self._dead_letter(message, str(error)))
+        batch = sort_out(messages, self._source, self._clock(), self._read, refused)
         _crash_at("before_dead_letters")
-        if bad:
-            log.warning("%d messages to %s", len(bad), self._topics.dead_letters)
-            self._dead_letters.publish_many(bad)
-        _crash_at("before_online")
-        self._features.write_online(predictions)
+        if batch.bad:
+            log.warning("%d messages to %s", len(batch.bad), self._topics.dead_letters)
+            self._dead_letters.publish_many(letters_of(self._topics, batch.bad, self._source.place))
+        _crash_at("after_dead_letters")
+        self._features.write_online(batch.predictions)
         _crash_at("after_online")
-        for name, last in positions.items():
-            if last:
-                self._features.log.append(name, pa.Table.from_pylist(rows[name], schema=SCHEMAS[name]), last)
-                self._features.log.compact_if_due(name, self._settings.feature_store.compact_every)
-            _crash_at("between_commits" if name == "predictions" else "after_commits")
-        self._registry.record_positions(positions["predictions"] | positions["feedback"])
+        stored = self._append("predictions", batch)
+        _crash_at("between_commits")
+        said = self._append("feedback", batch)
+        _crash_at("after_commits")
+        self._registry.record_positions(batch.positions["predictions"] | batch.positions["feedback"])
         _crash_at("after_positions")
+        self.metrics.count(batch, predictions=stored, feedback=said)
+        self._keep_live(batch, said)
 
-    def _dead_letter(self, message: Message, reason: str) -> Outgoing:
-        where = {
-            "topic": message.topic,
-            "position": f"{self._topic_ids[message.topic]}/{message.partition}/{message.offset}",
-            "reason": reason,
-        }
-        headers = [*message.headers, *((f"ratchet-{k}", v.encode()) for k, v in where.items())]
-        value = (message.value or b"")[:MAX_MESSAGE_BYTES]
-        return Outgoing(self._topics.dead_letters, message.key or b"", value, tuple(headers))
+    def _keep_live(self, batch: MicroBatch, stored: int) -> None:
+        """Count what was stored. Never fails: it is stored, and counts can be made anew."""
+        try:
+            if stored == len(batch.said):
+                self.live.add(batch.said)
+            else:  # somebody else had stored some of it
+                self.live.stale = True
+        except Exception as error:
+            log.warning("live counts will be made anew: %s: %s", type(error).__name__, error)
+            self.live.stale = True
+
+    def _append(self, name: str, batch: MicroBatch) -> int:
+        if not batch.positions[name]:
+            return 0
+        return self._features.log.append(name, batch.rows[name], batch.positions[name])
+
+    def _compact(self) -> None:
+        """Now and then, between batches: what goes wrong here is no message's fault."""
+        for name in SCHEMAS:
+            if self._features.log.compaction_due(name, self._settings.feature_store.compact_every):
+                _crash_at("before_compaction")
+                self._features.log.compact(name)
+                _crash_at("after_compaction")
+
+    def _look_after_feedback(self, subscription: Subscription) -> None:
+        """Keep the live counts, join what came before its prediction, let orphans expire."""
+        if not self.ready:
+            return
+        owned = subscription.partitions(self._topics.feedback)
+        if self.live.stale:
+            self.live.start(self._source.place(self._topics.feedback, p) for p in owned)
+        now, beat = self._clock(), time.monotonic()
+        if beat >= self._join_at:
+            self._join_at = beat + JOIN_SECONDS
+            self.live.look_again()
+        if beat >= self._sweep_at:
+            self._sweep_at = beat + self._sweep_every
+            count = self._settings.kafka.partitions
+            # Places of topics that are no more belong to whoever has their number now.
+            places = [p for p in self._features.current_cut() if int(p.rpartition("/")[2]) % count in owned]
+            expired = self._orphans.expire(places, now, self._dead_letters.publish_many)
+            self.metrics.expired.inc(expired)
+            if expired:
+                log.warning("%d feedback without prediction to %s", expired, self._topics.dead_letters)
+        self.live.write(now)
+        self.metrics.show(self.live)
 
 
 def _crash_at(point: str) -> None:
@@ -227,6 +319,7 @@ def run(consumer: Consumer, stop: threading.Event, batch_seconds: float) -> None
                 return
         except Exception as error:
             log.warning("%s: %s: trying again in %.1f s", type(error).__name__, error, delay)
+            consumer.metrics.failures.inc()
             consumer.reset()
             if stop.is_set() and isinstance(error, BrokerUnavailable):
                 return
@@ -264,6 +357,8 @@ def main(config: Path) -> None:
         signal.signal(number, lambda *_: stop.set())
     registry = Registry(settings.registry_url, settings.model.name)
     consumer = Consumer(settings, registry, opened(lambda: FeatureStore(settings), stop))
+    if settings.feature_store.metrics_port:
+        consumer.metrics.serve(settings.feature_store.metrics_port)
     try:
         run(consumer, stop, settings.feature_store.batch_seconds)
     finally:

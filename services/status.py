@@ -23,7 +23,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
     registry = Registry(settings.registry_url, settings.model.name)
     try:
         champion, unfinished, workers = registry.champion(), registry.unfinished_round(), registry.workers()
-        gathered, unseen = _gathered(settings, registry.last_cut())
+        gathered, live, unseen = _gathered(settings, registry.last_cut())
     finally:
         registry.close()
     up = running_up(settings)
@@ -37,6 +37,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         "round": _round(unfinished),
         "feedback": gathered,
         "min_feedback": settings.triggers.min_feedback,
+        "live_feedback": live,
         "not_yet_stored": lag,
     }
     lines = [
@@ -45,19 +46,27 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         *(_worker_line(worker, champion) for worker in workers),
         _round_line(unfinished),
         f"feedback   {unseen or f'{gathered} of {settings.triggers.min_feedback} since the last round'}",
+        *(f"live       {version}: {_verdicts(counts)}" for version, counts in live.items()),
         *([f"lag        {lag} accepted events are not stored yet"] if lag is not None else []),
     ]
     return value, lines
 
 
-def _gathered(settings: Settings, cut: dict[str, int]) -> tuple[int | None, str | None]:
-    """Labelled feedback since a cut, or why it cannot be counted."""
+def _gathered(settings: Settings, cut: dict[str, int]) -> tuple[int | None, dict[str, dict[str, int]], str | None]:
+    """Labelled feedback since a cut and the live counts by version, or why they cannot be counted."""
     from pipelines.features import FeatureStore
+    from services.live_counts import live_counts
 
     try:
-        return FeatureStore(settings).count_labelled_since(cut), None
+        features = FeatureStore(settings)
+        return features.count_labelled_since(cut), live_counts(features), None
     except Exception as error:
-        return None, f"cannot be counted: {type(error).__name__}: {error}"
+        return None, {}, f"cannot be counted: {type(error).__name__}: {error}"
+
+
+def _verdicts(counts: dict[str, int]) -> str:
+    """In one order, without what did not happen. Feedback is no fair sample of traffic: no share is shown."""
+    return ", ".join(f"{counts[v]} {v}" for v in ("agreed", "disagreed", "other") if counts.get(v))
 
 
 def _lag(settings: Settings) -> int | None:

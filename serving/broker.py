@@ -27,6 +27,7 @@ logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its retries are ours to
 MAX_MESSAGE_BYTES = 4_000_000
 HEADER_BYTES = 65_536  # what key, headers and Kafka's own framing may add to a value
 KNOCK_SECONDS = 1.0
+BACKLOG_SECONDS = 10.0
 FETCH_MS = 200  # how long the broker may hold a fetch open: an idle subscription knows the end at most this late
 
 
@@ -328,6 +329,10 @@ class Subscription:
                 max(0, int(end) - int(self._consumer.position(p, timeout_ms=3000) or 0)) for p, end in ends.items()
             )
 
+    def partitions(self, topic: str) -> set[int]:
+        """The partitions of a topic in our share."""
+        return {int(place.partition) for place in self._consumer.assignment() if place.topic == topic}
+
     def close(self) -> None:
         """Leave the group, if we are settled in it.
 
@@ -342,3 +347,64 @@ class Subscription:
 
     def _on_assigned(self) -> None:
         self._reassigned = True
+
+
+class Backlog:
+    """What is in a topic as of now and `reader`, a name, has not done with yet. One process at a time; no group to join."""
+
+    def __init__(self, bootstrap: str, topic: str, *, reader: str) -> None:
+        self._bootstrap = bootstrap
+        self._topic = topic
+        self._reader = reader
+        self._consumer: Any = None
+
+    def __enter__(self) -> "Backlog":
+        with _reaching(self._bootstrap):
+            self._consumer = _connected(
+                KafkaConsumer,
+                self._bootstrap,
+                group_id=self._reader,
+                enable_auto_commit=False,
+                allow_auto_create_topics=False,
+                auto_offset_reset="earliest",
+                fetch_max_wait_ms=FETCH_MS,
+                request_timeout_ms=10_000,
+                bootstrap_timeout_ms=5000,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Exception):
+            self._consumer.close(autocommit=False, timeout_ms=2000)
+
+    def batches(self) -> Iterator[list[Message]]:
+        """What waits, in order per partition, up to the ends that the first answers name. Raises BrokerUnavailable."""
+        with _reaching(self._bootstrap):
+            places = [TopicPartition(self._topic, p) for p in self._consumer.partitions_for_topic(self._topic) or ()]
+            self._consumer.assign(places)
+            ends: dict[TopicPartition, int] = {}
+            deadline = time.monotonic() + BACKLOG_SECONDS
+            while any(p not in ends or self._consumer.position(p, timeout_ms=3000) < ends[p] for p in places):
+                polled = self._consumer.poll(timeout_ms=FETCH_MS)
+                known = ((p, self._consumer.highwater(p)) for p in places)
+                ends = {p: int(end) for p, end in known if end is not None} | ends
+                found = [
+                    Message(r.topic, r.partition, r.offset, r.key, r.value, tuple(r.headers))
+                    for place, records in polled.items()
+                    for r in records
+                    if r.offset < ends[place]
+                ]
+                if found:
+                    yield found
+                    deadline = time.monotonic() + BACKLOG_SECONDS
+                elif time.monotonic() > deadline:
+                    raise BrokerUnavailable(
+                        f"broker {self._bootstrap}: nothing of {self._topic} in {BACKLOG_SECONDS} s"
+                    )
+
+    def done(self, messages: Sequence[Message]) -> None:
+        """The reader need not see these again. Raises BrokerUnavailable."""
+        last = {TopicPartition(m.topic, m.partition): m.offset for m in messages}
+        with _reaching(self._bootstrap):
+            offsets = {place: OffsetAndMetadata(offset + 1, "", -1) for place, offset in last.items()}
+            self._consumer.commit(offsets, timeout_ms=5000)

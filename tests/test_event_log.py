@@ -115,13 +115,23 @@ def test_compaction_keeps_rows_and_positions_and_few_files(tmp_path: Path) -> No
     compacted = 0
     for n in range(40):
         assert log.append("feedback", rows(n, n + 1), {"t/1": n}) == 1
-        compacted += log.compact_if_due("feedback", every=10)
+        if log.compaction_due("feedback", every=10):
+            compacted += log.compact("feedback")
     assert compacted >= 3
     assert len(DeltaTable(log.uri("feedback")).file_uris()) <= 12
     assert stored(log) == sorted(f"t-0-{i}" for i in range(40))
     reopened = EventLog(str(tmp_path))
     assert (reopened.position("feedback", "t/0"), reopened.position("feedback", "t/1")) == (39, 39)
     assert list((tmp_path / "feedback/_delta_log").glob("*.checkpoint.parquet"))
+
+
+def test_what_compaction_replaced_is_deleted_only_when_no_reader_can_still_need_it(tmp_path: Path) -> None:
+    log = EventLog(str(tmp_path))
+    for n in range(6):
+        log.append("feedback", rows(n, n + 1))
+    assert log.compact("feedback")  # the first deletes what is old enough, which nothing is
+    assert len(DeltaTable(log.uri("feedback")).file_uris()) == 1
+    assert len(list((tmp_path / "feedback").glob("*.parquet"))) == 7
 
 
 def test_a_log_that_cannot_be_reached_says_so(tmp_path: Path) -> None:

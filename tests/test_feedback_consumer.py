@@ -2,32 +2,29 @@
 
 import contextlib
 import logging
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
 
 from pipelines.event_rows import BadMessage, read_event
 from pipelines.features import FeatureStore, default_feature_store_yaml
-from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade
+from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
-from services.feedback_consumer import CRASH_POINTS, Consumer, run
-from serving.broker import Outgoing, Publisher, Topics, ensure_topics
+from services import feedback_consumer
+from services.dead_letters import replay
+from services.feedback_consumer import Consumer, Unstorable, run
+from services.live_counts import live_counts
+from serving.broker import MAX_MESSAGE_BYTES, Outgoing, Publisher, Topics, ensure_topics
 from serving.outbox import Outbox
 from serving.registry import Registry
+from tests.crashes import places
+from tests.events import feedback, outgoing, prediction
 from tests.fakes import wait_until
 from tests.kafka_tools import own_broker, read_all
-
-REPOSITORY = Path(__file__).parent.parent
-# `make test` pulls the plug where rows and positions part; RATCHET_ALL_CRASH_POINTS=1 pulls it everywhere.
-KILLED_AT = CRASH_POINTS if os.environ.get("RATCHET_ALL_CRASH_POINTS") else ("after_commits",)
 
 
 def project(root: Path, bootstrap: str, model_name: str) -> Settings:
@@ -59,19 +56,23 @@ class Project:
         self.publisher.publish_many([self.outgoing(event) for event in events])
 
     def outgoing(self, event: PredictionMade | FeedbackReceived) -> Outgoing:
-        topic = self.topics.predictions if isinstance(event, PredictionMade) else self.topics.feedback
-        return Outgoing(topic, event.subject.encode(), event.model_dump_json().encode())
+        return outgoing(self.topics, event)
 
-    def consumer(self) -> Consumer:
-        return Consumer(self.settings, self.registry, FeatureStore(self.settings))
+    def consumer(self, **parts: Any) -> Consumer:
+        return Consumer(self.settings, self.registry, FeatureStore(self.settings), **parts)
 
-    def drain(self) -> None:
+    def letters(self) -> list[tuple[bytes, dict[str, bytes]]]:
+        """Values and headers of the dead letters."""
+        return [(r.value, dict(r.headers)) for r in read_all(self.bootstrap, self.topics.dead_letters)]
+
+    def drain(self, **parts: Any) -> Consumer:
         """Run a consumer that has been told to stop: it stores what is there, then ends."""
-        consumer = self.consumer()
+        consumer = self.consumer(**parts)
         stop = threading.Event()
         stop.set()
         run(consumer, stop, 0.2)
         consumer.reset()
+        return consumer
 
     @contextlib.contextmanager
     def running(self, consumers: int = 1) -> Iterator[None]:
@@ -92,12 +93,7 @@ class Project:
 
     def places(self, name: str) -> list[tuple[str, int, int]]:
         """(topic_id, partition, offset) of every row in the log, as stored."""
-        rows = [
-            row
-            for file in DeltaTable(self.features.log.uri(name)).file_uris()
-            for row in pq.read_table(file, columns=["topic_id", "partition", "offset"]).to_pylist()
-        ]
-        return sorted((row["topic_id"], row["partition"], row["offset"]) for row in rows)
+        return places(self.features, name)
 
     def stores(self, predictions: int, feedback: int) -> bool:
         return self.features.stored_events() == {"predictions": predictions, "feedback": feedback}
@@ -115,26 +111,7 @@ def parts(tmp_path: Path, broker: str, model_name: str) -> Iterator[Project]:
     made.close()
 
 
-def prediction(n: int) -> PredictionMade:
-    data = PredictionData(
-        prediction_id=f"p{n}",
-        model_name="m",
-        model_version="v1",
-        generation=1,
-        text=f"text {n}",
-        label="a",
-        confidence=0.5,
-        metadata={"channel": "ios"},
-    )
-    return PredictionMade(source="test", subject=f"p{n}", data=data)
-
-
-def feedback(n: int) -> FeedbackReceived:
-    data = FeedbackData(feedback_id=f"f{n}", prediction_id=f"p{n}", model_name="m", kind="correction", value="b")
-    return FeedbackReceived(source="test", subject=f"p{n}", data=data)
-
-
-BAD = {
+BAD: dict[str, bytes] = {
     "not JSON": b"{",
     "not UTF-8": b"\xff\xfe",
     "nothing": b"",
@@ -144,6 +121,7 @@ BAD = {
     "an unheard-of year": feedback(0).model_dump_json().encode().replace(b'"time":"20', b'"time":"99'),
     "no number": feedback(0).model_dump_json().encode().replace(b'"value":"b"', b'"value":Infinity'),
     "half a surrogate": feedback(0).model_dump_json().encode().replace(b'"value":"b"', b'"value":"\\ud800"'),
+    "oversized": b'{"a": "' + b"x" * MAX_MESSAGE_BYTES + b'"}',
     "a prediction among feedback": prediction(0).model_dump_json().encode(),
 }
 
@@ -166,7 +144,11 @@ def test_numbers_that_no_column_holds_are_bad_messages() -> None:
 def test_good_messages_are_stored_and_bad_ones_become_dead_letters_once(parts: Project) -> None:
     good = [prediction(n) for n in range(20)] + [feedback(n) for n in range(20)]
     parts.publish(*good)
-    bad = [Outgoing(parts.topics.feedback, b"key", value, (("trace", b"1"),)) for value in BAD.values() if value]
+    bad = [
+        Outgoing(parts.topics.feedback, b"key", value, (("trace", b"1"),))
+        for value in BAD.values()
+        if 0 < len(value) < 1000
+    ]
     parts.publisher.publish_many([*bad, parts.outgoing(prediction(20)), parts.outgoing(prediction(0)), bad[0]])
     parts.drain()
     assert parts.stores(21, 20)
@@ -257,31 +239,152 @@ def test_a_broker_that_forgets_everything_costs_nothing_that_was_answered_for(tm
         parts.close()
 
 
-@pytest.mark.parametrize("point", KILLED_AT)
-def test_a_consumer_killed_anywhere_stores_every_event_once(parts: Project, point: str) -> None:
-    config = parts.settings.path("ratchet.toml")
-    config.write_text(f'[model]\nname = "{parts.settings.model.name}"\n')
-    parts.publish(*[prediction(n) for n in range(50)], *[feedback(n) for n in range(50)])
-    parts.publisher.publish_many([Outgoing(parts.topics.feedback, b"k", b"bad")])
+def poisoned(*numbers: int) -> Any:
+    """A reader to which some predictions are poison: what a bug of ours would do."""
 
-    def start(**environment: str) -> subprocess.Popen[str]:
-        variables = {**os.environ, "RATCHET_KAFKA__BOOTSTRAP_SERVERS": parts.bootstrap, **environment}
-        command = [sys.executable, "-m", "services.feedback_consumer", "-c", str(config)]
-        return subprocess.Popen(command, cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, text=True)
+    def read(value: bytes | None, table: str) -> PredictionMade | FeedbackReceived:
+        event = read_event(value, table)
+        if event.subject in {f"p{n}" for n in numbers}:
+            raise ArithmeticError("a bug")
+        return event
 
-    killed = start(RATCHET_CRASH_AT=point)
-    assert killed.wait(60) == -signal.SIGKILL, killed.communicate()
-    again = start()
-    try:
-        assert again.stdout is not None
-        assert any(line.strip() == "ready" for line in again.stdout)
-        parts.publish(prediction(50), feedback(50))
-    finally:
-        again.send_signal(signal.SIGTERM)
-        again.communicate(timeout=30)
-        killed.communicate(timeout=1)
-    assert again.returncode == 0
-    assert parts.stores(51, 51)
-    for name in ("predictions", "feedback"):
-        assert len(parts.places(name)) == len(set(parts.places(name))) == 51
-    assert sum(last + 1 for last in parts.registry.positions().values()) == 103
+    return read
+
+
+def test_a_message_that_fails_alone_becomes_a_dead_letter_and_its_neighbours_are_stored(
+    parts: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feedback_consumer, "FIRST_DELAY", 0.01)
+    parts.publish(*[prediction(n) for n in range(20)], *[feedback(n) for n in range(20)])
+    parts.drain(read=poisoned(7, 13))
+    assert parts.stores(18, 18)
+    assert len(parts.places("predictions")) == len(parts.places("feedback")) == 18
+    letters = parts.letters()
+    assert len(letters) == 4
+    assert all(headers["ratchet-reason"] == b"failed 3 times alone: ArithmeticError" for _, headers in letters)
+
+    done = replay(parts.bootstrap, parts.topics, timeout_s=5)  # the bug is mended
+    assert (done.published, done.still_bad) == (4, 0)
+    parts.drain()
+    assert parts.stores(20, 20)
+    assert len(parts.features.labelled_feedback()) == 20
+
+
+def test_if_everything_fails_it_is_nobody_in_particulars_fault(parts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedback_consumer, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(feedback_consumer, "FAILED_IN_A_ROW", 2)
+    parts.publish(*[feedback(n) for n in range(8)])
+    consumer = parts.consumer(read=poisoned(*range(8)))
+    with pytest.raises(Unstorable):
+        wait_until(lambda: consumer.step(0.2), timeout_s=20)
+    consumer.reset()
+    assert len(parts.letters()) <= 2
+    parts.drain()
+    assert parts.features.stored_events()["feedback"] + len(parts.letters()) == 8
+
+
+def test_a_full_disk_is_no_messages_fault(parts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    parts.publish(feedback(0), prediction(0))
+    consumer = parts.consumer()
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(consumer._features.log, "append", full)
+        with pytest.raises(OSError, match="No space"):
+            wait_until(lambda: consumer.step(0.2), timeout_s=20)
+    consumer.reset()
+    parts.drain()
+    assert parts.letters() == []
+    assert parts.stores(1, 1)
+
+
+def test_dead_letters_are_replayed_after_a_fix_and_the_others_stay(parts: Project) -> None:
+    bad = [outgoing(parts.topics, feedback(n, value="\ud800" if n else "b")) for n in (0,)]
+    parts.publish(prediction(0))
+    parts.publisher.publish_many([*bad, Outgoing(parts.topics.feedback, b"k", b"never", (("trace", b"1"),))])
+    outage = parts.drain(read=lambda value, table: read_event(b"" if table == "feedback" else value, table))
+    assert (
+        outage.metrics.registry.get_sample_value("ratchet_dead_letters_total", {"model": parts.settings.model.name})
+        == 2
+    )
+    assert parts.stores(1, 0)
+    for _ in range(2):
+        done = replay(parts.bootstrap, parts.topics, timeout_s=5)
+        parts.drain()
+        assert parts.stores(1, 1)
+        assert len(parts.places("feedback")) == 1  # the second replay has nothing but what is still bad
+        assert done.still_bad == 1
+    assert replay(parts.bootstrap, parts.topics, timeout_s=5).as_dict() == {
+        "published": 0,
+        "still_bad": 1,
+        "in_the_log": 0,
+    }
+    value, headers = parts.letters()[-1]
+    assert (value, headers["trace"], headers["ratchet-topic"]) == (b"never", b"1", parts.topics.feedback.encode())
+    assert headers["ratchet-offset"].isdigit()
+
+
+def test_feedback_waits_for_its_prediction_and_expires_into_the_dead_letters(parts: Project) -> None:
+    parts.publish(feedback(0), feedback(1), feedback(1, feedback_id="rated", kind="rating", value="up"))
+    waiting = parts.drain()
+    assert waiting.live.waiting == 3
+    assert parts.features.export().num_rows == 3
+    parts.publish(prediction(0))
+    later = utc_now() + timedelta(hours=parts.settings.feature_store.orphan_hours + 1)
+    expiring = parts.drain(clock=lambda: later)  # looks for orphans before it stores what has come
+    name = {"model": parts.settings.model.name}
+    expired = expiring.metrics.registry.get_sample_value("ratchet_orphans_expired_total", name)
+    letters = parts.letters()
+    assert len(letters) == expired
+    assert {headers["ratchet-reason"] for _, headers in letters} == {b"orphan: no prediction within 168 hours"}
+    again = parts.drain(clock=lambda: later)
+    assert again.metrics.registry.get_sample_value("ratchet_orphans_expired_total", name) == 0
+    assert len(parts.letters()) == expired
+    assert {read_event(value, "feedback").data.model_dump()["feedback_id"] for value, _ in letters} >= {"f1", "rated"}
+    # What is a dead letter is no row any more, unless its prediction comes after all.
+    assert [row["feedback_id"] for row in parts.features.export().to_pylist()] == ["f0"]
+    parts.publish(prediction(1))
+    parts.drain()
+    assert {row["feedback_id"] for row in parts.features.export().to_pylist()} == {"f0", "f1", "rated"}
+    assert replay(parts.bootstrap, parts.topics, timeout_s=5).in_the_log == expired
+
+
+def test_live_counts_say_which_version_was_contradicted(parts: Project) -> None:
+    parts.publish(*[prediction(n) for n in range(4)], prediction(4, version="v2"))
+    parts.publish(
+        feedback(0),
+        feedback(0),  # the same once more
+        feedback(1, value="a"),
+        feedback(2, kind="rating", value="up"),
+        feedback(3, kind="comment", value="hm"),
+        feedback(3, kind="retract", value="f3", feedback_id="r"),
+        feedback(4, kind="rating", value="down"),
+        feedback(5),
+    )
+    expected = {"v1": {"agreed": 2, "disagreed": 1, "other": 1}, "v2": {"disagreed": 1}}
+    with parts.running():
+        wait_until(lambda: live_counts(parts.features) == expected, timeout_s=30, every_s=0.2)
+        parts.publish(feedback(6), prediction(5, version="v2", label="b"))
+        expected["v2"]["agreed"] = 1
+        wait_until(lambda: live_counts(parts.features) == expected, timeout_s=30, every_s=0.2)
+    parts.publish(feedback(6), prediction(6, version="v3"))
+    parts.drain()
+    with parts.running():  # counted anew from the log, the repeated one once
+        expected["v3"] = {"disagreed": 1}
+        wait_until(lambda: live_counts(parts.features) == expected, timeout_s=30, every_s=0.2)
+
+
+def test_a_clock_in_the_future_does_not_win_for_ever(parts: Project) -> None:
+    ahead = utc_now() + timedelta(days=400)
+    parts.publish(prediction(0, time=ahead), feedback(0, value="first", user="u", time=ahead))
+    consumer = parts.drain()
+    name = {"model": parts.settings.model.name}
+    assert consumer.metrics.registry.get_sample_value("ratchet_clocks_ahead_total", name) == 2
+    parts.publish(feedback(0, feedback_id="second", value="second thoughts", user="u"))
+    parts.drain()
+    (row,) = parts.features.labelled_feedback()
+    assert (row.feedback_id, row.value) == ("second", "second thoughts")
+    parts.publish(prediction(0, version="v2"))
+    parts.drain()
+    assert parts.features.look_up(["p0"])["p0"]["model_version"] == "v2"

@@ -19,7 +19,7 @@ TIMES = ("event_timestamp", "created_timestamp")
 
 
 def definitions(event_log: str) -> list[Any]:
-    """Entities and views over the log at `event_log`; the predictions view alone is written online."""
+    """Entities and views over the log at `event_log`; predictions are written online too, live counts online alone."""
     found: list[Any] = []
     for name, key in ENTITIES.items():
         entity = Entity(name=key, join_keys=[key], value_type=ValueType.STRING)
@@ -40,4 +40,16 @@ def definitions(event_log: str) -> list[Any]:
             online=name == "predictions",
         )
         found += [entity, view]
-    return found
+    return [*found, *_live(found[-1].source)]
+
+
+def _live(source: FileSource) -> list[Any]:
+    """Counts of feedback, one row a topic-partition, written by the consumer that owns it. Online alone: the source is
+    named because Feast asks for one.
+    """
+    place = Entity(name="place", join_keys=["place"], value_type=ValueType.STRING)
+    fields = [Field(name="place", dtype=String), Field(name="counts", dtype=String)]
+    view = FeatureView(
+        name="live_feedback", entities=[place], schema=fields, source=source, ttl=timedelta(0), online=True
+    )
+    return [place, view]

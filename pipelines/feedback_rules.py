@@ -1,0 +1,125 @@
+"""What counts as feedback: the rules, as SQL over the log's tables.
+
+Turns Arrow tables of the log into effective feedback, orphans and counts. features.py reads the tables through Feast and
+calls it. It deliberately opens no store, and does not decide what feedback means for training.
+
+Effective feedback is one row per feedback_id (the first stored), minus what its own author withdrew, and per person,
+prediction and kind only the last by event time; people who gave no name are told apart by feedback_id. An orphan is
+feedback whose prediction is not in the log (yet).
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+LABELLED = ("correction", "rating")
+
+# A row is within a cut if the cut covers its offset; a topic that a cut does not name is newer than the cut.
+_EFFECTIVE = """
+WITH within AS (
+  SELECT f.* FROM stored f LEFT JOIN cut c ON c.place = f.topic_id || '/' || f.partition
+  WHERE $everything OR f."offset" <= coalesce(c.last, -1)
+), once AS (
+  SELECT * FROM within
+  QUALIFY row_number() OVER (PARTITION BY feedback_id ORDER BY created_timestamp, topic_id, "partition", "offset") = 1
+), withdrawn AS (
+  SELECT CASE WHEN json_valid(value) THEN value ->> '$' END AS feedback_id, prediction_id, "user"
+  FROM once WHERE kind = 'retract'
+)
+SELECT f.*, f."offset" > coalesce(b.last, -1) AS beyond
+FROM once f LEFT JOIN bound b ON b.place = f.topic_id || '/' || f.partition
+WHERE kind <> 'retract' AND NOT EXISTS (
+  SELECT 1 FROM withdrawn w WHERE w.feedback_id = f.feedback_id AND w.prediction_id = f.prediction_id
+  AND w."user" IS NOT DISTINCT FROM f."user")
+QUALIFY row_number() OVER (
+  PARTITION BY prediction_id, kind, coalesce('u' || "user", 'f' || feedback_id)
+  ORDER BY event_timestamp DESC, created_timestamp DESC, "offset" DESC, feedback_id DESC) = 1
+ORDER BY feedback_id
+"""
+
+# Offsets, not times, are what has been looked at: the rows of a batch were stored at one time.
+_ORPHANS = """
+WITH mine AS (
+  SELECT f.*, s.place, s.last FROM stored f JOIN span s ON s.place = f.topic_id || '/' || f.partition
+), old AS (
+  SELECT * FROM mine
+  QUALIFY "offset" < coalesce(min("offset") FILTER (created_timestamp > $until) OVER (PARTITION BY place), 2**62)
+)
+SELECT * EXCLUDE (last) FROM old f WHERE "offset" > last AND kind <> 'retract'
+AND NOT EXISTS (SELECT 1 FROM predictions p WHERE p.prediction_id = f.prediction_id)
+ORDER BY place, "offset" LIMIT $most
+"""
+
+_RECEIVED = """
+WITH once AS (
+  SELECT *, topic_id || '/' || "partition" AS place FROM stored WHERE kind <> 'retract'
+  QUALIFY row_number() OVER (PARTITION BY feedback_id ORDER BY created_timestamp, topic_id, "partition", "offset") = 1
+), known AS (
+  SELECT prediction_id, any_value(model_version) AS model_version, any_value(predicted_label) AS predicted_label
+  FROM predictions GROUP BY 1
+)
+SELECT place, model_version, CASE kind
+  WHEN 'correction' THEN json_valid(value) AND value ->> '$' = predicted_label
+  WHEN 'rating' THEN value = '"up"' END AS agreed, count(*) AS n
+FROM once f JOIN known USING (prediction_id) GROUP BY ALL
+"""
+
+
+def effective(stored: pa.Table, cut: Mapping[str, int] | None, bound: Mapping[str, int] | None) -> pa.Table:
+    """Effective feedback as of `cut` (unset: all of it) in order of feedback_id; `beyond` marks rows after `bound`."""
+    with duckdb.connect() as connection:
+        connection.register("stored", stored)
+        connection.register("cut", _places(cut or {}))
+        connection.register("bound", _places(bound or {}))
+        return connection.sql(_EFFECTIVE, params={"everything": cut is None}).to_arrow_table()
+
+
+def joined(feedback: pa.Table, predictions: pa.Table | None, columns: Sequence[str]) -> pa.Table:
+    """Rows of `feedback` in their order with `columns` of what was found, by feedback_id; nulls where nothing was."""
+    if predictions is None:
+        return functools.reduce(lambda t, c: t.append_column(c, pa.nulls(t.num_rows, pa.string())), columns, feedback)
+    places = pc.index_in(feedback["feedback_id"], value_set=predictions["feedback_id"].combine_chunks())
+    for column in columns:
+        feedback = feedback.append_column(column, predictions[column].combine_chunks().take(places.combine_chunks()))
+    return feedback
+
+
+def unexpired(rows: pa.Table, marks: Mapping[str, int]) -> pa.Table:
+    """Rows of `joined` without the orphans up to their place's mark (an offset): those are dead letters."""
+    query = """
+    SELECT rows.* FROM rows LEFT JOIN marks m ON m.place = topic_id || '/' || "partition"
+    WHERE text IS NOT NULL OR "offset" > coalesce(m.last, -1) ORDER BY feedback_id
+    """
+    with duckdb.connect() as connection:
+        connection.register("rows", rows)
+        connection.register("marks", _places(marks))
+        return connection.sql(query).to_arrow_table()
+
+
+def orphans(stored: pa.Table, predictions: pa.Table, after: Mapping[str, int], until: datetime, most: int) -> pa.Table:
+    """Feedback without prediction that was stored not later than `until`, beyond the offsets of `after` by place.
+
+    In order of place and offset, `most` rows at most; places that `after` does not name are left out.
+    """
+    with duckdb.connect() as connection:
+        connection.register("stored", stored)
+        connection.register("predictions", predictions)
+        connection.register("span", _places(after))
+        return connection.sql(_ORPHANS, params={"until": until, "most": most}).to_arrow_table()
+
+
+def received(stored: pa.Table, predictions: pa.Table) -> pa.Table:
+    """How many distinct feedback came, by place, model version and whether it agreed (null: it does not say)."""
+    with duckdb.connect() as connection:
+        connection.register("stored", stored)
+        connection.register("predictions", predictions)
+        return connection.sql(_RECEIVED).to_arrow_table()
+
+
+def _places(by_place: Mapping[str, int]) -> pa.Table:
+    schema = pa.schema([("place", pa.string()), ("last", pa.int64())])
+    return pa.table({"place": list(by_place), "last": list(by_place.values())}, schema=schema)

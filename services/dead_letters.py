@@ -1,0 +1,96 @@
+"""Dead letters: messages that no retry would store, and the way back for them.
+
+Turns a message into its dead letter (the original bytes, key and headers, and ours saying from where and why), and
+`ratchet feedback replay --dlq` turns dead letters into messages of their topics again. It deliberately does not decide
+what is bad: pipelines/event_rows.py does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from pipelines.event_rows import BadMessage, read_event
+from serving.broker import MAX_MESSAGE_BYTES, Backlog, Message, Outgoing, Publisher, Topics
+
+PREFIX = "ratchet-"
+ORPHAN = "orphan: "  # begins the reason of feedback that waited in vain for its prediction
+
+
+@dataclass(kw_only=True)
+class Replayed:
+    """What became of the dead letters of one replay."""
+
+    published: int = 0
+    still_bad: int = 0
+    in_the_log: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """For --json."""
+        return asdict(self)
+
+
+def dead_letter(topics: Topics, message: Message, place: str, reason: str) -> Outgoing:
+    """The dead letter of a message that lies at `place` ('<topic_id>/<partition>')."""
+    kept = (message.value or b"")[:MAX_MESSAGE_BYTES]
+    ours = {
+        "topic": message.topic,
+        "partition": str(message.partition),
+        "offset": str(message.offset),
+        "position": f"{place}/{message.offset}",
+        "reason": reason,
+    }
+    if message.value is None:
+        ours["tombstone"] = "1"
+    elif len(kept) < len(message.value):
+        ours["bytes"] = str(len(message.value))
+    theirs = [(k, v) for k, v in message.headers if not k.startswith(PREFIX)]
+    headers = [*theirs, *((PREFIX + k, v.encode()) for k, v in ours.items())]
+    return Outgoing(topics.dead_letters, message.key or b"", kept, tuple(headers))
+
+
+def replay(
+    bootstrap: str, topics: Topics, *, timeout_s: float, progress: Callable[[int], None] = lambda _: None
+) -> Replayed:
+    """Publish to its own topic again what can be read by now; put what still can't at the end of the dead letters.
+
+    Orphans are left out: their feedback is in the log and joins its prediction by itself. Each dead letter is
+    taken up once, unless this process dies between publishing and saying so: ids make that harmless.
+
+    Raises BrokerUnavailable.
+    """
+    done, seen = Replayed(), set[bytes]()
+    publisher = Publisher(bootstrap, timeout_s=timeout_s)
+    try:
+        with Backlog(bootstrap, topics.dead_letters, reader=f"{topics.dead_letters}.replay") as backlog:
+            for letters in backlog.batches():
+                # A consumer that died before its commit has sent the same letter twice.
+                fresh = [m for m in letters if (p := _header(m, "position")) not in seen and not seen.add(p)]  # type: ignore[func-returns-value]
+                publisher.publish_many([m for letter in fresh if (m := _again(letter, topics, done))])
+                backlog.done(letters)
+                progress(len(letters))
+    finally:
+        publisher.close()
+    return done
+
+
+def _again(letter: Message, topics: Topics, done: Replayed) -> Outgoing | None:
+    if _header(letter, "reason").startswith(ORPHAN.encode()):
+        done.in_the_log += 1
+        return None
+    topic = topics.predictions if _header(letter, "topic") == topics.predictions.encode() else topics.feedback
+    try:
+        read_event(letter.value, "predictions" if topic == topics.predictions else "feedback")
+    except BadMessage:
+        done.still_bad += 1
+        return Outgoing(topics.dead_letters, letter.key or b"", letter.value or b"", letter.headers)
+    done.published += 1
+    theirs = tuple((k, v) for k, v in letter.headers if not k.startswith(PREFIX))
+    return Outgoing(topic, letter.key or b"", letter.value or b"", theirs)
+
+
+def _header(letter: Message, name: str) -> bytes:
+    return next((v for k, v in letter.headers if k == PREFIX + name), b"")
+
+
+def letters_of(topics: Topics, bad: Sequence[tuple[Message, str]], place: Callable[[str, int], str]) -> list[Outgoing]:
+    """Dead letters of the bad messages of a batch."""
+    return [dead_letter(topics, m, place(m.topic, m.partition), reason) for m, reason in bad]

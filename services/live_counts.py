@@ -1,0 +1,121 @@
+"""Live counts: how much feedback agrees with which model version, and what waits for its prediction.
+
+Turns feedback and what the online store knows of its prediction into counts by topic-partition, kept in the online store
+for `ratchet status`, dashboards and the guard. The consumer that owns a partition keeps its counts. It deliberately
+judges nothing: feedback is no fair sample of traffic (see the design's invariant 10).
+
+Counts are of distinct feedback_ids as received. They are made anew from the log at each assignment, so a killed consumer
+loses none; between two assignments the last REMEMBERED ids tell a repeated one.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from pipelines.features import FeatureStore
+from schemas.events import FeedbackReceived
+
+REMEMBERED = 100_000
+WAITING = 10_000  # orphans looked up again and again; older ones join when counts are made anew
+WRITE_SECONDS = 1.0
+
+Verdict = str  # "agreed", "disagreed" or "other"
+_Waiting = tuple[str, FeedbackReceived]
+
+
+class LiveCounts:
+    """Counts of the partitions that one consumer owns."""
+
+    def __init__(self, features: FeatureStore) -> None:
+        self._features = features
+        self._counts: dict[str, Counter[tuple[str, Verdict]]] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._seen: dict[str, None] = {}
+        self._changed: set[str] = set()
+        self._written_at = 0.0
+        self.stale = True
+
+    def start(self, places: Iterable[str]) -> None:
+        """Count anew from the log, for the places owned from now on."""
+        owned = set(places)
+        self._counts = {place: Counter() for place in owned}
+        for row in self._features.received().to_pylist():
+            if row["place"] in owned:
+                self._counts[row["place"]][row["model_version"], _verdict(row["agreed"])] += row["n"]
+        self._waiting.clear()
+        self._seen.clear()
+        self._changed, self.stale = set(owned), False
+
+    def add(self, said: Sequence[tuple[str, FeedbackReceived]]) -> None:
+        """Take in feedback that was just stored, joined to its prediction in the online store."""
+        fresh: list[_Waiting] = []
+        for place, event in said:
+            if event.data.kind != "retract" and event.data.feedback_id not in self._seen:
+                self._seen[event.data.feedback_id] = None
+                fresh.append((place, event))
+        while len(self._seen) > REMEMBERED:
+            self._seen.pop(next(iter(self._seen)))
+        self._join(fresh)
+
+    def look_again(self) -> None:
+        """Join what waited for its prediction, where that has come."""
+        self._join(list(self._waiting.values()))
+
+    @property
+    def waiting(self) -> int:
+        """Feedback received since the assignment whose prediction has not been seen."""
+        return len(self._waiting)
+
+    def totals(self) -> Counter[tuple[str, Verdict]]:
+        """(model version, verdict) -> feedback, over the places owned."""
+        return sum(self._counts.values(), Counter())
+
+    def write(self, now: datetime) -> None:
+        """Keep in the online store what changed, once a second at most."""
+        if self._changed and now.timestamp() - self._written_at >= WRITE_SECONDS:
+            self._features.write_live({place: _dump(self._counts[place]) for place in self._changed}, now)
+            self._written_at, self._changed = now.timestamp(), set()
+
+    def _join(self, events: Sequence[_Waiting]) -> None:
+        known = self._features.look_up(list({event.data.prediction_id for _, event in events}))
+        for place, event in events:
+            prediction = known.get(event.data.prediction_id)
+            if prediction is None:
+                if len(self._waiting) < WAITING:
+                    self._waiting[event.data.feedback_id] = (place, event)
+                continue
+            self._waiting.pop(event.data.feedback_id, None)
+            verdict = _verdict(_agreed(event, prediction["predicted_label"]))
+            self._counts.setdefault(place, Counter())[prediction["model_version"], verdict] += 1
+            self._changed.add(place)
+
+
+def live_counts(features: FeatureStore) -> dict[str, dict[Verdict, int]]:
+    """By model version: how much feedback agreed, disagreed or said neither, as consumers last kept it."""
+    total: Counter[tuple[str, Verdict]] = Counter()
+    for state in features.live(list(features.current_cut())).values():
+        for version, by_verdict in json.loads(state).items():
+            total.update({(version, verdict): n for verdict, n in by_verdict.items()})
+    return _by_version(total)
+
+
+def _agreed(event: FeedbackReceived, predicted_label: str) -> bool | None:
+    if event.data.kind == "correction":
+        return event.data.value == predicted_label
+    return event.data.value == "up" if event.data.kind == "rating" else None
+
+
+def _verdict(agreed: bool | None) -> Verdict:
+    return "other" if agreed is None else "agreed" if agreed else "disagreed"
+
+
+def _dump(counts: Mapping[tuple[str, Verdict], int]) -> str:
+    return json.dumps(_by_version(counts))
+
+
+def _by_version(counts: Mapping[tuple[str, Verdict], int]) -> dict[str, dict[Verdict, int]]:
+    found: dict[str, dict[Verdict, int]] = {}
+    for (version, verdict), n in sorted(counts.items()):
+        found.setdefault(version, {})[verdict] = n
+    return found

@@ -1,0 +1,84 @@
+"""One micro-batch: what was polled, sorted into rows, positions and messages that nobody can read.
+
+Turns messages into what the consumer stores. It is pure: the consumer calls it, and whatever it raises is the fault of a
+message. It deliberately does no I/O.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import pyarrow as pa
+
+from pipelines.event_log import SCHEMAS
+from pipelines.event_rows import BadMessage, on_our_clock, read_event, row_of
+from schemas.events import FeedbackReceived, PredictionMade
+from serving.broker import Message, Topics
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where messages come from: the topics, and their ids as of the subscription."""
+
+    topics: Topics
+    ids: Mapping[str, str]
+
+    def table(self, topic: str) -> str:
+        """The log's table of a topic."""
+        return "predictions" if topic == self.topics.predictions else "feedback"
+
+    def place(self, topic: str, partition: int) -> str:
+        """'<topic_id>/<partition>'."""
+        return f"{self.ids[topic]}/{partition}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What becomes of the messages of one batch; `said` are feedback events by place."""
+
+    rows: dict[str, pa.Table]
+    positions: dict[str, dict[str, int]]
+    predictions: list[PredictionMade] = field(default_factory=list)
+    said: list[tuple[str, FeedbackReceived]] = field(default_factory=list)
+    bad: list[tuple[Message, str]] = field(default_factory=list)
+    from_the_future: int = 0
+
+
+def sort_out(
+    messages: Sequence[Message],
+    source: Source,
+    now: datetime,
+    read: Callable[[bytes | None, str], PredictionMade | FeedbackReceived] = read_event,
+    refused: str | None = None,
+) -> MicroBatch:
+    """Read and check messages; `refused` is why none of them can be stored, if that is known already."""
+    rows: dict[str, list[dict[str, object]]] = {"predictions": [], "feedback": []}
+    positions: dict[str, dict[str, int]] = {"predictions": {}, "feedback": {}}
+    batch = MicroBatch(rows={}, positions=positions)
+    ahead = 0
+    for message in messages:
+        table, place = source.table(message.topic), source.place(message.topic, message.partition)
+        positions[table][place] = message.offset
+        try:
+            if refused is not None:
+                raise BadMessage(refused)
+            claimed = read(message.value, table)
+        except BadMessage as error:
+            batch.bad.append((message, str(error)))
+            continue
+        event = on_our_clock(claimed, now)
+        ahead += event is not claimed
+        rows[table].append(row_of(event, now, source.ids[message.topic], message.partition, message.offset))
+        if isinstance(event, PredictionMade):
+            batch.predictions.append(event)
+        else:
+            batch.said.append((place, event))
+    tables = {name: pa.Table.from_pylist(rows[name], schema=SCHEMAS[name]) for name in rows}
+    return MicroBatch(
+        rows=tables,
+        positions=positions,
+        predictions=batch.predictions,
+        said=batch.said,
+        bad=batch.bad,
+        from_the_future=ahead,
+    )

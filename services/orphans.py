@@ -1,0 +1,63 @@
+"""Orphans: feedback whose prediction never came.
+
+Turns feedback that has waited longer than `feature_store.orphan_hours` into dead letters, each once. The consumer that
+owns a feedback partition looks after its orphans. Until then they are rows of the log like others: `ratchet feedback
+export` shows them, and they join the moment their prediction is stored. It deliberately deletes nothing.
+
+Dead letters go first, then the mark that they were sent, as with bad messages: a death in between sends them twice, with
+the same position.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pipelines.features import FeatureStore
+from schemas.events import FeedbackData, FeedbackReceived
+from services.dead_letters import ORPHAN, dead_letter
+from serving.broker import Message, Outgoing, Topics
+
+AT_ONCE = 1000
+
+
+class Orphans:
+    """The orphans of the partitions that one consumer owns."""
+
+    def __init__(self, features: FeatureStore, topics: Topics, model_name: str, hours: float) -> None:
+        self._features = features
+        self._topics = topics
+        self._model_name = model_name
+        self._wait = timedelta(hours=hours)
+
+    def expire(self, places: Sequence[str], now: datetime, publish: Callable[[list[Outgoing]], Any]) -> int:
+        """Send to the dead letters what has waited too long in `places`; return how many."""
+        after, expired = {place: self._features.expired_until(place) for place in places}, 0
+        while rows := self._features.orphans(after, now - self._wait, AT_ONCE).to_pylist():
+            publish([self._letter(row) for row in rows])
+            marks = {row["place"]: row["offset"] for row in rows}  # in order: the last of each place stays
+            self._features.mark_expired(marks)
+            after |= marks
+            expired += len(rows)
+        return expired
+
+    def _letter(self, row: dict[str, Any]) -> Outgoing:
+        data = FeedbackData(
+            feedback_id=row["feedback_id"],
+            prediction_id=row["prediction_id"],
+            model_name=self._model_name,
+            kind=row["kind"],
+            value=json.loads(row["value"]),
+            user=row["user"],
+        )
+        event = FeedbackReceived(
+            id=row["feedback_id"],
+            source="ratchet/consumer",
+            subject=row["prediction_id"],
+            time=row["event_timestamp"].astimezone(UTC),
+            data=data,
+        )
+        key, value = row["prediction_id"].encode(), event.model_dump_json().encode()
+        message = Message(self._topics.feedback, row["partition"], row["offset"], key, value, ())
+        hours = self._wait.total_seconds() / 3600
+        return dead_letter(self._topics, message, row["place"], f"{ORPHAN}no prediction within {hours:g} hours")

@@ -1,0 +1,33 @@
+"""Events that tests publish: prediction n, and feedback n about it."""
+
+from datetime import datetime
+
+from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, utc_now
+from serving.broker import Outgoing, Topics
+
+
+def prediction(
+    n: int, *, version: str = "v1", label: str = "a", text: str | None = None, time: datetime | None = None
+) -> PredictionMade:
+    data = PredictionData(
+        prediction_id=f"p{n}",
+        model_name="m",
+        model_version=version,
+        generation=1,
+        text=text or f"text {n}",
+        label=label,
+        confidence=0.5,
+        metadata={"channel": "ios"},
+    )
+    return PredictionMade(source="test", subject=f"p{n}", time=time or utc_now(), data=data)
+
+
+def feedback(n: int, *, time: datetime | None = None, **changes: object) -> FeedbackReceived:
+    wanted = {"feedback_id": f"f{n}", "prediction_id": f"p{n}", "model_name": "m", "kind": "correction", "value": "b"}
+    data = FeedbackData.model_validate(wanted | changes)
+    return FeedbackReceived(source="test", subject=data.prediction_id, time=time or utc_now(), data=data)
+
+
+def outgoing(topics: Topics, event: PredictionMade | FeedbackReceived) -> Outgoing:
+    topic = topics.predictions if isinstance(event, PredictionMade) else topics.feedback
+    return Outgoing(topic, event.subject.encode(), event.model_dump_json().encode())

@@ -13,7 +13,7 @@ import os
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -30,7 +30,7 @@ from starlette.routing import Route
 
 from schemas.events import FeedbackData, FeedbackKind, FeedbackReceived, PredictionData, PredictionMade, new_id
 from schemas.settings import Settings
-from serving import access
+from serving import access, calibration
 from serving.anonymise import anonymise
 from serving.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, QueueFull
 from serving.live import LiveModel
@@ -57,7 +57,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     coverage: float | None = Field(
-        None, gt=0, lt=1, description="adds `set`: labels that together reach this probability"
+        None, gt=0, lt=1, description="adds `set`: labels, likeliest first, that hold the truth with this probability"
     )
 
 
@@ -234,7 +234,7 @@ class Api:
             "model_version": manifest.model_version,
             "generation": champion.generation,
             "promoted_at": champion.promoted_at.isoformat(),
-            "calibration": manifest.calibration.model_dump(),
+            "calibration": manifest.calibration.model_dump(exclude={"conformal": {"scores"}}),
             "worker": self._worker,
         }
 
@@ -275,7 +275,9 @@ class Api:
             ),
         }
         if asked.options.coverage is not None:
-            made["set"] = prediction_set(labels, probabilities, asked.options.coverage)
+            fitted = answer.runtime.manifest.calibration.conformal
+            [inside] = calibration.prediction_sets(fitted, probabilities[None], asked.options.coverage)
+            made["set"] = [labels[n] for n in np.argsort(-probabilities, kind="stable") if inside[n]]
         return made
 
     def _authorise(self, request: Request) -> None:
@@ -374,13 +376,6 @@ class Api:
     async def _http_error(self, _request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return self._response(error.status_code, {"error": error.detail, "detail": []}, dict(error.headers or {}))
-
-
-def prediction_set(labels: Sequence[str], probabilities: NDArray[np.float64], coverage: float) -> list[str]:
-    """The most probable labels that together reach `coverage`; never empty."""
-    order = np.argsort(-probabilities, kind="stable")
-    size = int(np.searchsorted(np.cumsum(probabilities[order]), coverage)) + 1
-    return [labels[i] for i in order[:size]]
 
 
 def openapi_document() -> dict[str, object]:

@@ -4,7 +4,8 @@
 call each other. It deliberately does not decide when to run: that is the scheduler's.
 
 Resumable: a killed round is started again. Its dataset is the same, because the cut was fixed when it was claimed; a version
-directory whose manifest.json stands is not trained again; promotion is one transaction, and a no-op the second time.
+directory whose manifest.json stands is not trained again; what was judged is not judged again, under whatever policy; promotion
+is one transaction, and a no-op the second time.
 """
 
 import json
@@ -12,27 +13,27 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from pydantic import JsonValue
 
-from pipelines import calibration, compression, evaluation, gates
+from pipelines import calibration, compression, evaluation, gates, judging, round_report
 from pipelines.dataset.build import Dataset, Example, build
 from pipelines.dataset.files import FileRow, read_rows
-from pipelines.evaluation import Evidence
 from pipelines.features import FeedbackRow
+from pipelines.policy import load_policy
 from pipelines.training.model import Encoder, base_model_path, base_model_sha256
-from pipelines.training.trainer import probe_logits, train
+from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, Champion, GateResult, Golden, ModelManifest, RoundRecord, RoundState, Verdict
+from schemas.reports import RoundReport
 from schemas.settings import Settings
 from serving import calibration as applied
-from serving.artifacts import ArtifactDamaged, ArtifactStore, verify, write_manifest
+from serving.artifacts import ArtifactDamaged, ArtifactStore, read_manifest, verify, write_manifest
+from serving.calibration import GOLDEN_COVERAGE
 from serving.registry import ChampionMoved, Registry
 from serving.runtime import Runtime
 
@@ -97,37 +98,30 @@ def run_round(
     directory = _version(record, dataset, encoder, settings, folder, lambda share: progress("training", share))
     _crash_at("training")
 
-    progress("evaluation", 0.0)
-    candidate = Runtime(directory)
-    registry.update_round(round_id, step="evaluation", candidate_version=candidate.version)
-    champion = _champion_runtime(record, registry, store, settings)
-    judged = {"candidate": evaluation.evaluate(candidate, dataset.judge, split="reference")}
-    judged["probe"] = _probe(dataset, encoder, settings)
-    if champion is not None:
-        judged["champion"] = evaluation.evaluate(champion, dataset.judge, split="reference")
-    reports = {name: evidence.report for name, evidence in judged.items()}
-
-    progress("gates", 0.0)
-    policy, policy_sha256 = gates.load_policy(settings.path(settings.gates.policy).read_text())
-    facts = _facts(registry, dataset, directory)
-    report = gates.judge(judged.get("champion"), judged["candidate"], judged["probe"], facts, policy, policy_sha256)
-    report = report.model_copy(update={"results": [*report.results, *_trials(folder)]})
-    registry.update_round(round_id, step="gates", evaluations=reports, gate_report=report)
+    report = round_report.sealed(directory)
+    if report is None:
+        report = _judge(directory, record, dataset, encoder, settings, registry, store, progress)
+    elif report.champion_version != record.champion_version:
+        detail = f"judged against {report.champion_version}; the champion is {record.champion_version} now"
+        return _end(registry, folder, round_id, RoundState.REJECTED, detail)
+    verdict = report.gate_report
+    registry.update_round(round_id, step="gates", evaluations=report.evaluations, gate_report=verdict)
     _crash_at("gates")
 
     progress("promotion", 0.0)
-    digest = store.put(directory)
-    registry.register_version(candidate.manifest, digest, servable=report.verdict is Verdict.PASS)
+    manifest = read_manifest(directory)
+    digest = store.put(round_report.sealed_folder(directory))
+    registry.register_version(manifest, digest, servable=verdict.verdict is Verdict.PASS)
     _crash_at("promotion")
-    if report.verdict is not Verdict.PASS:
-        state = RoundState.REJECTED if report.verdict is Verdict.FAIL else RoundState.INSUFFICIENT
-        return _end(registry, folder, round_id, state, _why(report.results))
+    if verdict.verdict is not Verdict.PASS:
+        state = RoundState.REJECTED if verdict.verdict is Verdict.FAIL else RoundState.INSUFFICIENT
+        return _end(registry, folder, round_id, state, _why(verdict.results))
     if settings.gates.approval == "manual":
         detail = f"every gate passed; waiting for `ratchet round approve {round_id}`"
         return _end(registry, folder, round_id, RoundState.AWAITING_APPROVAL, detail)
     try:
         promoted = registry.promote(
-            candidate.version, expected=record.champion_version, token=token, actor="gates", round_id=round_id
+            manifest.model_version, expected=record.champion_version, token=token, actor="gates", round_id=round_id
         )
     except ChampionMoved as error:
         return _end(registry, folder, round_id, RoundState.REJECTED, f"passed, but {error}")
@@ -190,7 +184,7 @@ def _version(
     chosen, trials = full, []
     if settings.serving.artifact == "auto":
         small = folder / "int8"
-        _compress(full, small, dataset)
+        _compress(full, small, dataset, settings)
         trials = [compression.stand_in(Runtime(full), Runtime(small), dataset.judge)]
         chosen = small if trials[0].passed else full
     (folder / TRIALS).write_text(json.dumps([trial.result.model_dump(mode="json") for trial in trials]))
@@ -236,15 +230,17 @@ def _full_precision(
         round_id=record.round_id,
         dataset_fingerprint=dataset.manifest.fingerprint,
         method=trained.method,
+        seed=settings.training.seed,
+        code_version=judging.code_version(),
         calibration=Calibration(),
         golden=Golden(texts=[], probabilities=[]),
         files={},
     )
     write_manifest(target, manifest)
-    _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]])
+    _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]], settings)
 
 
-def _compress(full: Path, target: Path, dataset: Dataset) -> None:
+def _compress(full: Path, target: Path, dataset: Dataset, settings: Settings) -> None:
     """The same version with an int8 model, calibrated anew: a calibration belongs to the exact artefact."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(full, target, ignore=shutil.ignore_patterns("manifest.json", "model.onnx"))
@@ -253,69 +249,85 @@ def _compress(full: Path, target: Path, dataset: Dataset) -> None:
     changes = {"artifact": "int8", "calibration": Calibration(), "golden": golden}
     manifest = verify(full).model_copy(update=changes)
     write_manifest(target, manifest)
-    _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]])
+    _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]], settings)
 
 
 def _trials(folder: Path) -> list[GateResult]:
     return [GateResult.model_validate(result) for result in json.loads((folder / TRIALS).read_text())]
 
 
-def _calibrate(target: Path, manifest: ModelManifest, rows: Sequence[FileRow], golden: list[str]) -> None:
+def _calibrate(
+    target: Path, manifest: ModelManifest, rows: Sequence[FileRow], golden: list[str], settings: Settings
+) -> None:
     """Fit on the exact artefact: the logarithms of its uncalibrated probabilities are its logits, up to a constant."""
-    runtime = Runtime(target)
+    runtime = Runtime(target, threads=judging.threads(settings.training))
     (target / "manifest.json").unlink()
     index = {label: n for n, label in enumerate(manifest.labels)}
     known = [row for row in rows if row.label in index]
     fitted = Calibration()
     if known:
-        logits = np.log(np.clip(runtime.probabilities([row.text for row in known]), 1e-30, 1))
-        fitted = calibration.fit(logits, np.array([index[row.label] for row in known]))
-    raw = np.log(np.clip(runtime.probabilities(golden), 1e-30, 1))
-    answers = manifest.golden.model_copy(update={"texts": golden, "probabilities": applied.apply(fitted, raw).tolist()})
+        truth = np.array([index[row.label] for row in known])
+        fitted = calibration.fit(evaluation.logits(runtime, [row.text for row in known]), truth, settings.gates.sets)
+    probabilities = applied.apply(fitted, evaluation.logits(runtime, golden))
+    inside = applied.prediction_sets(fitted.conformal, probabilities, GOLDEN_COVERAGE)
+    sets = [np.flatnonzero(row).tolist() for row in inside]
+    answers = manifest.golden.model_copy(
+        update={"texts": golden, "probabilities": probabilities.tolist(), "sets": sets}
+    )
     write_manifest(target, manifest.model_copy(update={"calibration": fitted, "golden": answers}))
 
 
-def _champion_runtime(
-    record: RoundRecord, registry: Registry, store: ArtifactStore, settings: Settings
-) -> Runtime | None:
-    if record.champion_version is None:
-        return None
-    digest = registry.version(record.champion_version).digest
-    return Runtime(store.fetch(digest, settings.path(settings.artifacts.cache)), digest)
-
-
-def _probe(dataset: Dataset, encoder: Encoder, settings: Settings) -> Evidence:
-    rows = [*dataset.train, *dataset.validation]
-    logits = probe_logits(encoder, rows, dataset.labels, [row.text for row in dataset.judge], settings.training)
-    probabilities = applied.apply(Calibration(), logits)
-    return evaluation.score(probabilities, dataset.labels, dataset.judge, version="probe", split="reference")
-
-
-def _facts(registry: Registry, dataset: Dataset, directory: Path) -> gates.Candidate:
-    people = {row.person for row in [*dataset.train, *dataset.validation] if row.person}
-    quarantined = dataset.manifest.quarantined_people
-    commonest = Counter(row.label for row in dataset.judge).most_common(1)[0][1]
-    latency, error = _try_in_fresh_process(directory)
-    return gates.Candidate(
-        look=registry.looks_since_promotion() + 1,
-        people=len(people | set(quarantined)),
-        quarantined=len(quarantined),
-        majority_share=commonest / len(dataset.judge),
-        latency_ms=latency,
-        load_error=error,
+def _judge(
+    directory: Path,
+    record: RoundRecord,
+    dataset: Dataset,
+    encoder: Encoder,
+    settings: Settings,
+    registry: Registry,
+    store: ArtifactStore,
+    progress: Progress,
+) -> RoundReport:
+    """Evaluation and gates on the exact artefact; the report is sealed into the version, so that it is judged once."""
+    text = settings.path(settings.gates.policy).read_text()
+    policy = load_policy(text)
+    candidate, champion = _runtimes(directory, record, registry, store, settings)
+    registry.update_round(record.round_id, step="evaluation", candidate_version=candidate.version)
+    judged = judging.gather(
+        candidate, champion, dataset, encoder, settings.training, policy, lambda share: progress("evaluation", share)
     )
 
+    progress("gates", 0.0)
+    look = registry.looks_since_promotion() + 1
+    must_pass = read_rows(settings.path(settings.gates.must_pass)) if settings.gates.must_pass else []
+    facts = judging.facts(judged, candidate, dataset, directory, policy, look=look, must_pass=must_pass)
+    verdict = gates.judge(
+        judged.champion, judged.candidate, judged.probe, facts, policy, _previous_policy(record, registry)
+    )
+    trials = _trials(round_folder(settings, record.round_id))
+    verdict = verdict.model_copy(update={"results": [*verdict.results, *trials]})
+    history = (directory / "history.jsonl").read_text()
+    report = round_report.build(record, judged, verdict, candidate.manifest, dataset.manifest, policy, history)
+    round_report.seal(directory, report, candidate.manifest, text)
+    round_report.write(round_folder(settings, record.round_id), report)
+    return report
 
-def _try_in_fresh_process(directory: Path) -> tuple[float | None, str | None]:
-    repository = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "serving.runtime", str(directory)]
-    try:
-        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120, check=False)
-    except subprocess.TimeoutExpired:
-        return None, "the artefact did not load and answer within 120 s in a fresh process"
-    if done.returncode:
-        return None, f"the artefact does not load in a fresh process: {done.stderr.strip().splitlines()[-1:]}"
-    return float(done.stdout.strip().splitlines()[-1]), None
+
+def _runtimes(
+    directory: Path, record: RoundRecord, registry: Registry, store: ArtifactStore, settings: Settings
+) -> tuple[Runtime, Runtime | None]:
+    """Candidate and champion, as they would be served but for the threads."""
+    threads = judging.threads(settings.training)
+    candidate = Runtime(directory, threads=threads)
+    if record.champion_version is None:
+        return candidate, None
+    digest = registry.version(record.champion_version).digest
+    return candidate, Runtime(store.fetch(digest, settings.path(settings.artifacts.cache)), digest, threads=threads)
+
+
+def _previous_policy(record: RoundRecord, registry: Registry) -> dict[str, dict[str, JsonValue]] | None:
+    """What this round was judged by in an earlier attempt, or else the last round that was judged."""
+    judged = (known.gate_report for known in [record, *registry.rounds()] if known.gate_report)
+    return next((report.policy for report in judged if report.policy), None)
 
 
 def _why(results: Sequence[GateResult]) -> str:
@@ -326,7 +338,7 @@ def _why(results: Sequence[GateResult]) -> str:
 def _end(registry: Registry, folder: Path, round_id: str, state: RoundState, detail: str) -> RoundRecord:
     registry.finish_round(round_id, state, detail=detail)
     record = registry.round(round_id)
-    (folder / "report.json").write_text(record.model_dump_json(indent=2))
+    (folder / "round.json").write_text(record.model_dump_json(indent=2))
     return record
 
 

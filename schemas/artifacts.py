@@ -31,7 +31,8 @@ class GateResult(Frozen):
     observed: float | None = None
     threshold: float | None = None
     n: int = 0
-    interval: tuple[float, float] | None = None
+    needed: int | None = Field(default=None, description="rows that would about settle it, if evidence is short")
+    interval: tuple[float, float] | None = Field(default=None, description="of `observed`, 95 %")
     sentence: str
 
 
@@ -41,7 +42,14 @@ class GateReport(Frozen):
     verdict: Verdict
     results: list[GateResult]
     policy_sha256: str
-    look: int = Field(description="how many gated rounds since the last promotion, this one included (from 1)")
+    policy: dict[str, dict[str, JsonValue]] = Field(default_factory=dict, description="gate -> key -> value judged by")
+    policy_changes: list[str] = Field(
+        default_factory=list,
+        description="what differs from the policy that the round before, or this one, was judged by",
+    )
+    look: int = Field(
+        description="how many gated rounds since the last promotion, this one included (from 1); 0: spends no evidence"
+    )
     bootstrap: bool = False
 
     def stopped_by(self) -> list[str]:
@@ -68,6 +76,26 @@ class DatasetManifest(Frozen):
     reference_sha256: str
 
 
+class Measure(Frozen):
+    """A measure, how sure it is, and what a perfectly calibrated model of these confidences would show."""
+
+    value: float
+    low: float = Field(description="2.5th percentile of the bootstrap")
+    high: float = Field(description="97.5th percentile of the bootstrap")
+    null: float | None = Field(
+        default=None, description="mean under the null: outcomes drawn from the model's own answers"
+    )
+    null_99: float | None = Field(default=None, description="99th percentile under the null")
+
+
+class ReliabilityBin(Frozen):
+    """Rows of similar confidence: what was said, and what was right."""
+
+    confidence: float
+    accuracy: float
+    n: int
+
+
 class EvaluationReport(Frozen):
     """One artefact scored on one split. `probabilities` are calibrated; rows are in the split's order."""
 
@@ -83,16 +111,41 @@ class EvaluationReport(Frozen):
         description="99th percentile of the ECE that a perfectly calibrated model shows at this n"
     )
     by_slice: dict[str, dict[str, float]] = Field(default_factory=dict)
+    measures: dict[str, Measure] = Field(
+        default_factory=dict, description="accuracy, nll, brier, ece, classwise_ece, smooth_ece"
+    )
+    reliability: list[ReliabilityBin] = Field(default_factory=list, description="15 equal-mass bins of top confidence")
+
+
+class Conformal(Frozen):
+    """Split-conformal prediction sets: nonconformity scores of rows that were not trained on, ascending."""
+
+    method: Literal["lac", "aps"] = Field(
+        default="lac", description="lac: 1 - p(truth), the smallest sets; aps: probability down to the truth"
+    )
+    scores: list[float] = Field(default_factory=list)
 
 
 class Calibration(Frozen):
-    """A fitted calibration map over logits: softmax(logits / temperature)."""
+    """A fitted calibration map over logits, chosen by cross-validated NLL, and the scores of its prediction sets.
 
-    kind: Literal["none", "temperature"] = "none"
+    none: softmax(logits). temperature: softmax(logits / temperature). vector: softmax(scale * logits + shift).
+    platt, isotonic: for two labels; the second one's probability is a sigmoid, or a monotone line through knots, of the
+    difference of logits.
+    """
+
+    kind: Literal["none", "temperature", "vector", "platt", "isotonic"] = "none"
     temperature: float = Field(default=1.0, gt=0)
+    scale: list[float] = Field(default_factory=list, description="vector: one a label; platt: one")
+    shift: list[float] = Field(default_factory=list, description="vector: one a label; platt: one")
+    knots: list[tuple[float, float]] = Field(
+        default_factory=list, description="isotonic: difference of logits, ascending, and probability"
+    )
     fitted_rows: int = 0
     nll_before: float | None = None
     nll_after: float | None = None
+    held_out_nll: dict[str, float] = Field(default_factory=dict, description="kind -> cross-validated NLL")
+    conformal: Conformal | None = None
 
 
 class Golden(Frozen):
@@ -100,6 +153,9 @@ class Golden(Frozen):
 
     texts: list[str]
     probabilities: list[list[float]]
+    sets: list[list[int]] = Field(
+        default_factory=list, description="columns in the prediction set at 90 % of each of `probabilities`"
+    )
     tolerance: float = 1e-3
 
 
@@ -119,6 +175,8 @@ class ModelManifest(Frozen):
     dataset_fingerprint: str
     method: str
     artifact: str = Field(default="fp32", description="how the served model.onnx was made: fp32 or int8")
+    seed: int | None = None
+    code_version: str | None = None
     calibration: Calibration
     golden: Golden
     files: dict[str, str] = Field(description="relative path -> SHA-256")

@@ -151,6 +151,12 @@ class GateSettings(Group):
     approval: Literal["auto", "manual"] = Field(
         "auto", description="manual: a passed candidate waits for `ratchet round approve`"
     )
+    must_pass: str | None = Field(
+        None, description="rows with text and label, as the reference, that a candidate has to get right, every one"
+    )
+    sets: Literal["lac", "aps"] = Field(
+        "lac", description="prediction sets: lac are the smallest; aps are larger and more even from text to text"
+    )
 
 
 class ServingSettings(Group):

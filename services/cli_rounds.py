@@ -149,13 +149,36 @@ def round_list(config: Path, as_json: bool) -> None:
 
 @rounds.command(name="show")
 @click.argument("round_id", metavar="ID")
+@click.option("--open", "open_page", is_flag=True, help="open the report in a browser")
 @config_option
 @json_option
-def round_show(round_id: str, config: Path, as_json: bool) -> None:
+def round_show(round_id: str, open_page: bool, config: Path, as_json: bool) -> None:
     """One round, with its rows and every gate."""
-    with opened(config) as (_, registry):
+    with opened(config) as (settings, registry):
         record = registry.round(round_id)
-    show(record.model_dump(mode="json"), as_json, _lines(record))
+        page = _page(settings, registry, record)
+    if page is None and open_page:
+        raise click.ClickException(f"round {round_id} is {record.state}: it has no report, as it was not judged")
+    lines = _lines(record) + ([f"report     {page}"] if page else [])
+    show(record.model_dump(mode="json"), as_json, lines)
+    if open_page and click.launch(str(page)):
+        raise click.ClickException(f"no browser to open {page} with")
+
+
+def _page(settings: "Settings", registry: "Registry", record: "RoundRecord") -> Path | None:
+    """The round's page: where the round was run, or in the version that it made."""
+    page = settings.path("state/rounds") / record.round_id / "report.html"
+    if page.exists():
+        return page
+    versions = {version.model_version: version for version in registry.versions()}
+    if record.gate_report is None or record.candidate_version not in versions:
+        return None
+    from serving.artifacts import ArtifactStore
+
+    store = ArtifactStore(settings.location(settings.artifacts.url))
+    digest = versions[record.candidate_version].digest
+    fetched = store.fetch(digest, settings.path(settings.artifacts.cache)) / "report.html"
+    return fetched if fetched.exists() else None
 
 
 def _lines(record: "RoundRecord") -> list[str]:

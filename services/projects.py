@@ -68,7 +68,7 @@ def create_project(
     """
     from pipelines.dataset.files import read_rows
     from pipelines.features import default_feature_store_yaml
-    from pipelines.gates import DEFAULT_POLICY
+    from pipelines.policy import DEFAULT_POLICY
     from serving.access import write_keys
     from serving.registry import Registry
 

@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from schemas.events import new_id, utc_now
-from serving import access
+from serving import access, calibration
 from serving.batching import Answer
 from serving.runtime import Runtime
 
@@ -89,7 +89,7 @@ class Answers:
             }
             said["feedback_token"] = access.issue_token(self._secret, prediction_id, expires)
             if coverage is not None:
-                said["set"] = prediction_set(labels, np.array(numbers, dtype=np.float64), coverage)
+                said["set"] = prediction_set(answer.runtime, answer.probabilities[n], coverage)
             body.append(said)
             events.append((prediction_id, self._event(prediction_id, data)))
         return orjson.dumps(body), events
@@ -116,8 +116,7 @@ class Answers:
         return orjson.dumps(event, option=orjson.OPT_UTC_Z)
 
 
-def prediction_set(labels: Sequence[str], probabilities: NDArray[np.float64], coverage: float) -> list[str]:
-    """The most probable labels that together reach `coverage`; never empty."""
-    order = np.argsort(-probabilities, kind="stable")
-    size = int(np.searchsorted(np.cumsum(probabilities[order]), coverage)) + 1
-    return [labels[i] for i in order[:size]]
+def prediction_set(runtime: Runtime, probabilities: NDArray[np.float64], coverage: float) -> list[str]:
+    """The labels, likeliest first, that hold the truth with this probability; never empty."""
+    [inside] = calibration.prediction_sets(runtime.manifest.calibration.conformal, probabilities[None], coverage)
+    return [runtime.labels[n] for n in np.argsort(-probabilities, kind="stable") if inside[n]]

@@ -245,7 +245,7 @@ class Api:
             "model_version": manifest.model_version,
             "generation": champion.generation,
             "promoted_at": champion.promoted_at.isoformat(),
-            "calibration": manifest.calibration.model_dump(),
+            "calibration": manifest.calibration.model_dump(exclude={"conformal": {"scores"}}),
             "worker": self._worker,
         }
         return 200, orjson.dumps(said)

@@ -30,7 +30,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     coverage: float | None = Field(
-        None, gt=0, lt=1, description="adds `set`: labels that together reach this probability"
+        None, gt=0, lt=1, description="adds `set`: labels, likeliest first, that hold the truth with this probability"
     )
 
 

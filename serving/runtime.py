@@ -4,9 +4,6 @@ Loads a verified directory into an immutable `Runtime` on ONNX Runtime. live.py 
 scores through it, so that what is gated is what serves. It deliberately knows no registry, queue or HTTP.
 """
 
-import statistics
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,19 +98,5 @@ class Runtime:
             difference = np.abs(self.probabilities(golden.texts) - np.array(golden.probabilities)).max()
             if not difference <= golden.tolerance:
                 raise GoldenMismatch(f"{self.version}: golden outputs differ by {difference:.2g}")
-
-
-def main(directory: str) -> None:
-    """Load a version in this fresh process and print the median milliseconds of one text: `python -m serving.runtime DIR`."""
-    runtime = Runtime(Path(directory))
-    texts = runtime.manifest.golden.texts or ["one text"]
-    times = []
-    for n in range(20):
-        started = time.perf_counter()
-        runtime.probabilities([texts[n % len(texts)]])
-        times.append(1000 * (time.perf_counter() - started))
-    print(statistics.median(times))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+            if not calibration.golden_sets_hold(self.manifest.calibration, golden):
+                raise GoldenMismatch(f"{self.version}: golden prediction sets differ")

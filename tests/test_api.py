@@ -9,7 +9,7 @@ import prometheus_client
 import pytest
 from starlette.testclient import TestClient
 
-from pipelines.gates import DEFAULT_POLICY
+from pipelines.policy import DEFAULT_POLICY
 from pipelines.training_round import run_round
 from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, ServingSettings, Settings, TrainingSettings
 from serving.access import Keys, issue_token, write_keys

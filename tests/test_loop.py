@@ -123,6 +123,6 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     assert up.wait(90) == 0
     assert sum(FeatureStore(project).stored_events().values()) == produced
     assert registry.verify_audit() == []
-    report = json.loads((project.path("state/rounds") / record.round_id / "report.json").read_text())
+    report = json.loads((project.path("state/rounds") / record.round_id / "round.json").read_text())
     assert report["state"] == "promoted"
     registry.close()

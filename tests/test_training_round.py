@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.gates import DEFAULT_POLICY
+from pipelines.policy import DEFAULT_POLICY
 from pipelines.training_round import round_folder, run_round, training_rows
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings

@@ -1,0 +1,213 @@
+"""Gates that compare: is the candidate better than the champion, and nowhere worse?
+
+Turns the evidence of champion and candidate on the same rows into gate results. gates.py calls them, one function a gate.
+Pure functions; they deliberately know neither the order nor the sum of the gates.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import paired
+from pipelines.evaluation import Evidence, slices
+from pipelines.policy import FlipsPolicy, ForgettingPolicy, MarginPolicy, SlicesPolicy, SuperiorityPolicy
+from schemas.artifacts import GateResult, Verdict
+from schemas.reports import SliceChange
+
+LEVEL = 0.05
+
+Floats = NDArray[np.float64]
+
+
+def superiority(
+    champion: Evidence, candidate: Evidence, look: int, alpha: float, policy: SuperiorityPolicy
+) -> GateResult:
+    """Is it better, at the level that this look may spend?"""
+    moved = paired.change(champion.right, candidate.right)
+    n, at = moved.n, f"alpha at look {look} = {alpha:.2g}"
+    if policy.metric == "accuracy":
+        observed, p, interval = moved.accuracy, moved.p_better, moved.interval()
+        needed = moved.rows_to_show(0.0, alpha)
+        shown = f"{moved.gained} rows gained, {moved.lost} lost of {n} ({observed:+.3f}); p = {p:.2g}, {at}"
+    elif policy.metric == "macro_f1":
+        observed, p, interval = paired.bootstrap_change(_macro_f1_change(champion, candidate), n)
+        needed = paired.rows_wanted(observed, interval, n, alpha)
+        shown = f"macro F1 {observed:+.4f} on {n} rows; p = {p:.2g}, {at}"
+    else:
+        before, after = (champion.nll, candidate.nll) if policy.metric == "nll" else (champion.brier, candidate.brier)
+        observed, p, interval = (
+            float((before - after).mean()),
+            paired.p_larger(after, before),
+            paired.mean_interval(before - after),
+        )
+        needed = paired.rows_wanted(observed, interval, n, alpha)
+        shown = f"{policy.metric} lower by {observed:.4f} on {n} rows; p = {p:.2g}, {at}"
+    if p <= alpha:
+        verdict, sentence, needed = Verdict.PASS, f"better than the champion: {shown}", None
+    elif observed > 0:
+        verdict = Verdict.INSUFFICIENT
+        sentence = f"not shown to be better: {shown}; about {needed} rows would settle it"
+    else:
+        verdict, sentence, needed = Verdict.FAIL, f"not better than the champion: {shown}", None
+    return GateResult(
+        gate="superiority",
+        verdict=verdict,
+        blocking=policy.blocking,
+        observed=observed,
+        threshold=0.0,
+        n=n,
+        needed=needed,
+        interval=interval,
+        sentence=sentence,
+    )
+
+
+def non_inferiority(champion: Evidence, candidate: Evidence, policy: MarginPolicy) -> GateResult:
+    """Is accuracy on the reference at most a margin lower?"""
+    return accuracy_holds("non_inferiority", champion, candidate, policy.margin, policy.blocking, "the champion's")
+
+
+def accuracy_holds(
+    gate: str, before: Evidence, after: Evidence, margin: float, blocking: bool, whose: str
+) -> GateResult:
+    """Pass if the second model's accuracy is shown not to be lower by `margin`, fail if it is shown to be lower at all."""
+    moved = paired.change(before.right, after.right)
+    low, _ = moved.interval(1 - 2 * LEVEL)
+    needed = None
+    said = f"accuracy {moved.accuracy:+.4f} against {whose} on {moved.n} rows, at least {low:+.4f} with 95 % confidence"
+    if low > -margin:
+        verdict, sentence = Verdict.PASS, said
+    elif moved.p_worse <= LEVEL or moved.accuracy <= -margin:
+        verdict, sentence = Verdict.FAIL, f"{said}: lower than the margin of {margin:.3f} allows"
+    else:
+        verdict, needed = Verdict.INSUFFICIENT, moved.rows_to_show(-margin, LEVEL)
+        sentence = f"{said}: a loss of {margin:.3f} is not ruled out; about {needed} rows would settle it"
+    return GateResult(
+        gate=gate,
+        verdict=verdict,
+        blocking=blocking,
+        observed=moved.accuracy,
+        threshold=-margin,
+        n=moved.n,
+        needed=needed,
+        interval=moved.interval(),
+        sentence=sentence,
+    )
+
+
+def slice_changes(champion: Evidence, candidate: Evidence, policy: SlicesPolicy) -> list[SliceChange]:
+    """Every slice, the most likely harmed first."""
+    own = slices(candidate.rows)
+    moved = [paired.change(champion.right[rows], candidate.right[rows]) for rows in own.values()]
+    harm = np.array([change.harm_probability(policy.margin) for change in moved])
+    beyond_doubt = paired.holm(1 - harm, policy.alpha)
+    found = []
+    for name, change, p_harm, shown in zip(own, moved, harm.tolist(), beyond_doubt.tolist(), strict=True):
+        low, high = change.interval()
+        weighs = change.n >= policy.min_rows
+        found.append(
+            SliceChange(
+                name=name,
+                n=change.n,
+                gained=change.gained,
+                lost=change.lost,
+                change=change.accuracy,
+                low=low,
+                high=high,
+                p_harm=p_harm,
+                weighs=weighs,
+                stops=shown or (weighs and p_harm > policy.likely),
+            )
+        )
+    return sorted(found, key=lambda one: (not one.stops, -one.p_harm, one.name))
+
+
+def slices_hold(changes: Sequence[SliceChange], policy: SlicesPolicy) -> GateResult:
+    """Is any slice harmed, of those that `slice_changes` found?"""
+    if not changes:
+        return GateResult(
+            gate="slices", verdict=Verdict.PASS, blocking=policy.blocking, sentence="no slice has 20 rows or more"
+        )
+    stopping = [one for one in changes if one.stops]
+    worst = changes[0]
+    weighing = sum(one.weighs for one in changes)
+    told = f"{worst.name} {worst.change:+.3f} on {worst.n} rows (a loss beyond {policy.margin:.3f} is {worst.p_harm:.0%} likely)"
+    if stopping:
+        names = ", ".join(one.name for one in stopping[1:4])
+        sentence = f"harmed: {told}" + (f"; also {names}" if names else "") + ("…" if len(stopping) > 4 else "")
+    else:
+        sentence = (
+            f"none of {len(changes)} slices is harmed ({weighing} of {policy.min_rows} rows or more); likeliest {told}"
+        )
+    return GateResult(
+        gate="slices",
+        verdict=Verdict.FAIL if stopping else Verdict.PASS,
+        blocking=policy.blocking,
+        observed=worst.change,
+        threshold=-policy.margin,
+        n=worst.n,
+        interval=(worst.low, worst.high),
+        sentence=sentence,
+    )
+
+
+def flips(champion: Evidence, candidate: Evidence, policy: FlipsPolicy) -> GateResult:
+    """Do too many answers that were right become wrong?"""
+    moved = paired.change(champion.right, candidate.right)
+    share = moved.lost / moved.n
+    low, high = paired.share_interval(moved.lost, moved.n)
+    return GateResult(
+        gate="flips",
+        verdict=Verdict.FAIL if low > policy.max_share else Verdict.PASS,
+        blocking=policy.blocking,
+        observed=share,
+        threshold=policy.max_share,
+        n=moved.n,
+        interval=(low, high),
+        sentence=f"{moved.lost} of {moved.n} answers were right and are wrong now ({share:.1%}), {moved.gained} the other way",
+    )
+
+
+def forgetting(
+    champion: Evidence, candidate: Evidence, absent: frozenset[str], policy: ForgettingPolicy, slicing: SlicesPolicy
+) -> GateResult:
+    """Do labels that nobody gave feedback on lately keep their score? Judged together, as one slice."""
+    own = np.flatnonzero([row.label in absent for row in candidate.rows])
+    if not len(own):
+        return GateResult(
+            gate="forgetting",
+            verdict=Verdict.PASS,
+            blocking=policy.blocking,
+            sentence="every label has recent feedback",
+        )
+    moved = paired.change(champion.right[own], candidate.right[own])
+    p_harm, weighs = moved.harm_probability(slicing.margin), moved.n >= slicing.min_rows
+    forgotten = p_harm > (slicing.likely if weighs else 1 - slicing.alpha)
+    return GateResult(
+        gate="forgetting",
+        verdict=Verdict.FAIL if forgotten else Verdict.PASS,
+        blocking=policy.blocking,
+        observed=moved.accuracy,
+        threshold=-slicing.margin,
+        n=moved.n,
+        interval=moved.interval(),
+        sentence=(
+            f"{len(absent)} labels without recent feedback: accuracy {moved.accuracy:+.3f} on {moved.n} rows"
+            f" (a loss beyond {slicing.margin:.3f} is {p_harm:.0%} likely)"
+        ),
+    )
+
+
+def _macro_f1_change(champion: Evidence, candidate: Evidence) -> Callable[[Floats], Floats]:
+    """How often each row counts [draws, n] -> change in F1, averaged over the labels that the rows have."""
+    names = sorted({row.label for row in candidate.rows})
+    truth = np.array([row.label for row in candidate.rows])[:, None] == names
+
+    def macro_f1(model: Evidence, counts: Floats) -> Floats:
+        given = model.answers[:, None] == names
+        both = counts @ (truth & given)
+        total = counts @ truth + counts @ given
+        return np.asarray((2 * both / np.maximum(total, 1)).mean(axis=1))
+
+    return lambda counts: macro_f1(candidate, counts) - macro_f1(champion, counts)

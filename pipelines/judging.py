@@ -1,0 +1,140 @@
+"""Judging: run the exact artefacts on the judging rows, and find out all else that the gates ask.
+
+Turns version directories and a dataset into evidence and `Facts`. training_round.py calls it between training and the verdict.
+It deliberately judges nothing: gates.py does, on what is gathered here.
+"""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines import evaluation, robustness
+from pipelines.dataset.build import Dataset
+from pipelines.dataset.files import FileRow
+from pipelines.evaluation import Evidence
+from pipelines.gates import Facts
+from pipelines.policy import Policy
+from pipelines.serving_try import try_in_fresh_process
+from pipelines.training.model import Encoder
+from pipelines.training.trainer import probe_logits
+from schemas.artifacts import EvaluationReport
+from schemas.reports import Robustness
+from schemas.settings import TrainingSettings
+from serving import calibration as applied
+from serving.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Evidence on the same rows in the same order, and how steady the answers are."""
+
+    candidate: Evidence
+    probe: Evidence
+    champion: Evidence | None = None
+    robustness: dict[str, dict[str, Robustness]] = field(default_factory=dict)
+
+    @property
+    def reports(self) -> dict[str, EvaluationReport]:
+        """'candidate', 'probe' and, if there is one, 'champion'."""
+        found = {"candidate": self.candidate.report, "probe": self.probe.report}
+        return found | ({"champion": self.champion.report} if self.champion else {})
+
+
+def threads(settings: TrainingSettings) -> int:
+    """Of ONNX Runtime while judging: as many as training may use."""
+    return settings.threads or os.cpu_count() or 1
+
+
+def gather(
+    candidate: Runtime,
+    champion: Runtime | None,
+    dataset: Dataset,
+    encoder: Encoder,
+    settings: TrainingSettings,
+    policy: Policy,
+    progress: Callable[[float], None],
+) -> Judged:
+    """Score candidate, champion and probe on the judging rows, and edited texts on both models."""
+    judge, texts = dataset.judge, [row.text for row in dataset.judge]
+    found = {"candidate": evaluation.evaluate(candidate, judge, split="reference")}
+    progress(0.3)
+    if champion is not None:
+        found["champion"] = evaluation.evaluate(champion, judge, split="reference")
+    progress(0.5)
+    chosen = robustness.chosen_rows(texts, policy.robustness.rows)
+    some = [texts[n] for n in chosen]
+    models = {"candidate": candidate} | ({"champion": champion} if champion else {})
+    flips = {
+        name: robustness.count_flips(model, some, found[name].probabilities[chosen, : found[name].known].argmax(axis=1))
+        for name, model in models.items()
+    }
+    progress(0.8)
+    logits = probe_logits(encoder, [*dataset.train, *dataset.validation], dataset.labels, texts, settings)
+    probe = evaluation.score(applied.softmax(logits), dataset.labels, judge, version="probe", split="reference")
+    return Judged(found["candidate"], probe, found.get("champion"), flips)
+
+
+def facts(
+    judged: Judged,
+    candidate: Runtime,
+    dataset: Dataset,
+    directory: Path,
+    policy: Policy,
+    *,
+    look: int,
+    must_pass: Sequence[FileRow],
+) -> Facts:
+    """What the gates look at beside the evidence; the artefact in `directory` is tried in a fresh process."""
+    used = [*dataset.train, *dataset.validation]
+    people = {row.person for row in used if row.person}
+    quarantined = dataset.manifest.quarantined_people
+    commonest = Counter(row.label for row in dataset.judge).most_common(1)[0][1]
+    trained = {_plain(row.text) for row in used}
+    tried = try_in_fresh_process(directory)
+    return Facts(
+        look=look,
+        alpha=policy.alpha_at(look),
+        people=len(people | set(quarantined)),
+        quarantined=len(quarantined),
+        leaked=sum(_plain(row.text) in trained for row in dataset.judge),
+        majority_share=commonest / len(dataset.judge),
+        absent=_without_recent_feedback(dataset, policy.forgetting.recent_rows),
+        must_pass_rows=len(must_pass),
+        must_pass_wrong=_wrong(candidate, must_pass),
+        robustness=judged.robustness,
+        latency_ms=tried.latency_ms,
+        memory_mb=tried.memory_mb,
+        size_mb=tried.size_mb,
+        load_error=tried.error,
+    )
+
+
+def code_version() -> str:
+    """SHA-256 over the source files of a round and of serving, ten digits: the same code, the same version."""
+    repository, total = Path(__file__).parent.parent, hashlib.sha256()
+    for folder in ("schemas", "serving", "pipelines"):
+        for file in sorted((repository / folder).rglob("*.py")):
+            total.update(file.relative_to(repository).as_posix().encode() + b"\0" + file.read_bytes())
+    return total.hexdigest()[:10]
+
+
+def _without_recent_feedback(dataset: Dataset, rows: int) -> frozenset[str]:
+    """Labels that none of the newest feedback rows carries; none if there is no feedback at all."""
+    feedback = [row for row in [*dataset.train, *dataset.validation] if row.source != "seed"]
+    recent = sorted(feedback, key=lambda row: (row.order, row.text))[-rows:]
+    return frozenset(dataset.labels) - {row.label for row in recent} if recent else frozenset()
+
+
+def _wrong(runtime: Runtime, rows: Sequence[FileRow]) -> list[str]:
+    if not rows:
+        return []
+    best = runtime.probabilities([row.text for row in rows]).argmax(axis=1)
+    return [row.text for row, n in zip(rows, best, strict=True) if runtime.labels[n] != row.label]
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold())) or text

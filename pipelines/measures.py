@@ -1,0 +1,187 @@
+"""Measures: how good and how honest probabilities are, how surely, and what a perfectly calibrated model would show.
+
+Turns probabilities [n, k] and the truth [n] into NLL, Brier score, three calibration errors and a reliability curve.
+evaluation.py calls `measure`. Pure functions that deliberately know no models and no thresholds.
+
+A calibration error is never 0 on a finite sample, so each comes with its null: the same measure on outcomes drawn from the
+model's own probabilities (consistency resampling, Bröcker & Smith 2007). Intervals are bootstrap percentiles over rows, with
+the bins held; a calibration error's lies somewhat above the truth when that is small, which is what the null is for.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import dct, idct
+from scipy.sparse import csr_array
+
+from schemas.artifacts import Measure, ReliabilityBin
+
+BINS = 15
+FLOOR = 1e-12
+NULL_DRAWS = 1000
+RESAMPLES = 400
+MAX_CELLS = 20_000_000  # draws times rows: many rows need fewer draws
+GRID = 512
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+def row_nll(probabilities: Floats, truth: Integers) -> Floats:
+    """-log p(truth) of each row: [n, k], [n] -> [n]."""
+    return np.asarray(-np.log(np.clip(probabilities[np.arange(len(truth)), truth], FLOOR, 1)))
+
+
+def row_brier(probabilities: Floats, truth: Integers) -> Floats:
+    """Squared distance to the one-hot truth, summed over labels (Brier 1950): [n, k], [n] -> [n]."""
+    right = probabilities[np.arange(len(truth)), truth]
+    return np.asarray((probabilities**2).sum(axis=1) - 2 * right + 1)
+
+
+def ece(confidence: Floats, right: NDArray[np.bool_] | Floats) -> float:
+    """Top-label expected calibration error over 15 equal-mass bins (Naeini et al. 2015; Nguyen & O'Connor 2015): [n], [n]."""
+    return float(_Binned(confidence).errors((right - confidence)[None])[0])
+
+
+def ece_null(confidence: Floats, quantile: float = 0.99, seed: int = 0) -> float:
+    """The quantile of the ECE that a perfectly calibrated model of these confidences [n] shows at this n."""
+    outcomes = np.random.default_rng(seed).random((NULL_DRAWS, len(confidence))) < confidence
+    return float(np.quantile(_Binned(confidence).errors(outcomes - confidence), quantile))
+
+
+def classwise_ece(probabilities: Floats, truth: Integers) -> float:
+    """Mean over labels of the ECE of that label's probability, equal-mass bins (adaptive, Nixon et al. 2019): [n, k], [n]."""
+    return float(_Classwise(probabilities).errors(truth[None])[0])
+
+
+def smooth_ece(confidence: Floats, right: NDArray[np.bool_] | Floats) -> float:
+    """Calibration error without bins (SmoothECE, Błasiok & Nakkiran 2023): [n], [n].
+
+    Residuals are smoothed over confidence by a Gaussian that is reflected at 0 and 1, of the very width at which the mean
+    absolute smoothed residual equals that width.
+    """
+    return float(_Smoothed(confidence).errors((right - confidence)[None])[0])
+
+
+def reliability(confidence: Floats, right: NDArray[np.bool_]) -> list[ReliabilityBin]:
+    """Confidence and accuracy in 15 bins of equal mass (fewer when rows are), with counts: [n], [n]."""
+    return [
+        ReliabilityBin(confidence=float(confidence[rows].mean()), accuracy=float(right[rows].mean()), n=len(rows))
+        for rows in _equal_mass(confidence)
+    ]
+
+
+def measure(probabilities: Floats, truth: Integers, seed: int = 0) -> dict[str, Measure]:
+    """Accuracy, NLL, Brier score, ECE, class-wise and smooth ECE, each with interval and null: [n, k], [n]."""
+    draw = np.random.default_rng(seed)
+    n, confidence, best = len(truth), probabilities.max(axis=1), probabilities.argmax(axis=1)
+    imagined = _outcomes(probabilities, draw, min(NULL_DRAWS, max(200, MAX_CELLS // n)))
+    counts = draw.multinomial(n, np.full(n, 1 / n), size=min(RESAMPLES, max(200, MAX_CELLS // n))).astype(np.float64)
+    binned, smoothed, by_label = _Binned(confidence), _Smoothed(confidence), _Classwise(probabilities)
+    squares = (probabilities**2).sum(axis=1)
+
+    def of_rows(value: Callable[[Integers], Floats]) -> Measure:
+        """A mean over rows of what `value` gives for outcomes [..., n]."""
+        return _measure(float(value(truth).mean()), counts @ value(truth) / n, value(imagined).mean(axis=1))
+
+    def of_residuals(errors: Callable[[Floats], Floats]) -> Measure:
+        residuals = (best == truth) - confidence
+        null = errors((imagined == best) - confidence)
+        return _measure(float(errors(residuals[None])[0]), errors(counts * residuals), null)
+
+    rows = np.arange(n)
+    return {
+        "accuracy": of_rows(lambda outcomes: (outcomes == best).astype(np.float64)),
+        "nll": of_rows(lambda outcomes: -np.log(np.clip(probabilities[rows, outcomes], FLOOR, 1))),
+        "brier": of_rows(lambda outcomes: squares - 2 * probabilities[rows, outcomes] + 1),
+        "ece": of_residuals(binned.errors),
+        "classwise_ece": _measure(
+            float(by_label.errors(truth[None])[0]), by_label.errors(truth[None], counts), by_label.errors(imagined)
+        ),
+        "smooth_ece": of_residuals(smoothed.errors),
+    }
+
+
+def _measure(value: float, resampled: Floats, null: Floats) -> Measure:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Measure(
+        value=value, low=float(low), high=float(high), null=float(null.mean()), null_99=float(np.quantile(null, 0.99))
+    )
+
+
+def _outcomes(probabilities: Floats, draw: np.random.Generator, draws: int) -> Integers:
+    """Labels drawn from each row's probabilities: [n, k] -> [draws, n]."""
+    cumulative = probabilities.cumsum(axis=1)
+    last = probabilities.shape[1] - 1
+    uniform = draw.random((len(probabilities), draws)) * cumulative[:, -1:]
+    found = [np.searchsorted(row, u, side="right") for row, u in zip(cumulative, uniform, strict=True)]
+    return np.asarray(np.minimum(np.array(found), last).T)
+
+
+def _equal_mass(confidence: Floats) -> list[Integers]:
+    order = np.argsort(confidence, kind="stable")
+    return [np.asarray(rows) for rows in np.array_split(order, min(BINS, len(order)))]
+
+
+class _Binned:
+    """ECE over bins that are fixed by the confidences [n]."""
+
+    def __init__(self, confidence: Floats) -> None:
+        bins = _equal_mass(confidence)
+        self._order = np.concatenate(bins)
+        self._starts = np.cumsum([0, *map(len, bins)])[:-1]
+
+    def errors(self, residuals: Floats) -> Floats:
+        """Outcome minus confidence of each draw: [draws, n] -> [draws]."""
+        sums = np.add.reduceat(residuals[:, self._order], self._starts, axis=1)
+        return np.asarray(np.abs(sums).sum(axis=1) / residuals.shape[1])
+
+
+class _Smoothed:
+    """SmoothECE for the confidences [n]: smoothing with reflection is a product in the space of cosines."""
+
+    def __init__(self, confidence: Floats) -> None:
+        cells = np.minimum((confidence * GRID).astype(np.int64), GRID - 1)
+        self._order = np.argsort(cells, kind="stable")
+        self._cells, self._starts = np.unique(cells[self._order], return_index=True)
+
+    def errors(self, residuals: Floats) -> Floats:
+        """Outcome minus confidence of each draw: [draws, n] -> [draws]."""
+        draws, n = residuals.shape
+        on_grid = np.zeros((draws, GRID))
+        on_grid[:, self._cells] = np.add.reduceat(residuals[:, self._order], self._starts, axis=1) / n
+        waves = dct(on_grid, axis=1, norm="ortho")
+        low, high = np.zeros(draws), np.ones(draws)
+        for _ in range(14):
+            width = (low + high) / 2
+            damped = waves * np.exp(-0.5 * (np.pi * np.arange(GRID) * width[:, None]) ** 2)
+            error = np.abs(idct(damped, axis=1, norm="ortho")).sum(axis=1)
+            low, high = np.where(error > width, width, low), np.where(error > width, high, width)
+        return np.asarray((low + high) / 2)
+
+
+class _Classwise:
+    """ECE of each label's probability, averaged over labels, with bins fixed by the probabilities [n, k]."""
+
+    def __init__(self, probabilities: Floats) -> None:
+        n, k = probabilities.shape
+        self._cells = np.empty((n, k), dtype=np.int64)  # the bin of each row in each label, numbered through
+        for label in range(k):
+            for number, rows in enumerate(_equal_mass(probabilities[:, label])):
+                self._cells[rows, label] = label * BINS + number
+        starts = np.arange(0, n * k + 1, k)
+        self._expected = csr_array((probabilities.ravel(), self._cells.ravel(), starts), shape=(n, k * BINS))
+
+    def errors(self, outcomes: Integers, counts: Floats | None = None) -> Floats:
+        """[draws, n] labels -> [draws]; or one row of labels [1, n] and how often each row counts [draws, n]."""
+        n, width = self._expected.shape
+        cells = self._cells[np.arange(n), outcomes]
+        if counts is None:
+            beside = cells + width * np.arange(len(cells))[:, None]
+            found = np.bincount(beside.ravel(), minlength=width * len(cells)).reshape(len(cells), width)
+            gaps = found - self._expected.sum(axis=0)
+        else:
+            hit = csr_array((np.ones(n), cells[0], np.arange(n + 1)), shape=(n, width))
+            gaps = counts @ (hit - self._expected)
+        return np.asarray(np.abs(gaps).sum(axis=1) / (n * self._cells.shape[1]))

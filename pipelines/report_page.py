@@ -1,0 +1,124 @@
+"""The report page: one self-contained HTML file that says whether a candidate may serve, and why.
+
+Turns a `RoundReport` into HTML by the template report_page.html. round_report.py writes it, `ratchet round show ID --open`
+opens it. It deliberately computes no measure, loads nothing from elsewhere and runs no script.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipelines import report_plots
+from schemas.artifacts import GateResult, Verdict
+from schemas.reports import Confusion, LabelScore, RoundReport, SliceChange
+
+MATRIX_LABELS = 12
+SHOWN_SLICES = 30
+WORDS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
+
+
+def render(report: RoundReport) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(number=_number, signed=lambda value: f"{value:+.3f}", share=lambda value: f"{value:.1%}")
+    shown = [one for n, one in enumerate(report.slices) if one.stops or n < SHOWN_SLICES]
+    return environment.get_template("report_page.html").render(
+        r=report,
+        headline=_headline(report),
+        words=WORDS,
+        numbers=_gate_numbers,
+        figures=_figures(report),
+        curves=_curves(report.history),
+        reliability=_reliability(report),
+        slices=[(one, _forest(shown, one, report)) for one in shown],
+        hidden_slices=len(report.slices) - len(shown),
+        matrix=_matrix(report.labels, report.confusion),
+        worst_labels=sorted((one for one in report.labels if one.n), key=lambda one: (one.recall or 0, -one.n)),
+        percent=lambda part, whole: f"{100 * part / max(1, whole):.1f}%",
+    )
+
+
+def _headline(report: RoundReport) -> str:
+    verdict, against = report.gate_report, report.champion_version
+    if verdict.verdict is Verdict.PASS:
+        return f"Every blocking gate passed{f', against {against}' if against else ': it is the first champion'}."
+    named = ", ".join(name.replace("_", " ") for name in verdict.stopped_by())
+    failed = verdict.verdict is Verdict.FAIL
+    return f"{'Stopped' if failed else 'Not shown to be good enough'} by: {named}."
+
+
+def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
+    """(name, the candidate's, what it is compared with)."""
+    found = report.evaluations
+    candidate, champion, probe = found["candidate"], found.get("champion"), found.get("probe")
+    beside = champion or probe
+    whose = "champion" if champion else "probe"
+    rows = [
+        (name, _number(getattr(candidate, key)), f"{whose} {_number(getattr(beside, key))}" if beside else "")
+        for name, key in (("accuracy", "accuracy"), ("NLL", "nll"), ("macro F1", "macro_f1"))
+    ]
+    return [*rows, ("ECE", _number(candidate.ece), f"if calibrated, below {_number(candidate.ece_null_99)}")]
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> str:
+    series = {
+        "held-out NLL": [(h["epoch"], h["held_out_nll"]) for h in history if h.get("held_out_nll") is not None],
+        "training loss": [(h["epoch"], h["train_loss"]) for h in history if h.get("train_loss") is not None],
+    }
+    drawn = {name: line for name, line in series.items() if len(line) > 1}
+    return report_plots.line_chart(drawn, "epoch", "loss") if drawn else ""
+
+
+def _reliability(report: RoundReport) -> str:
+    return report_plots.reliability(
+        {"before calibration": report.uncalibrated, "after calibration": report.evaluations["candidate"].reliability}
+    )
+
+
+def _forest(shown: Sequence[SliceChange], one: SliceChange, report: RoundReport) -> str:
+    span = max([0.02, *(min(1.0, max(abs(each.low), abs(each.high))) for each in shown)])
+    margin = report.gate_report.policy.get("slices", {}).get("margin", 0.01)
+    return report_plots.interval_bar(
+        one.change, one.low, one.high, span, margin if isinstance(margin, float) else 0.01, bad=one.stops
+    )
+
+
+def _matrix(labels: Sequence[LabelScore], confusion: Sequence[Confusion]) -> list[tuple[LabelScore, list[int]]]:
+    """Counts by true label (rows) and answer (columns); empty with too many labels to read."""
+    if len(labels) > MATRIX_LABELS:
+        return []
+    wrong = {(one.truth, one.answer): one.n for one in confusion}
+    return [
+        (
+            own,
+            [
+                round((own.recall or 0) * own.n) if own is other else wrong.get((own.label, other.label), 0)
+                for other in labels
+            ],
+        )
+        for own in labels
+    ]
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) or (value == int(value) and abs(value) >= 1) else f"{value:.3f}"
+
+
+def _gate_numbers(gate: GateResult) -> str:
+    """Observed, interval, threshold and n in one line."""
+    parts = [] if gate.observed is None else [_number(gate.observed)]
+    if gate.interval:
+        parts.append(f"[{_number(gate.interval[0])}, {_number(gate.interval[1])}]")
+    if gate.threshold is not None:
+        parts.append(f"limit {_number(gate.threshold)}")
+    return " ".join([*parts, f"n = {gate.n:,}"] if gate.n else parts)

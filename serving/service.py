@@ -4,7 +4,7 @@
 that a worker needs. It deliberately holds no logic of its own.
 
 Our routes are answered in front of BentoML's middleware (metrics of its own, tracing, a timer for each request that is
-never cancelled), which would cost more than they do; its probes, /metrics and /docs stay its own.
+never cancelled), which would cost more than they do; its probes and /metrics stay its own.
 """
 
 import gc
@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from schemas.settings import Settings, load_settings
 from serving import access
@@ -26,6 +30,13 @@ from serving.outbox import Outbox
 from serving.registry import Registry
 
 EMBEDDED = "RATCHET_EMBEDDED_BROKER"
+DOCS_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Ratchet inference API</title><link rel="stylesheet" href="docs/swagger-ui.css"></head>
+<body><div id="swagger-ui"></div><script src="docs/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui"})</script></body>
+</html>
+"""
 
 
 def settings_from_environment() -> Settings:
@@ -51,16 +62,27 @@ class Routes:
 routes = Routes()
 
 
+def docs() -> Starlette:
+    """/docs: the API's document to read and try, on the Swagger UI that BentoML carries (its own page is hidden by ours)."""
+    assets = StaticFiles(directory=Path(bentoml.__file__).parent / "_internal/server/static_content")
+    return Starlette(routes=[Route("/docs", lambda _: HTMLResponse(DOCS_PAGE)), Mount("/docs", assets)])
+
+
 class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no types
     """A service that asks our routes first, and BentoML's app for everything else."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
         """The app that a worker runs."""
-        bento = super().to_asgi(is_main)
+        bento, page = super().to_asgi(is_main), docs()
 
         async def app(scope: Message, receive: Receive, send: Send) -> None:
-            ours = scope["type"] == "http" and scope["path"] in PATHS
-            await (routes if ours else bento)(scope, receive, send)
+            path = scope["path"] if scope["type"] == "http" else ""
+            if path in PATHS:
+                await routes(scope, receive, send)
+            elif path == "/docs" or path.startswith("/docs/"):
+                await page(scope, receive, send)
+            else:
+                await bento(scope, receive, send)
 
         return app
 

@@ -71,6 +71,9 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     assert first is not None
     produced = 0
 
+    for path in ("/livez", "/readyz", "/metrics", "/docs", "/docs/swagger-ui-bundle.js", "/openapi.json"):
+        assert client.get(path).status_code == 200, path
+
     # 1 prediction, 2 feedback
     for n, (text, label) in enumerate(toy_rows(120, seed=3)):
         answer = client.post("/predict", json={"items": [{"text": text}], "user": f"u{n % 12}"})

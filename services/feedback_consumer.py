@@ -136,13 +136,17 @@ class Consumer:
             return 0
         _crash_at("after_poll")
         self._moved_at = time.monotonic()
-        with self.metrics.seconds.time():
-            self._store_around(self._pending)
-            self._compact()
+        self.store(self._pending)
         subscription.commit({(m.topic, m.partition): m.offset for m in self._pending})
         _crash_at("after_hint")
         done, self._pending = len(self._pending), []
         return done
+
+    def store(self, messages: Sequence[Message]) -> None:
+        """Store a micro-batch, the rows and positions of a topic in one commit; now and then compact."""
+        with self.metrics.seconds.time():
+            self._store_around(messages)
+            self._compact()
 
     @property
     def ready(self) -> bool:

@@ -58,7 +58,7 @@ def exported(config: Path, *options: str, name: str = "out.jsonl") -> list[dict[
     run = CliRunner().invoke(cli, ["feedback", "export", "--out", str(out), *options, "-c", str(config), "--json"])
     assert run.exit_code == 0, run.output
     rows = pq.read_table(out).to_pylist() if name.endswith("parquet") else list(map(json.loads, out.open()))
-    assert json.loads(run.output[run.output.index("{") :])["rows"] == len(rows)
+    assert json.loads(run.stdout)["rows"] == len(rows)
     assert not list(config.parent.glob(f".{name}*"))
     return rows
 
@@ -130,7 +130,7 @@ def test_replay_publishes_a_dead_letter_with_its_key_and_headers(
     for published in (1, 0):
         run = CliRunner().invoke(cli, ["feedback", "replay", "--dlq", "-c", str(config), "--json"])
         assert run.exit_code == 0, run.output
-        assert json.loads(run.output) == {"published": published, "still_bad": 1, "in_the_log": 0}
+        assert json.loads(run.stdout) == {"published": published, "still_bad": 1, "in_the_log": 0}
     (record,) = read_all(broker, topics.feedback)
     assert (record.key, record.value, record.headers) == (good.key, good.value, [("trace", b"1")])
     refused = CliRunner().invoke(cli, ["feedback", "replay", "-c", str(config)])

@@ -220,6 +220,7 @@ class FeatureStore:
         self._store._get_provider().online_write_batch(self._store.config, self._view(view), rows, None)
 
     def _read(self, view: str, keys: Sequence[str], features: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Features by key, through Feast's bulk path; the first of them is never null."""
         if not keys:
             return {}
         entities = [_key(self._view(view).entity_columns[0].name, key) for key in keys]
@@ -229,7 +230,7 @@ class FeatureStore:
         return {
             key: {name: values[name].string_val if values[name].HasField("val") else None for name in features}
             for key, (_, values) in zip(keys, answers, strict=True)
-            if values
+            if values and values[features[0]].HasField("val")  # Redis answers unknown keys with empty values
         }
 
     def _view(self, name: str) -> Any:

@@ -6,6 +6,7 @@ is effective or what is bad: pipelines/features.py and event_rows.py do.
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,7 +160,8 @@ def _records(rows: "pa.Table") -> Iterator[dict[str, Any]]:
 def _write_lines(rows: "pa.Table", path: Path) -> None:
     import orjson
 
-    with path.open("wb") as file, click.progressbar(_records(rows), length=rows.num_rows, label="export") as records:
+    shown = click.progressbar(_records(rows), length=rows.num_rows, label="export", file=sys.stderr)
+    with path.open("wb") as file, shown as records:
         for row in records:
             file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 

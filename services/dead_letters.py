@@ -57,14 +57,19 @@ def replay(
 
     Raises BrokerUnavailable.
     """
-    done, seen = Replayed(), set[bytes]()
+    done = Replayed()
+    seen: set[bytes] = set()  # a consumer that died before its commit has sent the same letter twice
     publisher = Publisher(bootstrap, timeout_s=timeout_s)
     try:
         with Backlog(bootstrap, topics.dead_letters, reader=f"{topics.dead_letters}.replay") as backlog:
             for letters in backlog.batches():
-                # A consumer that died before its commit has sent the same letter twice.
-                fresh = [m for m in letters if (p := _header(m, "position")) not in seen and not seen.add(p)]  # type: ignore[func-returns-value]
-                publisher.publish_many([m for letter in fresh if (m := _again(letter, topics, done))])
+                wanted = []
+                for letter in letters:
+                    position = _header(letter, "position")
+                    if (not position or position not in seen) and (message := _again(letter, topics, done)):
+                        wanted.append(message)
+                    seen.add(position)
+                publisher.publish_many(wanted)
                 backlog.done(letters)
                 progress(len(letters))
     finally:

@@ -29,11 +29,11 @@ from pipelines.event_rows import read_event
 from pipelines.features import FeatureStore
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import Settings, load_settings
+from services.aftercare import Aftercare
 from services.consumer_metrics import ConsumerMetrics
+from services.crash_points import crash_at
 from services.dead_letters import letters_of
-from services.live_counts import LiveCounts
 from services.micro_batch import MicroBatch, Source, sort_out
-from services.orphans import Orphans
 from serving.broker import (
     BrokerUnavailable,
     Message,
@@ -50,26 +50,11 @@ log = logging.getLogger("ratchet.feedback_consumer")
 LOOK_SECONDS = 2.0
 STALL_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
-JOIN_SECONDS = 5.0  # between looks for the predictions of feedback that came before them
-SWEEP_SECONDS = 600.0  # between looks for orphans whose time is up
 FIRST_DELAY, LONGEST_DELAY = 0.5, 5.0
 # What storing can raise because of what a message says; everything else is the machine's doing.
 SUSPECT = (ValueError, TypeError, ArithmeticError, LookupError, sqlite3.DataError, sqlite3.InterfaceError)
 ATTEMPTS_ALONE = 3
 FAILED_IN_A_ROW = 10
-CRASH_POINTS = (
-    "after_poll",
-    "before_dead_letters",
-    "after_dead_letters",
-    "after_online",
-    "between_commits",
-    "after_commits",
-    "after_positions",
-    "before_compaction",
-    "after_compaction",
-    "after_hint",
-)
-
 _T = TypeVar("_T")
 
 
@@ -110,12 +95,8 @@ class Consumer:
         self._dead_letters = Publisher(bootstrap, timeout_s=settings.kafka.publish_timeout_s)
         self._subscription: Subscription | None = None
         self._source = Source(self._topics, {})
-        hours = settings.feature_store.orphan_hours
-        self._orphans = Orphans(features, self._topics, settings.model.name, hours)
-        self._sweep_every = min(SWEEP_SECONDS, hours * 3600 / 10)
-        self.live = LiveCounts(features)
         self.metrics = ConsumerMetrics(settings.model.name)
-        self._join_at = self._sweep_at = 0.0
+        self.aftercare = Aftercare(settings, features, self.metrics, self._dead_letters.publish_many)
         self._failed_in_a_row = 0
         self._look_at = self._moved_at = 0.0
         self._assignment = 0
@@ -129,20 +110,26 @@ class Consumer:
         while len(self._pending) < self._settings.feature_store.batch_rows and time.monotonic() < deadline:
             polled = subscription.poll(max(0.0, min(0.2, deadline - time.monotonic())))
             if subscription.assignments != self._assignment:
-                self._assignment, self._pending, self.live.stale = subscription.assignments, [], True
+                self._assignment, self._pending = subscription.assignments, []
+                self.aftercare.forget()
             self._pending += polled
-        self._look_after_feedback(subscription)
+        if self.ready:
+            self.aftercare.look(self._source, subscription.partitions(self._topics.feedback), self._clock())
         if not self._pending:
             return 0
-        _crash_at("after_poll")
+        crash_at("after_poll")
         self._moved_at = time.monotonic()
-        with self.metrics.seconds.time():
-            self._store_around(self._pending)
-            self._compact()
+        self.store(self._pending)
         subscription.commit({(m.topic, m.partition): m.offset for m in self._pending})
-        _crash_at("after_hint")
+        crash_at("after_hint")
         done, self._pending = len(self._pending), []
         return done
+
+    def store(self, messages: Sequence[Message]) -> None:
+        """Store a micro-batch, the rows and positions of a topic in one commit; now and then compact."""
+        with self.metrics.seconds.time():
+            self._store_around(messages)
+            self._compact()
 
     @property
     def ready(self) -> bool:
@@ -155,7 +142,7 @@ class Consumer:
 
     def reset(self) -> None:
         """Drop connections and what was polled but not stored; the next step begins where the log ends."""
-        self._pending, self._assignment, self.live.stale = [], 0, True
+        self._pending, self._assignment = [], 0
         self._dead_letters.close()
         if self._subscription is not None:
             self._subscription.close()
@@ -236,32 +223,21 @@ class Consumer:
         # Topic ids never come back: equal before the first poll and after the last, they are what was polled.
         self._check_topics()
         batch = sort_out(messages, self._source, self._clock(), self._read, refused)
-        _crash_at("before_dead_letters")
+        crash_at("before_dead_letters")
         if batch.bad:
             log.warning("%d messages to %s", len(batch.bad), self._topics.dead_letters)
             self._dead_letters.publish_many(letters_of(self._topics, batch.bad, self._source.place))
-        _crash_at("after_dead_letters")
+        crash_at("after_dead_letters")
         self._features.write_online(batch.predictions)
-        _crash_at("after_online")
+        crash_at("after_online")
         stored = self._append("predictions", batch)
-        _crash_at("between_commits")
+        crash_at("between_commits")
         said = self._append("feedback", batch)
-        _crash_at("after_commits")
+        crash_at("after_commits")
         self._registry.record_positions(batch.positions["predictions"] | batch.positions["feedback"])
-        _crash_at("after_positions")
+        crash_at("after_positions")
         self.metrics.count(batch, predictions=stored, feedback=said)
-        self._keep_live(batch, said)
-
-    def _keep_live(self, batch: MicroBatch, stored: int) -> None:
-        """Count what was stored. Never fails: it is stored, and counts can be made anew."""
-        try:
-            if stored == len(batch.said):
-                self.live.add(batch.said)
-            else:  # somebody else had stored some of it
-                self.live.stale = True
-        except Exception as error:
-            log.warning("live counts will be made anew: %s: %s", type(error).__name__, error)
-            self.live.stale = True
+        self.aftercare.take(batch, said)
 
     def _append(self, name: str, batch: MicroBatch) -> int:
         if not batch.positions[name]:
@@ -272,38 +248,9 @@ class Consumer:
         """Now and then, between batches: what goes wrong here is no message's fault."""
         for name in SCHEMAS:
             if self._features.log.compaction_due(name, self._settings.feature_store.compact_every):
-                _crash_at("before_compaction")
+                crash_at("before_compaction")
                 self._features.log.compact(name)
-                _crash_at("after_compaction")
-
-    def _look_after_feedback(self, subscription: Subscription) -> None:
-        """Keep the live counts, join what came before its prediction, let orphans expire."""
-        if not self.ready:
-            return
-        owned = subscription.partitions(self._topics.feedback)
-        if self.live.stale:
-            self.live.start(self._source.place(self._topics.feedback, p) for p in owned)
-        now, beat = self._clock(), time.monotonic()
-        if beat >= self._join_at:
-            self._join_at = beat + JOIN_SECONDS
-            self.live.look_again()
-        if beat >= self._sweep_at:
-            self._sweep_at = beat + self._sweep_every
-            count = self._settings.kafka.partitions
-            # Places of topics that are no more belong to whoever has their number now.
-            places = [p for p in self._features.current_cut() if int(p.rpartition("/")[2]) % count in owned]
-            expired = self._orphans.expire(places, now, self._dead_letters.publish_many)
-            self.metrics.expired.inc(expired)
-            if expired:
-                log.warning("%d feedback without prediction to %s", expired, self._topics.dead_letters)
-        self.live.write(now)
-        self.metrics.show(self.live)
-
-
-def _crash_at(point: str) -> None:
-    """Where the tests pull the plug."""
-    if os.environ.get("RATCHET_CRASH_AT") == point:
-        os.kill(os.getpid(), signal.SIGKILL)
+                crash_at("after_compaction")
 
 
 def run(consumer: Consumer, stop: threading.Event, batch_seconds: float) -> None:

@@ -32,12 +32,12 @@ class Source:
         return f"{self.ids[topic]}/{partition}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class MicroBatch:
     """What becomes of the messages of one batch; `said` are feedback events by place."""
 
-    rows: dict[str, pa.Table]
-    positions: dict[str, dict[str, int]]
+    rows: dict[str, pa.Table] = field(default_factory=dict)
+    positions: dict[str, dict[str, int]] = field(default_factory=lambda: {name: {} for name in SCHEMAS})
     predictions: list[PredictionMade] = field(default_factory=list)
     said: list[tuple[str, FeedbackReceived]] = field(default_factory=list)
     bad: list[tuple[Message, str]] = field(default_factory=list)
@@ -52,13 +52,11 @@ def sort_out(
     refused: str | None = None,
 ) -> MicroBatch:
     """Read and check messages; `refused` is why none of them can be stored, if that is known already."""
-    rows: dict[str, list[dict[str, object]]] = {"predictions": [], "feedback": []}
-    positions: dict[str, dict[str, int]] = {"predictions": {}, "feedback": {}}
-    batch = MicroBatch(rows={}, positions=positions)
-    ahead = 0
+    batch = MicroBatch()
+    rows: dict[str, list[dict[str, object]]] = {name: [] for name in SCHEMAS}
     for message in messages:
         table, place = source.table(message.topic), source.place(message.topic, message.partition)
-        positions[table][place] = message.offset
+        batch.positions[table][place] = message.offset
         try:
             if refused is not None:
                 raise BadMessage(refused)
@@ -67,18 +65,11 @@ def sort_out(
             batch.bad.append((message, str(error)))
             continue
         event = on_our_clock(claimed, now)
-        ahead += event is not claimed
+        batch.from_the_future += event is not claimed
         rows[table].append(row_of(event, now, source.ids[message.topic], message.partition, message.offset))
         if isinstance(event, PredictionMade):
             batch.predictions.append(event)
         else:
             batch.said.append((place, event))
-    tables = {name: pa.Table.from_pylist(rows[name], schema=SCHEMAS[name]) for name in rows}
-    return MicroBatch(
-        rows=tables,
-        positions=positions,
-        predictions=batch.predictions,
-        said=batch.said,
-        bad=batch.bad,
-        from_the_future=ahead,
-    )
+    batch.rows = {name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in SCHEMAS.items()}
+    return batch

@@ -24,24 +24,25 @@ AT_ONCE = 1000
 class Orphans:
     """The orphans of the partitions that one consumer owns."""
 
-    def __init__(self, features: FeatureStore, topics: Topics, model_name: str, hours: float) -> None:
+    def __init__(self, features: FeatureStore, model_name: str, hours: float) -> None:
         self._features = features
-        self._topics = topics
         self._model_name = model_name
         self._wait = timedelta(hours=hours)
 
-    def expire(self, places: Sequence[str], now: datetime, publish: Callable[[list[Outgoing]], Any]) -> int:
+    def expire(
+        self, topics: Topics, places: Sequence[str], now: datetime, publish: Callable[[list[Outgoing]], Any]
+    ) -> int:
         """Send to the dead letters what has waited too long in `places`; return how many."""
         after, expired = {place: self._features.expired_until(place) for place in places}, 0
         while rows := self._features.orphans(after, now - self._wait, AT_ONCE).to_pylist():
-            publish([self._letter(row) for row in rows])
+            publish([self._letter(topics, row) for row in rows])
             marks = {row["place"]: row["offset"] for row in rows}  # in order: the last of each place stays
             self._features.mark_expired(marks)
             after |= marks
             expired += len(rows)
         return expired
 
-    def _letter(self, row: dict[str, Any]) -> Outgoing:
+    def _letter(self, topics: Topics, row: dict[str, Any]) -> Outgoing:
         data = FeedbackData(
             feedback_id=row["feedback_id"],
             prediction_id=row["prediction_id"],
@@ -58,6 +59,6 @@ class Orphans:
             data=data,
         )
         key, value = row["prediction_id"].encode(), event.model_dump_json().encode()
-        message = Message(self._topics.feedback, row["partition"], row["offset"], key, value, ())
+        message = Message(topics.feedback, row["partition"], row["offset"], key, value, ())
         hours = self._wait.total_seconds() / 3600
-        return dead_letter(self._topics, message, row["place"], f"{ORPHAN}no prediction within {hours:g} hours")
+        return dead_letter(topics, message, row["place"], f"{ORPHAN}no prediction within {hours:g} hours")

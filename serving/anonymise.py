@@ -1,8 +1,9 @@
 """The fast tier of anonymisation: typed placeholders for what identifies a person.
 
-Turns a text into the same text with `<EMAIL>`, `<PHONE>`, `<CARD>`, `<IBAN>`, `<IP>`, `<CREDENTIALS>`. Serving calls it
-once, before the model and before any event; the dataset calls it on files. It deliberately knows no names or places, and
-leaves order numbers, dates and amounts alone: cards and IBANs must pass their check digits, IPv6 addresses must parse.
+Turns a text into the same text with `<EMAIL>`, `<PHONE>`, `<CARD>`, `<IBAN>`, `<IP>`, `<CREDENTIALS>`, `<NATIONAL_ID>`
+(national_ids.py). Serving calls it once, before the model and before any event; the dataset calls it on files. It
+deliberately knows no names or places, and leaves order numbers, dates and amounts alone: cards and IBANs must pass their
+check digits, IPv6 addresses must parse, and bare digits are a phone number only after a word such as "call".
 
 The cost is linear in the text, whoever wrote it: every repeat is bounded, or possessive (`++`) and begun only where its
 run begins.
@@ -12,10 +13,15 @@ import re
 from collections.abc import Callable
 from ipaddress import AddressValueError, IPv6Address
 
+from serving.national_ids import replace_national_ids
+
 PASSES = 4
 
 _DIGIT = re.compile(r"\d")
-_CREDENTIALS = re.compile(r"(?<=://)(?:(?![^\s/?#@]*<[A-Z]{2,11}>)[^\s/?#@]++@)++")
+# What every card, IBAN and phone number holds, and most texts do not: six digits close to one another.
+_MANY_DIGITS = re.compile(r"\d(?:[ \u00a0\u202f\u2011()./-]{0,4}\d){5}")
+_LETTERS_DIGIT = re.compile(r"[A-Za-z]{5}\d")
+_CREDENTIALS = re.compile(r"(?<=://)(?:(?![^\s/?#@]*<[A-Z_]{2,11}>)[^\s/?#@]++@)++")
 _EMAIL = re.compile(
     r"""(?:"[^"\n@<>]{1,64}"|(?<!ATOM)ATOM++)@(DOMAIN)(?:ATOM*+@DOMAIN)*+""".replace(
         "DOMAIN", r"[^\W_][\w-]*+(?:\.[\w-]++)++"
@@ -28,7 +34,8 @@ _IPV6 = re.compile(r"(?<![\w.])[0-9A-Fa-f:]{2,}+")
 _IBAN = re.compile(r"(?<!\w)[A-Za-z]{2}\d\d(?:[ \u00a0-]?[A-Za-z0-9]){11,30}+")
 _CARD = re.compile(
     r"(?<!\w)(?!(?<=^\d\.)\d{5})(?!(?<=\D\d\.)\d{5})"  # 3.4111111111111111 is a number
-    r"[2-6]\d{3}(?:([ \u00a0.-])(?:\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{6}\1\d{4,5})|\d{9,15})(?!\w)"
+    r"(?:[2-6]\d{3}(?:([ \u00a0.-])(?:\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{6}\1\d{4,5})|\d{9,15})"
+    r"|1800\d{11}|(?:5[0678]|6\d|06)\d{10})(?!\w)"
 )
 _PHONE = re.compile(
     r"""
@@ -43,9 +50,23 @@ _PHONE = re.compile(
           | (?:1GAP)?[2-9]\d\dGAP[2-9]\d\dGAP\d{4}                       # North America: 212-555-0123
         )
     )
+    (?:\ ?(?:x|ext\.?)\ ?\d{1,6}+)?
     (?!\w|[.:/-]\d)
     """.replace("GAP", "[ \u00a0\u202f\u2011./-]").replace("[ ", r"[\ "),
     re.VERBOSE,
+)
+
+# Bare digits are a phone number where a word says so, in some languages of Europe.
+_CALL = re.compile(
+    r"""
+    \b(?:phone|telephone|mobile|cell|call|ring|text|fax|whatsapp|sms|tel|tlf|reach|dial|contact
+      |telefon\w*|handy\w*|mobil\w*|anruf\w*|rufen|ruf|erreich\w*|r[ée]ponds|appel\w*|t[ée]l[ée]phon\w*|portable|joindre|joignable|natel
+      |ll[aá]m\w*|tel[ée]fono|m[oó]vil|chiam\w*|cellulare|bel|bellen|bereik\w*|telefoonnummer|n[aå]s|zadzwo[nń]|ligue|telem[oó]vel)\b
+    (?:[\s:=.,]|\b(?:number|no|nr|nummer|num[ée]ro|n[úu]mero|numero|me|us|her|him|back|on|at|is|my|the|by|phone|mobile|under|unter|mich|uns
+      |sie|bitte|ist|lautet|moi|nous|au|[àa]|sur|le|est|mi|al|en|el|es|il|mio|[èe]|mij|ons|op|het|mig|oss|p[åa]|[äa]r|av)\b){0,12}
+    (?P<number>(?!\d{1,2}([./-])\d{1,2}\2\d{2})(?!(?:19|20)\d\d-\d\d-\d\d)[+(]?\d(?:[\ ()./-]{0,3}\d){6,14}+)(?!\w|[.:,/-]\d)
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
 
 # Characters of an IBAN by country (ISO 13616 registry).
@@ -76,10 +97,16 @@ def _once(text: str) -> str:
         text = _CREDENTIALS.sub("<CREDENTIALS>@", text)
         text = _EMAIL.sub(_email, text)
     if _DIGIT.search(text):
-        text = _IPV4.sub("<IP>", text)
-        text = _replace(_IBAN, "<IBAN>", _iban_end, text)
-        text = _replace(_CARD, "<CARD>", _card_end, text)
-        text = _PHONE.sub("<PHONE>", text)
+        if text.count(".") > 2:
+            text = _IPV4.sub("<IP>", text)
+        many = _MANY_DIGITS.search(text)
+        if many:
+            text = _replace(_IBAN, "<IBAN>", _iban_end, text)
+        if many or _LETTERS_DIGIT.search(text):
+            text = replace_national_ids(text)
+        if many:
+            text = _replace(_CARD, "<CARD>", _card_end, text)
+            text = _CALL.sub(_called, _PHONE.sub("<PHONE>", text))
         if text.count(":") > 1:
             text = _IPV6.sub(_ipv6, text)
     return text
@@ -102,6 +129,10 @@ def _email(match: re.Match[str]) -> str:
     """The placeholder, unless the domain is a number as in "apples@3.50"."""
     number = match[1].replace(".", "").isdecimal() and match[1].count(".") != 3
     return match[0] if number else "<EMAIL>"
+
+
+def _called(match: re.Match[str]) -> str:
+    return match[0][: match.start("number") - match.start()] + "<PHONE>"
 
 
 def _ipv6(match: re.Match[str]) -> str:

@@ -16,7 +16,7 @@ from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
 from services import feedback_consumer
 from services.dead_letters import replay
-from services.feedback_consumer import Consumer, Unstorable, run
+from services.feedback_consumer import Consumer, Stalled, Unstorable, run
 from services.live_counts import live_counts
 from serving.broker import MAX_MESSAGE_BYTES, Outgoing, Publisher, Topics, ensure_topics
 from serving.outbox import Outbox
@@ -60,6 +60,20 @@ class Project:
 
     def consumer(self, **parts: Any) -> Consumer:
         return Consumer(self.settings, self.registry, FeatureStore(self.settings), **parts)
+
+    def let_in(self, **parts: Any) -> Consumer:
+        """A consumer that the group has let in; the embedded broker may need a second group for that."""
+        consumer = self.consumer(**parts)
+
+        def joined() -> bool:
+            try:
+                consumer.step(0.1)
+            except Stalled:
+                consumer.reset()
+            return consumer.ready
+
+        wait_until(joined, timeout_s=90, every_s=0)
+        return consumer
 
     def letters(self) -> list[tuple[bytes, dict[str, bytes]]]:
         """Values and headers of the dead letters."""
@@ -273,8 +287,8 @@ def test_a_message_that_fails_alone_becomes_a_dead_letter_and_its_neighbours_are
 def test_if_everything_fails_it_is_nobody_in_particulars_fault(parts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedback_consumer, "FIRST_DELAY", 0.001)
     monkeypatch.setattr(feedback_consumer, "FAILED_IN_A_ROW", 2)
+    consumer = parts.let_in(read=poisoned(*range(8)))
     parts.publish(*[feedback(n) for n in range(8)])
-    consumer = parts.consumer(read=poisoned(*range(8)))
     with pytest.raises(Unstorable):
         wait_until(lambda: consumer.step(0.2), timeout_s=20)
     consumer.reset()
@@ -287,8 +301,8 @@ def test_a_full_disk_is_no_messages_fault(parts: Project, monkeypatch: pytest.Mo
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
+    consumer = parts.let_in()
     parts.publish(feedback(0), prediction(0))
-    consumer = parts.consumer()
     with monkeypatch.context() as full_disk:
         full_disk.setattr(consumer._features.log, "append", full)
         with pytest.raises(OSError, match="No space"):
@@ -328,7 +342,7 @@ def test_dead_letters_are_replayed_after_a_fix_and_the_others_stay(parts: Projec
 def test_feedback_waits_for_its_prediction_and_expires_into_the_dead_letters(parts: Project) -> None:
     parts.publish(feedback(0), feedback(1), feedback(1, feedback_id="rated", kind="rating", value="up"))
     waiting = parts.drain()
-    assert waiting.live.waiting == 3
+    assert waiting.aftercare.live.waiting == 3
     assert parts.features.export().num_rows == 3
     parts.publish(prediction(0))
     later = utc_now() + timedelta(hours=parts.settings.feature_store.orphan_hours + 1)

@@ -1,0 +1,87 @@
+"""What feedback needs once it is stored: live counts, its prediction if that comes late, an end if it never does.
+
+Turns stored batches and the passing of time into live counts, dead letters and metrics. The consumer calls it between
+batches. It deliberately can't stop ingestion: what fails here is tried again later, for the log already holds the truth.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from pipelines.features import FeatureStore
+from schemas.settings import Settings
+from services.consumer_metrics import ConsumerMetrics
+from services.live_counts import LiveCounts
+from services.micro_batch import MicroBatch, Source
+from services.orphans import Orphans
+from serving.broker import Outgoing
+
+log = logging.getLogger("ratchet.aftercare")
+
+JOIN_SECONDS = 5.0  # between looks for the predictions of feedback that came before them, and after a failure
+SWEEP_SECONDS = 600.0  # between looks for orphans whose time is up
+
+
+class Aftercare:
+    """The feedback of the partitions that one consumer owns."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        features: FeatureStore,
+        metrics: ConsumerMetrics,
+        publish: Callable[[list[Outgoing]], Any],
+    ) -> None:
+        hours = settings.feature_store.orphan_hours
+        self._features = features
+        self._metrics = metrics
+        self._publish = publish
+        self._partitions = settings.kafka.partitions
+        self._orphans = Orphans(features, settings.model.name, hours)
+        self._sweep_every = min(SWEEP_SECONDS, hours * 3600 / 10)
+        self._join_at = self._sweep_at = self._rest_until = 0.0
+        self.live = LiveCounts(features)
+
+    def forget(self) -> None:
+        """The partitions may be others now: counts are made anew at the next look."""
+        self.live.stale = True
+
+    def take(self, batch: MicroBatch, stored: int) -> None:
+        """Count a batch of which `stored` feedback rows were new. Never fails."""
+        if stored != len(batch.said):  # somebody else had stored some of it
+            self.forget()
+        elif not self.live.stale:
+            self._trying(lambda: self.live.add(batch.said))
+
+    def look(self, source: Source, owned: set[int], now: datetime) -> None:
+        """Do what is due. Never fails."""
+        if time.monotonic() >= self._rest_until:
+            self._trying(lambda: self._look(source, owned, now))
+
+    def _look(self, source: Source, owned: set[int], now: datetime) -> None:
+        beat = time.monotonic()
+        if self.live.stale:
+            self.live.start(source.place(source.topics.feedback, partition) for partition in owned)
+        if beat >= self._join_at:
+            self._join_at = beat + JOIN_SECONDS
+            self.live.look_again()
+        if beat >= self._sweep_at:
+            # Places of topics that are no more belong to whoever has their number now.
+            places = [p for p in self._features.current_cut() if int(p.rpartition("/")[2]) % self._partitions in owned]
+            expired = self._orphans.expire(source.topics, places, now, self._publish)
+            self._sweep_at = beat + self._sweep_every
+            self._metrics.expired.inc(expired)
+            if expired:
+                log.warning("%d feedback without prediction to %s", expired, source.topics.dead_letters)
+        self.live.write(now)
+        self._metrics.show(self.live)
+
+    def _trying(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            log.warning("live counts and orphans wait: %s: %s", type(error).__name__, error)
+            self.forget()
+            self._rest_until = time.monotonic() + JOIN_SECONDS

@@ -1,0 +1,27 @@
+"""The named points at which tests kill the consumer.
+
+Turns RATCHET_CRASH_AT into a SIGKILL of this process by itself. The consumer passes each point once a batch;
+tests/crashes.py proves that none of them loses or doubles an event. It deliberately does nothing else.
+"""
+
+import os
+import signal
+
+CRASH_POINTS = (
+    "after_poll",
+    "before_dead_letters",
+    "after_dead_letters",
+    "after_online",
+    "between_commits",
+    "after_commits",
+    "after_positions",
+    "before_compaction",
+    "after_compaction",
+    "after_hint",
+)
+
+
+def crash_at(point: str) -> None:
+    """Where the tests pull the plug."""
+    if os.environ.get("RATCHET_CRASH_AT") == point:
+        os.kill(os.getpid(), signal.SIGKILL)

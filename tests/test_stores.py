@@ -1,0 +1,136 @@
+"""The same promises on other stores: the event log on S3, and Feast's online store on SQLite and on Redis."""
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pytest
+import yaml
+
+from pipelines.event_log import SCHEMAS, ConcurrentCommitError, EventLog
+from pipelines.features import FeatureStore, default_feature_store_yaml
+from schemas.settings import FeatureStoreSettings, Settings
+from tests.events import feedback, prediction
+from tests.test_event_log import NOW, rows
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An s3:// address on a server of this process."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**keys, "AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true"}.items():
+            patch.setenv(name, value)
+        boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="events")
+        yield "s3://events"
+    server.stop()
+
+
+def test_on_s3_stored_offsets_are_never_stored_again(s3: str) -> None:
+    log = EventLog(f"{s3}/{uuid.uuid4().hex}")
+    assert log.append("feedback", pa.concat_tables([rows(0, 10), rows(0, 5, partition=1)])) == 15
+    assert log.append("feedback", rows(8, 12), {"t/0": 15}) == 2
+    assert log.compact("feedback")
+    reopened = EventLog(log.uri("feedback").rpartition("/")[0])
+    assert reopened.positions("feedback") == {"t/0": 11, "t/1": 4}
+    assert reopened.position("feedback", "t/0") == 15
+    assert reopened.append("feedback", rows(10, 16)) == 0
+
+
+def test_on_s3_writers_that_race_store_each_row_once(s3: str) -> None:
+    address = f"{s3}/{uuid.uuid4().hex}"
+    EventLog(address)
+    counts, refusals, together = [], [], threading.Barrier(2)
+
+    def write() -> None:
+        log = EventLog(address)
+        for batch in range(4):
+            together.wait(60)
+            try:
+                counts.append(log.append("feedback", rows(batch * 5, batch * 5 + 5)))
+            except ConcurrentCommitError as error:
+                refusals.append(error)
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert (sum(counts), len(counts) + len(refusals)) == (20, 8)
+    assert EventLog(address).positions("feedback") == {"t/0": 19}
+
+
+def test_on_s3_feast_joins_feedback_with_its_prediction(s3: str, tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("my-model"))
+    address = f"{s3}/{uuid.uuid4().hex}"
+    store = FeatureStore(Settings(root=tmp_path, feature_store=FeatureStoreSettings(event_log=address)))
+    assert store.labelled_feedback() == []
+    made = {name: [None] for name in SCHEMAS["predictions"].names} | {
+        "prediction_id": ["p3"],
+        "text": ["text 3"],
+        "predicted_label": ["a"],
+        "model_version": ["v1"],
+        "event_timestamp": [NOW],
+        "created_timestamp": [NOW],
+        "topic_id": ["P"],
+        "partition": [0],
+        "offset": [0],
+    }
+    store.log.append("predictions", pa.table(made, schema=SCHEMAS["predictions"]))
+    store.log.append("feedback", rows(0, 5))
+    (joined,) = store.labelled_feedback(store.current_cut())
+    assert (joined.prediction_id, joined.text, joined.value) == ("p3", "text 3", "a")
+    assert store.stored_events() == {"predictions": 1, "feedback": 5}
+    assert store.export().num_rows == 5
+
+
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def online(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
+    """A feature store whose online store is one or the other, by a change of YAML alone."""
+    config = yaml.safe_load(default_feature_store_yaml(f"m-{uuid.uuid4().hex[:8]}"))
+    if request.param == "redis":
+        server = os.environ.get("RATCHET_TEST_REDIS")
+        if not server:
+            pytest.skip("RATCHET_TEST_REDIS is not set")
+        config["online_store"] = {"type": "redis", "connection_string": server, "key_ttl_seconds": 600}
+    (tmp_path / "feature_store.yaml").write_text(yaml.safe_dump(config))
+    return FeatureStore(Settings(root=tmp_path))
+
+
+def test_online_an_old_event_never_overwrites_a_newer_value(online: FeatureStore) -> None:
+    late = timedelta(milliseconds=500)
+    online.write_online([prediction(1, version="v2", time=START + late), prediction(2, version="v2", time=START)])
+    online.write_online([prediction(1, version="v1", time=START), prediction(2, version="v3", time=START + late)])
+    known = online.look_up(["p1", "nobody", "p2"])
+    assert {i: found["model_version"] for i, found in known.items()} == {"p1": "v2", "p2": "v3"}
+    assert known["p1"] == {"model_version": "v2", "predicted_label": "a", "user": None}
+
+
+def test_online_one_batch_with_both_keeps_the_newer(online: FeatureStore) -> None:
+    newer, older = (
+        prediction(1, version="new", time=START + timedelta(seconds=1)),
+        prediction(1, version="old", time=START),
+    )
+    online.write_online([newer, older])
+    assert online.look_up(["p1"])["p1"]["model_version"] == "new"
+
+
+def test_online_live_counts_are_kept_by_place(online: FeatureStore) -> None:
+    online.write_live({"t/0": '{"v1": {"agreed": 1}}', "t/1": "{}"}, START)
+    online.write_live({"t/0": '{"v1": {"agreed": 2}}'}, START + timedelta(seconds=1))
+    online.write_live({"t/0": '{"v1": {"agreed": 0}}'}, START)
+    assert online.live(["t/0", "t/1", "t/2"]) == {"t/0": '{"v1": {"agreed": 2}}', "t/1": "{}"}
+    assert online.look_up([feedback(0).data.prediction_id]) == {}

@@ -40,7 +40,7 @@ class Baseline:
         head = load_file(version / "head.safetensors")
         self.weight, self.bias, self.mean_pool = head["weight"], head["bias"], mean_pool
 
-    @bentoml.api(batchable=True, max_batch_size=BATCH, max_latency_ms=LATENCY_MS)
+    @bentoml.api(batchable=True, max_batch_size=BATCH, max_latency_ms=LATENCY_MS)  # type: ignore[untyped-decorator]
     def predict(self, texts: list[str]) -> list[dict[str, Any]]:
         with torch.inference_mode():
             found = self.tokenizer(

@@ -139,8 +139,8 @@ async def test_the_queue_is_bounded_and_frees_itself(batcher: MicroBatcher, runt
 async def test_what_the_model_raises_fails_those_requests_alone(batcher: MicroBatcher, runtime: Held) -> None:
     held = await runtime.hold(batcher)
 
-    def broken(_encoded: object) -> NDArray[np.float64]:
-        raise RuntimeError("out of memory")
+    def broken(encoded: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        raise RuntimeError(f"out of memory for {len(encoded)} rows")
 
     runtime.run = broken  # type: ignore[method-assign]
     failing = asyncio.create_task(batcher.submit(TEXTS[:20], 10))
@@ -149,7 +149,7 @@ async def test_what_the_model_raises_fails_those_requests_alone(batcher: MicroBa
     await held
     with pytest.raises(RuntimeError, match="out of memory"):
         await failing
-    del runtime.run  # type: ignore[method-assign]
+    del runtime.run
     for _ in range(3):  # nothing of the failed request is still counted
         await batcher.submit(TEXTS[:300], 10)
 

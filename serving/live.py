@@ -3,6 +3,9 @@
 Turns "the champion is version X, generation G" into a loaded, verified, warm runtime, and replaces one reference. Each
 serving worker runs one. It deliberately trusts no message: the registry is read again and again, so a lost one costs
 nothing. What cannot be loaded is reported and the old runtime goes on.
+
+The version before stays loaded, so a rollback is at once. Versions are known by their digest: the same content is never
+loaded twice.
 """
 
 import json
@@ -36,8 +39,10 @@ class LiveModel:
         self._poll_seconds = poll_seconds
         self._last_good = cache / f"last-good-{registry.model_name}.json"
         self._live: tuple[Runtime, Champion] | None = None
+        self._previous: Runtime | None = None
         self.labels: list[str] = []
         self._error: str | None = None
+        self._refused: str | None = None  # digest
         self._tries = 0
         self._try_at = self._beat_at = 0.0
         self._stop = threading.Event()
@@ -92,22 +97,36 @@ class LiveModel:
                 log.exception("following failed; the live version goes on")
 
     def _swap(self, champion: Champion) -> None:
+        if champion.digest != self._refused:
+            self._tries, self._try_at = 0, 0.0
         if time.monotonic() < self._try_at:
             return
         try:
-            directory = self._store.fetch(champion.digest, self._cache)
-            runtime = Runtime(directory, champion.digest, threads=self._threads)
+            runtime = self._warm(champion.digest) or self._load(champion)
         except (OSError, ValueError) as error:
+            self._refused = champion.digest
             self._tries += 1
             self._try_at = time.monotonic() + min(60.0, 2.0**self._tries)
             self._error = f"{champion.model_version}: {error}"
             log.error("refused %s; the old version goes on", self._error)
         else:
+            if self._live is not None and self._live[0] is not runtime:
+                self._previous = self._live[0]
             self._live = (runtime, champion)  # the swap: one reference
-            self._error, self._tries, self._try_at = None, 0, 0.0
+            self._error, self._refused = None, None
             log.info("serving %s, generation %d", champion.model_version, champion.generation)
             self._remember(champion)
         self._beat()
+
+    def _warm(self, digest: str) -> Runtime | None:
+        """The live or the last runtime, if it is that one."""
+        loaded = [self._live[0] if self._live else None, self._previous]
+        return next((runtime for runtime in loaded if runtime and runtime.digest == digest), None)
+
+    def _load(self, champion: Champion) -> Runtime:
+        """Beside the live one: fetched, every hash checked, golden inputs run. Raises OSError or ValueError."""
+        directory = self._store.fetch(champion.digest, self._cache)
+        return Runtime(directory, champion.digest, threads=self._threads)
 
     def _beat(self) -> None:
         self._beat_at = time.monotonic() + HEARTBEAT_SECONDS

@@ -23,6 +23,22 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_base_model(tmp_path_factory.mktemp("tiny-base"))
 
 
+@pytest.fixture(scope="session")
+def version(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A small real model version of three labels; copy it before you change it."""
+    from tests.versions import tiny_version
+
+    return tiny_version(tmp_path_factory.mktemp("version") / "v", tiny_base, "v", list(TOPICS))
+
+
+@pytest.fixture(scope="session")
+def wider_version(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """Another, of four labels."""
+    from tests.versions import tiny_version
+
+    return tiny_version(tmp_path_factory.mktemp("wider") / "w", tiny_base, "w", [*TOPICS, "weather"], seed=1)
+
+
 @pytest.fixture
 def model_name() -> str:
     """A model name that no other test uses, so that topics don't meet."""

@@ -290,7 +290,7 @@ def test_if_everything_fails_it_is_nobody_in_particulars_fault(parts: Project, m
     consumer = parts.let_in(read=poisoned(*range(8)))
     parts.publish(*[feedback(n) for n in range(8)])
     with pytest.raises(Unstorable):
-        wait_until(lambda: consumer.step(0.2), timeout_s=20)
+        wait_until(lambda: consumer.step(0.2), timeout_s=60)
     consumer.reset()
     assert len(parts.letters()) <= 2
     parts.drain()
@@ -306,7 +306,7 @@ def test_a_full_disk_is_no_messages_fault(parts: Project, monkeypatch: pytest.Mo
     with monkeypatch.context() as full_disk:
         full_disk.setattr(consumer._features.log, "append", full)
         with pytest.raises(OSError, match="No space"):
-            wait_until(lambda: consumer.step(0.2), timeout_s=20)
+            wait_until(lambda: consumer.step(0.2), timeout_s=60)
     consumer.reset()
     parts.drain()
     assert parts.letters() == []

@@ -1,0 +1,366 @@
+"""`make bench-serve`: Ratchet's serving against plain BentoML and against the bare model. `PART=speed,swap` runs some parts.
+
+Turns Banking77 (RATCHET_BENCH_DATA) into a project with a real round, once (RATCHET_BENCH_CACHE), and measures real servers
+in processes of their own with wrk: full answers, events published to the running broker, consumer and scheduler stopped. It
+writes bench-serve.json; a run of some parts replaces the figures of those alone.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+import psutil
+
+from pipelines.calibration import row_nll
+from serving.artifacts import ArtifactStore, read_manifest
+from tests import bench_serve_bare, bench_serve_baseline
+from tests.bench_report import Figure, write
+from tests.bench_serve_load import RATCHET_BODY, Load, bank_texts, memory, percentile, wrk
+from tests.bench_serve_project import BASELINE_BODY, CACHE, Project, baseline, project, ratchet
+from tests.versions import copied
+
+SECONDS = float(os.environ.get("SECONDS_EACH", "15"))
+TAIL_SECONDS = float(os.environ.get("TAIL_SECONDS", "600"))
+MEMORY_REQUESTS = int(os.environ.get("MEMORY_REQUESTS", "1000000"))
+SWAPS, WINDOW_SECONDS = 50, 3
+
+
+def grid() -> list[Figure]:
+    """The baseline's best settings, kept for the other parts."""
+    bank, rates = project(), {}
+    for setting in bench_serve_baseline.GRID:
+        with baseline(bank, setting) as (url, process):
+            load = _baseline_load(bank, url, process, 32, 8)
+        rates[setting] = load.rate if load.failed < load.requests / 1000 else 0.0
+        _tell(f"baseline {setting}", load)
+    (CACHE / "baseline.json").write_text(json.dumps(max(rates, key=lambda setting: rates[setting])))
+    return []
+
+
+def speed() -> list[Figure]:
+    """Throughput and latency against the baseline, and the share of the bare session's throughput."""
+    bank = project()
+    if not (CACHE / "baseline.json").exists():
+        grid()
+    with baseline(bank, tuple(json.loads((CACHE / "baseline.json").read_text()))) as (url, process):
+        base_many, base_one = (_baseline_load(bank, url, process, callers, SECONDS) for callers in (32, 1))
+    _tell("baseline, 32 callers", base_many)
+    _tell("baseline, 1 caller", base_one)
+    figures = []
+    for name, version, least, wish in (("auto", bank.auto, 4.0, 5.0), ("fp32", bank.full, 2.2, 2.5)):
+        with ratchet(bank, version) as (url, process, broker):
+            loads = [
+                _load(bank, url, process, broker, callers=callers, items=items)
+                for callers, items in ((32, 1), (1, 1), (16, 16))
+            ]
+        many, one, sixteen = loads
+        for what, load in zip(("32 callers", "1 caller", "16 callers of 16 texts"), loads, strict=True):
+            _tell(f"{name}, {what}", load)
+        ceiling = bench_serve_bare.ceiling(bank.settings, bank.registry.version(version).digest, bank.texts)
+        print(f"{name}, bare session: {ceiling:.0f} texts/s", flush=True)
+        p50, cpu = one.p50 / base_one.p50, many.cpu / base_many.cpu
+        figures += [
+            *_both(
+                f"{name}: throughput / baseline, 32 callers",
+                many.rate / base_many.rate,
+                least,
+                wish,
+                many,
+                base_many.rate,
+            ),
+            _figure(
+                f"{name}: p50 / baseline, 1 caller",
+                p50,
+                "<=",
+                0.2,
+                one.requests,
+                baseline=base_one.p50,
+            ),
+            _figure(
+                f"{name}: CPU s per 1,000 / baseline",
+                cpu,
+                "<=",
+                1,
+                many.requests,
+                baseline=base_many.cpu,
+            ),
+            *_both(f"{name}: texts/s / bare session, 1 text", many.texts_rate / ceiling, 0.55, 0.7, many, ceiling),
+            *_both(
+                f"{name}: texts/s / bare session, 16 texts", sixteen.texts_rate / ceiling, 0.7, 0.85, sixteen, ceiling
+            ),
+        ]
+    return figures
+
+
+def agree() -> list[Figure]:
+    """Predictions over HTTP on the test file, against the baseline's."""
+    bank = project()
+    rows = bank_texts("test")
+    labels = read_manifest(bank.full_directory).labels
+    truth = np.array([labels.index(label) for _, label in rows])
+    texts = [text for text, _ in rows]
+    with baseline(bank, (1, 2, 32, 10_000)) as (url, _):
+        expected = _asked(f"{url}/predict", texts, "", lambda chunk: {"texts": chunk}, labels)
+    figures = []
+    for name, version in (("auto", bank.auto), ("fp32", bank.full)):
+        with ratchet(bank, version) as (url, _, _):
+            found = _asked(
+                f"{url}/predict",
+                texts,
+                bank.header,
+                lambda chunk: {"items": [{"text": text} for text in chunk]},
+                labels,
+            )
+        same = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
+        right, before = found.argmax(axis=1) == truth, expected.argmax(axis=1) == truth
+        nll, nll_before = (row_nll(np.log(np.clip(p, 1e-30, 1)), truth) for p in (found, expected))
+        print(f"{name}: agreement {same:.4f}, accuracy {right.mean():.4f}, NLL {nll.mean():.4f}", flush=True)
+        print(f"baseline: accuracy {before.mean():.4f}, NLL {nll_before.mean():.4f}", flush=True)
+        n = len(rows)
+        if name == "fp32":
+            figures.append(_figure("fp32: max |dp|", float(np.abs(found - expected).max()), "<=", 1e-4, n))
+        else:
+            fell, rose = before.astype(float) - right, nll - nll_before
+            figures += [
+                _figure("auto: agreement", same, ">=", 0.985, n),
+                _figure(
+                    "auto: accuracy lost",
+                    float(fell.mean()),
+                    "<=",
+                    0.01,
+                    n,
+                    interval=_interval(fell),
+                    baseline=float(before.mean()),
+                ),
+                _figure(
+                    "auto: NLL gained",
+                    float(rose.mean()),
+                    "<=",
+                    0.02,
+                    n,
+                    interval=_interval(rose),
+                    baseline=float(nll_before.mean()),
+                ),
+            ]
+    return figures
+
+
+def tail() -> list[Figure]:
+    """p99 against p50 at half of the most that 32 callers get, for TAIL_SECONDS."""
+    bank = project()
+    with ratchet(bank, bank.auto) as (url, process, broker):
+        full = _load(bank, url, process, broker, callers=32)
+        _tell("all it can", full)
+        think = 2 * 32_000 / full.rate - full.p50 / 2
+        half = _load(bank, url, process, broker, callers=32, seconds=TAIL_SECONDS, think_ms=think)
+        _tell(f"half of it, {TAIL_SECONDS:.0f} s", half)
+    return [
+        _figure(
+            "p99 / p50 at half load",
+            half.p99 / half.p50,
+            "<=",
+            4,
+            half.requests,
+            baseline=half.p50,
+        )
+    ]
+
+
+def flat() -> list[Figure]:
+    """Memory over MEMORY_REQUESTS requests."""
+    bank, done, first, last = project(), 0, 0, 0
+    with ratchet(bank, bank.auto) as (url, process, broker):
+        while done < MEMORY_REQUESTS:
+            load = _load(bank, url, process, broker, callers=32, seconds=20)
+            done += load.requests
+            last = sum(memory(process))
+            first = first or last
+            print(f"{done:>9,} requests, {load.rate:.0f}/s, {last / 1e6:.0f} MB, {load.failed} failed", flush=True)
+    return [
+        _figure(
+            "memory at the end / after 20 s",
+            last / first,
+            "<=",
+            1.1,
+            done,
+            baseline=first / 1e6,
+        )
+    ]
+
+
+def swap() -> list[Figure]:
+    """50 swaps under 32 callers of 4 texts. Three versions in turn, so that none is still warm."""
+    bank = project()
+    versions = _rotating(bank)
+    rest: Counter[int] = Counter()
+    moved: Counter[int] = Counter()
+    failed = mixed = requests = 0
+    delays, sizes = [], []
+    with ratchet(bank, versions[0]) as (url, process, broker):
+        common: dict[str, Any] = {"callers": 32, "items": 4, "check": True, "seconds": WINDOW_SECONDS}
+        for _ in range(10):
+            load = _load(bank, url, process, broker, warm=False, **common)
+            rest += load.latencies
+        for n in range(1, SWAPS + 1):
+            version = versions[n % len(versions)]
+            delay: list[float] = []
+            thread = threading.Thread(target=_swap_soon, args=(bank, version, delay))
+            thread.start()
+            load = _load(bank, url, process, broker, warm=False, **common)
+            thread.join()
+            moved += load.latencies
+            failed, mixed, requests = failed + load.failed, mixed + load.mixed, requests + load.requests
+            delays += delay
+            sizes.append(sum(memory(process)))
+    still, moving = percentile(rest, 0.99), percentile(moved, 0.99)
+    print(f"p99 at rest {still:.1f} ms, in windows with a swap {moving:.1f} ms; slowest swaps {sorted(delays)[-5:]} s")
+    ratio = moving / still
+    return [
+        _figure("swaps: failed requests", failed, "<=", 0, requests),
+        _figure("swaps: mixed answers", mixed, "<=", 0, requests),
+        _figure(
+            "swaps: p99 / p99 at rest",
+            ratio,
+            "<=",
+            2,
+            requests,
+            baseline=still,
+        ),
+        _figure("swaps: s until all workers follow, worst", max(delays), "<=", 3, len(delays)),
+        _figure(
+            "swaps: memory after 50 / after 2",
+            sizes[-1] / sizes[1],
+            "<=",
+            1.1,
+            SWAPS,
+            baseline=sizes[1] / 1e6,
+        ),
+    ]
+
+
+def _rotating(bank: Project) -> list[str]:
+    """Three versions of the same files."""
+    names = [f"{bank.auto}-{letter}" for letter in "abc"]
+    known = {version.model_version for version in bank.registry.versions()}
+    store = ArtifactStore(bank.settings.location(bank.settings.artifacts.url))
+    found = store.fetch(bank.registry.version(bank.auto).digest, bank.settings.path("state/cache"))
+    for name in names:
+        if name not in known:
+            made = copied(found, CACHE / name, model_version=name)
+            bank.registry.register_version(read_manifest(made), store.put(made), servable=True)
+    return names
+
+
+def _swap_soon(bank: Project, version: str, delay: list[float]) -> None:
+    time.sleep(0.3)
+    bank.serve(version)
+    committed = time.monotonic()
+    while time.monotonic() < committed + 10:
+        champion = bank.registry.champion()
+        assert champion is not None
+        # A heartbeat of an earlier server stays for a minute: those who are alive have said so since it went.
+        workers = [worker for worker in bank.registry.workers(6) if psutil.pid_exists(int(worker.worker))]
+        if len(workers) == bank.settings.serving.workers and all(w.generation == champion.generation for w in workers):
+            break
+        time.sleep(0.02)
+    delay.append(time.monotonic() - committed)
+
+
+# --- parts of the above -----------------------------------------------------------------------------------------------
+
+
+def _load(
+    bank: Project,
+    url: str,
+    process: psutil.Process,
+    broker: psutil.Process,
+    *,
+    seconds: float = SECONDS,
+    warm: bool = True,
+    **how: Any,
+) -> Load:
+    common: dict[str, Any] = {"servers": [process], "beside": [broker], "header": bank.header}
+    if warm:
+        wrk(f"{url}/predict", bank.texts, RATCHET_BODY, callers=32, seconds=4, **common)
+    return wrk(f"{url}/predict", bank.texts, RATCHET_BODY, seconds=seconds, **common, **how)
+
+
+def _baseline_load(bank: Project, url: str, process: psutil.Process, callers: int, seconds: float) -> Load:
+    wrk(f"{url}/predict", bank.texts, BASELINE_BODY, callers=32, seconds=4)
+    return wrk(f"{url}/predict", bank.texts, BASELINE_BODY, callers=callers, seconds=seconds, servers=[process])
+
+
+def _asked(
+    url: str, texts: list[str], header: str, body: Callable[[list[str]], object], labels: list[str]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    rows = []
+    with httpx.Client(headers={"Authorization": header} if header else {}, timeout=60) as client:
+        for start in range(0, len(texts), 16):
+            answer = client.post(url, json=body(texts[start : start + 16]))
+            answer.raise_for_status()
+            rows += [[said["probabilities"][label] for label in labels] for said in answer.json()]
+    return np.array(rows)
+
+
+def _interval(difference: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
+    half = 1.96 * float(difference.std()) / np.sqrt(len(difference))
+    return float(difference.mean() - half), float(difference.mean() + half)
+
+
+def _figure(figure: str, value: float, op: Literal[">=", "<="], target: float, n: int, **more: Any) -> Figure:
+    return Figure(figure=figure, value=value, op=op, target=target, n=n, **more)
+
+
+def _both(figure: str, value: float, least: float, wish: float, load: Load, base: float) -> list[Figure]:
+    return [
+        _figure(figure, value, ">=", target, load.requests, baseline=base, goal=goal)
+        for target, goal in ((least, False), (wish, True))
+    ]
+
+
+def _tell(what: str, load: Load) -> None:
+    print(
+        f"{what}: {load.rate:.0f} requests/s, {load.texts_rate:.0f} texts/s, p50 {load.p50:.2f} ms, p99 {load.p99:.2f}, "
+        f"{load.failed} of {load.requests} failed; CPU s per 1,000 texts: server {load.cpu:.2f}, all {load.all_cpu:.2f}",
+        flush=True,
+    )
+
+
+PARTS: dict[str, Callable[[], list[Figure]]] = {
+    "grid": grid,
+    "speed": speed,
+    "agree": agree,
+    "swap": swap,
+    "tail": tail,
+    "memory": flat,
+}
+
+
+def main() -> None:
+    """Run the parts that PART names, all of them by default."""
+    wanted = os.environ["PART"].split(",") if os.environ.get("PART") else list(PARTS)
+    if unknown := set(wanted) - PARTS.keys():
+        sys.exit(f"PART={','.join(sorted(unknown))}: parts are {', '.join(PARTS)}")
+    if "RATCHET_BENCH_DATA" not in os.environ:
+        sys.exit("set RATCHET_BENCH_DATA to the folder with Banking77's train.csv and test.csv")
+    figures: dict[tuple[str, float], Figure] = {}
+    if os.environ.get("PART") and Path("bench-serve.json").exists():
+        figures = {
+            (f.figure, f.target): f for f in (Figure(**row) for row in json.loads(Path("bench-serve.json").read_text()))
+        }
+    for part in wanted:
+        print(f"== {part}", flush=True)
+        figures |= {(figure.figure, figure.target): figure for figure in PARTS[part]()}
+        write("serve", list(figures.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""What `make bench-serve` measures: a project with a real round behind it, served by Ratchet, and by the baseline.
+
+Turns Banking77 into two servable versions of one round, once, in a folder that later runs use again; starts servers on free
+ports. bench_serve.py calls it. It deliberately measures nothing.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pipelines.training_round import round_folder, run_round
+from schemas.settings import Settings, load_settings
+from services.projects import create_project
+from serving.access import read_keys
+from serving.artifacts import ArtifactStore, read_manifest, write_manifest
+from serving.broker import Topics, embedded_broker_command, ensure_topics
+from serving.registry import Registry
+from tests.bench_serve_load import Body, bank_texts, module, server
+from tests.conftest import write_rows
+from tests.fakes import free_port, wait_until
+
+CACHE = Path(os.environ.get("RATCHET_BENCH_CACHE") or Path(tempfile.gettempdir()) / "ratchet-bench-serve")
+REFERENCE_ROWS = 2000
+BASELINE_BODY = Body('{"texts": [', '"', '"', "]}")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project with two servable versions of one round: what `auto` picked, and its full-precision model."""
+
+    settings: Settings
+    registry: Registry
+    auto: str
+    full: str
+    full_directory: Path
+    texts: Path
+
+    def serve(self, version: str) -> None:
+        """Make a version the champion."""
+        champion = self.registry.champion()
+        live = champion.model_version if champion else None
+        if live != version:
+            self.registry.promote(version, expected=live, token=None, actor="bench")
+
+    @property
+    def header(self) -> str:
+        """The Authorization header."""
+        return f"Bearer {read_keys(self.settings.path('keys.env')).api_key}"
+
+
+def project() -> Project:
+    """The project, trained on most of Banking77's training file; the rest of it judges."""
+    root = CACHE / "bank"
+    texts = CACHE / "texts"
+    done = CACHE / "done.json"
+    if not done.exists():
+        shutil.rmtree(CACHE, ignore_errors=True)
+        CACHE.mkdir(parents=True)
+        rows = bank_texts("train")
+        seed, reference = rows[REFERENCE_ROWS:], rows[:REFERENCE_ROWS]
+        create_project(
+            root,
+            seed=write_rows(CACHE / "seed.csv", seed),
+            reference=write_rows(CACHE / "reference.csv", reference),
+        )
+        texts.write_text("".join(json.dumps(text)[1:-1] + "\n" for text, _ in rows))
+        done.write_text(json.dumps(_trained(_opened(root))))
+    settings = _opened(root)
+    found = json.loads(done.read_text())
+    registry = Registry(settings.registry_url, settings.model.name)
+    return Project(settings, registry, found["auto"], found["full"], Path(found["directory"]), texts)
+
+
+def _opened(root: Path) -> Settings:
+    return load_settings((root / "ratchet.toml").read_text(), {}, root=root)
+
+
+def _trained(settings: Settings) -> dict[str, str]:
+    """Run the first round; register its full-precision model beside what it chose, under a name of its own."""
+    registry = Registry(settings.registry_url, settings.model.name)
+    store = ArtifactStore(settings.location(settings.artifacts.url))
+    claimed = registry.claim_round(reason="bench", cut={}, token=None)
+    assert claimed is not None
+    print("training, once: this takes some minutes", flush=True)
+    record = run_round(
+        claimed.round_id,
+        settings=settings,
+        registry=registry,
+        store=store,
+        features=None,
+        token=None,
+        progress=lambda *_: None,
+    )
+    assert record.gate_report is not None
+    assert record.candidate_version is not None
+    for result in record.gate_report.results:
+        print(f"  {result.gate}: {result.verdict}. {result.sentence}")
+    folder = round_folder(settings, claimed.round_id)
+    full = folder / ("full" if (folder / "full").exists() else "version")
+    copy = folder / "full-as-a-version"
+    shutil.copytree(full, copy)
+    (copy / "manifest.json").unlink()
+    manifest = read_manifest(full)
+    manifest = write_manifest(copy, manifest.model_copy(update={"model_version": f"{manifest.model_version}-full"}))
+    registry.register_version(manifest, store.put(copy), servable=True)
+    registry.close()
+    return {"auto": record.candidate_version, "full": manifest.model_version, "directory": str(copy)}
+
+
+@contextmanager
+def ratchet(bank: Project, version: str) -> Iterator[tuple[str, psutil.Process, psutil.Process]]:
+    """Serving and its broker, as `ratchet up` starts them: (address, server, broker)."""
+    bank.serve(version)
+    port, broker_port = free_port(), free_port()
+    address = f"127.0.0.1:{broker_port}"
+    outbox = Path(tempfile.mkdtemp(dir=CACHE, prefix="outbox-"))
+
+    with _broker(broker_port) as broker:
+        names = Topics.of(bank.settings.model.name).names()
+        ensure_topics(address, names, partitions=2, replication_factor=1, timeout_s=10)
+        environment = {
+            "RATCHET_CONFIG": str(bank.settings.root / "ratchet.toml"),
+            "RATCHET_KAFKA__BOOTSTRAP_SERVERS": address,
+            "RATCHET_EMBEDDED_BROKER": "1",
+            "RATCHET_SERVING__OUTBOX": str(outbox),
+            "RATCHET_SERVING__OUTBOX_MAX_BYTES": str(10**11),
+            "BENTOML_HOME": str(CACHE / "bentoml"),
+            "BENTOML_DO_NOT_TRACK": "true",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [*module("bentoml"), "serve", "serving.service:RatchetService", "--port", str(port)]
+        url = f"http://127.0.0.1:{port}"
+        with server(command, environment, CACHE / "serving.log", f"{url}/readyz") as process:
+            yield url, process, broker
+    shutil.rmtree(outbox)
+
+
+@contextmanager
+def _broker(port: int) -> Iterator[psutil.Process]:
+    with (CACHE / "broker.log").open("wb") as log:
+        process = subprocess.Popen(embedded_broker_command(port), stdout=log, stderr=subprocess.STDOUT)
+    try:
+
+        def answers() -> bool:
+            try:
+                ensure_topics(f"127.0.0.1:{port}", ["warm-up"], partitions=1, replication_factor=1, timeout_s=5)
+            except ConnectionError:
+                return False
+            return True
+
+        wait_until(answers, timeout_s=15)
+        yield psutil.Process(process.pid)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@contextmanager
+def baseline(bank: Project, setting: tuple[int, int, int, int]) -> Iterator[tuple[str, psutil.Process]]:
+    """The baseline with settings of its grid: (address, server)."""
+    port = free_port()
+    environment = {
+        "BASELINE": json.dumps(setting),
+        "BASELINE_VERSION": str(bank.full_directory),
+        "BENTOML_HOME": str(CACHE / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "true",
+    }
+    command = [*module("bentoml"), "serve", "tests.bench_serve_baseline:Baseline", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with server(command, environment, CACHE / "baseline.log", f"{url}/readyz") as process:
+        yield url, process

@@ -1,0 +1,78 @@
+"""Small real model versions: a tiny encoder with a random head, exported, hashed and with golden outputs.
+
+Turns a name and labels into a directory that serving loads. Tests of serving use it where a whole round would teach nothing.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from schemas.artifacts import Calibration, Golden, ModelManifest
+from schemas.settings import TrainingSettings
+from serving.artifacts import ArtifactStore, read_manifest, write_manifest
+from serving.registry import Registry
+from serving.runtime import Runtime
+
+GOLDEN = ["oven and butter", "a goal for the team", "the bank and the loan of many people"]
+
+
+def tiny_version(directory: Path, base: Path, name: str, labels: list[str], *, seed: int = 0, model: str = "m") -> Path:
+    """Make `directory` a version called `name`."""
+    from pipelines import compression
+    from pipelines.training.model import Classifier, Encoder, with_lora
+
+    encoder = Encoder(base, 32)
+    draw = np.random.default_rng(seed)
+    weight, bias = draw.normal(size=(len(labels), encoder.width)), np.zeros(len(labels))
+    directory.mkdir(parents=True)
+    compression.export(
+        Classifier(with_lora(encoder, TrainingSettings()), encoder.width, weight, bias), encoder, directory
+    )
+    manifest = ModelManifest(
+        model_version=name,
+        model_name=model,
+        task="classification",
+        labels=labels,
+        base_model="tiny",
+        base_model_sha256="0" * 64,
+        max_length=32,
+        parent_version=None,
+        round_id="r",
+        dataset_fingerprint="f",
+        method="probe",
+        calibration=Calibration(),
+        golden=Golden(texts=[], probabilities=[]),
+        files={},
+    )
+    write_manifest(directory, manifest)
+    return with_golden(directory, Runtime(directory).probabilities(GOLDEN).tolist())
+
+
+def with_golden(directory: Path, probabilities: list[list[float]]) -> Path:
+    """The same version with these golden outputs, right or wrong."""
+    return rewritten(directory, golden=Golden(texts=GOLDEN, probabilities=probabilities))
+
+
+def rewritten(directory: Path, **changes: Any) -> Path:
+    """The same files under a changed manifest."""
+    manifest = read_manifest(directory)
+    (directory / "manifest.json").unlink()
+    write_manifest(directory, manifest.model_copy(update=changes))
+    return directory
+
+
+def copied(directory: Path, to: Path, **changes: Any) -> Path:
+    """Another version of the same files."""
+    shutil.copytree(directory, to)
+    return rewritten(to, **changes)
+
+
+def promote(registry: Registry, store: ArtifactStore, directory: Path) -> int:
+    """Register a version and make it the champion; its generation."""
+    manifest = read_manifest(directory)
+    champion = registry.champion()
+    registry.register_version(manifest, store.put(directory), servable=True)
+    expected = champion.model_version if champion else None
+    return registry.promote(manifest.model_version, expected=expected, token=None, actor="test").generation

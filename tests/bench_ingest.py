@@ -7,6 +7,7 @@ others' figures from the file. It judges nothing.
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,6 +60,7 @@ PARTS: dict[str, Callable[[Path], list[Figure]]] = {
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")  # what libraries think of one another
     wanted = sys.argv[1:] or list(PARTS)
     kept = Path(f"bench-{NAME}.json")
     figures = {}

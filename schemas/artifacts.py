@@ -148,6 +148,25 @@ class Calibration(Frozen):
     conformal: Conformal | None = None
 
 
+class IntervalCalibration(Frozen):
+    """Regression: a factor on the claimed spread, and the normalised errors that intervals are cut from, ascending."""
+
+    factor: float = Field(default=1.0, gt=0)
+    scores: list[float] = Field(default_factory=list)
+    fitted_rows: int = 0
+    nll_before: float | None = None
+    nll_after: float | None = None
+
+
+class SequenceCalibration(Frozen):
+    """Generation: confidence is sigmoid(scale * mean token log-probability + shift), or its exponential if not fitted."""
+
+    kind: Literal["none", "platt"] = "none"
+    scale: float = 1.0
+    shift: float = 0.0
+    fitted_rows: int = 0
+
+
 class Golden(Frozen):
     """Inputs with the calibrated probabilities that the artefact gave when it was made."""
 

@@ -121,7 +121,7 @@ class Conformal(Frozen):
     """Split-conformal prediction sets: nonconformity scores of rows that were not trained on, ascending."""
 
     method: Literal["lac", "aps"] = Field(
-        default="lac", description="lac: 1 - p(truth), the smallest sets; aps: probability down to the truth"
+        default="lac", description="lac: 1 - p(truth), the smallest sets; aps: probability above the truth"
     )
     scores: list[float] = Field(default_factory=list)
 

@@ -54,14 +54,16 @@ def apply(calibration: Calibration, logits: NDArray[np.floating]) -> Floats:
 def scores(method: str, probabilities: Floats) -> Floats:
     """How badly each label fits each row: [n, k] -> [n, k].
 
-    lac: 1 - p (Sadinle, Lei & Wasserman 2019). aps: the probability of all labels down to this one, itself included (Romano,
-    Sesia & Candès 2020, without randomisation, so that the same text always gets the same set).
+    lac: 1 - p (Sadinle, Lei & Wasserman 2019). aps: the probability of the labels above this one (Romano, Sesia & Candès 2020,
+    with u = 1 instead of a draw: the same text always gets the same set, and the top label's score of 0 keeps it from being
+    empty).
     """
     if method == "lac":
         return 1 - probabilities
     order = np.argsort(-probabilities, axis=1, kind="stable")
     result = np.empty_like(probabilities)
-    np.put_along_axis(result, order, np.take_along_axis(probabilities, order, axis=1).cumsum(axis=1), axis=1)
+    descending = np.take_along_axis(probabilities, order, axis=1)
+    np.put_along_axis(result, order, descending.cumsum(axis=1) - descending, axis=1)
     return result
 
 
@@ -81,8 +83,7 @@ def prediction_sets(conformal: Conformal | None, probabilities: Floats, coverage
     without scores gets the labels that together reach `coverage`, which promises nothing.
     """
     if conformal is None or not conformal.scores:
-        before = scores("aps", probabilities) - probabilities
-        inside = before < coverage
+        inside = scores("aps", probabilities) < coverage
     else:
         inside = scores(conformal.method, probabilities) <= threshold(conformal.scores, coverage)
     inside[np.arange(len(inside)), probabilities.argmax(axis=1)] = True

@@ -182,8 +182,8 @@ def banking() -> list[Figure]:
         confidence, right = honest.max(axis=1), honest.argmax(axis=1) == truth
         ece, limit = measures.ece(confidence, right), measures.ece_null(confidence)
         raw_ece = measures.ece(raw.max(axis=1), raw.argmax(axis=1) == truth)
-        within += ece <= max(limit, 0.02)
-        nll_held += after <= before + 0.002
+        within += int(ece <= max(limit, 0.02))
+        nll_held += int(after <= before + 0.002)
         rows.append((right.mean(), before, after, raw_ece, ece, limit))
         print(
             f"seed {seed}: {fitted.kind} (T {fitted.temperature:.2f}), accuracy {right.mean():.4f}, NLL {before:.4f} -> "
@@ -203,7 +203,7 @@ def banking() -> list[Figure]:
         size = sizes[method, coverage]
         spread = f"{np.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
         print(f"{method} at {coverage}: covers {spread}, {np.mean(size):.2f} labels")
-    mean = np.mean(rows, axis=0)
+    mean = np.mean(rows, axis=0).tolist()
     figures = [
         Figure(
             figure="calibrated: seeds with ECE in its null or <= .02", value=within, op=">=", target=SEEDS, n=TEST_ROWS

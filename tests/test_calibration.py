@@ -139,7 +139,7 @@ def test_the_threshold_is_the_order_statistic_that_the_theorem_names() -> None:
 def test_scores_by_hand() -> None:
     probabilities = np.array([[0.5, 0.2, 0.3]])
     assert applied.scores("lac", probabilities) == pytest.approx(np.array([[0.5, 0.8, 0.7]]))
-    assert applied.scores("aps", probabilities) == pytest.approx(np.array([[0.5, 1.0, 0.8]]))
+    assert applied.scores("aps", probabilities) == pytest.approx(np.array([[0.0, 0.8, 0.5]]))
 
 
 @pytest.mark.parametrize("method", ["lac", "aps"])

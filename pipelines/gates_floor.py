@@ -6,7 +6,7 @@ them, one function a gate. Pure functions; they deliberately know neither the or
 
 from collections.abc import Mapping
 
-from pipelines import conformal, paired
+from pipelines import conformal, measures, paired
 from pipelines.evaluation import Evidence
 from pipelines.policy import (
     BootstrapPolicy,
@@ -93,10 +93,15 @@ def must_pass(wrong: list[str], n: int, policy: FlipsPolicy) -> GateResult:
 
 
 def calibration(champion: Evidence | None, candidate: Evidence, policy: CalibrationPolicy) -> GateResult:
-    """Are its probabilities honest: ECE within its null, NLL and Brier score not worse, prediction sets as wide as said?"""
-    report, level = candidate.report, policy.alpha / 3
+    """Are its probabilities honest: ECE within its null, confidence right on average, NLL and Brier score not worse, prediction
+    sets as wide as they have to be?
+    """
+    report, level = candidate.report, policy.alpha / 4
     limit = max(report.ece_null_99, policy.ece_floor)
     wrong = [f"ECE is above {limit:.3f}"] if report.ece > limit else []
+    bias, p_bias = measures.bias(candidate.confidence, candidate.right, candidate.calibration.fitted_rows)
+    if p_bias <= level and abs(bias) > policy.ece_floor:
+        wrong.append(f"it is {'over-confident' if bias > 0 else 'timid'} by {abs(bias):.3f} as a whole")
     if champion is not None:
         losses = {"NLL": (champion.nll, candidate.nll), "Brier score": (champion.brier, candidate.brier)}
         worse = [name for name, pair in losses.items() if paired.p_larger(*pair) <= level]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dct, idct
 from scipy.sparse import csr_array
+from scipy.stats import norm
 
 from schemas.artifacts import Measure, ReliabilityBin
 
@@ -48,6 +49,17 @@ def ece_null(confidence: Floats, quantile: float = 0.99, seed: int = 0) -> float
     """The quantile of the ECE that a perfectly calibrated model of these confidences [n] shows at this n."""
     outcomes = np.random.default_rng(seed).random((NULL_DRAWS, len(confidence))) < confidence
     return float(np.quantile(_Binned(confidence).errors(outcomes - confidence), quantile))
+
+
+def bias(confidence: Floats, right: NDArray[np.bool_], fitted_rows: int = 0) -> tuple[float, float]:
+    """Mean confidence minus accuracy, and the two-sided p of it being 0 (calibration-in-the-large, Cox 1958): [n], [n].
+
+    ECE takes gaps for noise that all point the same way; their sum is not. A map that was fitted on few rows carries their
+    noise, which is not held against it.
+    """
+    n, gap = len(confidence), float(confidence.mean() - right.mean())
+    variance = float((confidence * (1 - confidence)).mean()) * (1 / n + (1 / fitted_rows if fitted_rows else 0))
+    return gap, float(2 * norm.sf(abs(gap) / max(variance**0.5, FLOOR)))
 
 
 def classwise_ece(probabilities: Floats, truth: Integers) -> float:

@@ -6,6 +6,7 @@ them. Pure functions that deliberately know no thresholds.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, sqrt
 
 import numpy as np
@@ -56,9 +57,7 @@ class Change:
         (gained, lost, unmoved) has the prior Dirichlet(1/2, 1/2, 1/2) (Jeffreys). The share d of moved rows and the share of
         gains among them are then independent betas, so it is one integral over d of a beta's distribution function.
         """
-        unmoved = self.n - self.gained - self.lost
-        moved = beta.ppf((np.arange(POINTS) + 0.5) / POINTS, self.gained + self.lost + 1, unmoved + 0.5)
-        return float(beta.cdf((1 - margin / moved) / 2, self.gained + 0.5, self.lost + 0.5).mean())
+        return _harm_probability(self.gained, self.lost, self.n, margin)
 
     def rows_to_show(self, better_than: float, alpha: float) -> int | None:
         """About how many rows show at `alpha` that the difference is above `better_than`, if it stays; None if it is not."""
@@ -67,6 +66,12 @@ class Change:
             return None
         variance = max(self.gained + self.lost, 1) / self.n - self.accuracy**2
         return ceil(max(variance, 1 / self.n) * (float(norm.isf(alpha)) / room) ** 2)
+
+
+@lru_cache(10_000)
+def _harm_probability(gained: int, lost: int, n: int, margin: float) -> float:
+    moved = beta.ppf((np.arange(POINTS) + 0.5) / POINTS, gained + lost + 1, n - gained - lost + 0.5)
+    return float(beta.cdf((1 - margin / moved) / 2, gained + 0.5, lost + 0.5).mean())
 
 
 def change(before: Bools, after: Bools) -> Change:

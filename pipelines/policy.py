@@ -58,7 +58,8 @@ max_share = 0.1
 
 [calibration]
 blocking = true
-# A candidate as calibrated and as good as the champion is stopped this often by NLL, Brier score and coverage together.
+# A candidate as calibrated and as good as the champion is stopped this often by mean confidence, NLL, Brier score and coverage
+# together.
 alpha = 0.01
 # ECE may not pass the 99th percentile of what a perfectly calibrated model shows at this n, unless it is below this anyway.
 ece_floor = 0.02

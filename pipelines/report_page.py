@@ -108,17 +108,17 @@ def _matrix(labels: Sequence[LabelScore], confusion: Sequence[Confusion]) -> lis
     ]
 
 
-def _number(value: float | int | None) -> str:
+def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) or (value == int(value) and abs(value) >= 1) else f"{value:.3f}"
+    return f"{value:g}" if abs(value) >= 1 and value == int(value) else f"{value:.3f}"
 
 
 def _gate_numbers(gate: GateResult) -> str:
     """Observed, interval, threshold and n in one line."""
     parts = [] if gate.observed is None else [_number(gate.observed)]
     if gate.interval:
-        parts.append(f"[{_number(gate.interval[0])}, {_number(gate.interval[1])}]")
+        parts[-1:] = [f"{parts[-1] if parts else ''} [{_number(gate.interval[0])}, {_number(gate.interval[1])}]"]
     if gate.threshold is not None:
         parts.append(f"limit {_number(gate.threshold)}")
-    return " ".join([*parts, f"n = {gate.n:,}"] if gate.n else parts)
+    return " · ".join([*parts, f"n = {gate.n:,}"] if gate.n else parts)

@@ -83,7 +83,7 @@ def reliability(series: Mapping[str, Sequence[ReliabilityBin]]) -> Markup:
             f"{b.n} rows</title></circle>"
             for b in bins
         ]
-    return _svg(drawn, "reliability diagram")
+    return _svg(drawn, "reliability diagram", "dots")
 
 
 def interval_bar(value: float, low: float, high: float, span: float, margin: float, *, bad: bool) -> Markup:
@@ -111,9 +111,9 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(n * step, 10) for n in range(floor(low / step + 1e-9), ceil(high / step - 1e-9) + 1)]
 
 
-def _svg(drawn: Sequence[str], title: str) -> Markup:
+def _svg(drawn: Sequence[str], title: str, kind: str = "lines") -> Markup:
     return _markup(
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
+        f'<svg class="plot {kind}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
     )
 
 

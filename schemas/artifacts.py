@@ -121,7 +121,7 @@ class Conformal(Frozen):
     """Split-conformal prediction sets: nonconformity scores of rows that were not trained on, ascending."""
 
     method: Literal["lac", "aps"] = Field(
-        default="lac", description="lac: 1 - p(truth), the smallest sets; aps: probability down to the truth"
+        default="lac", description="lac: 1 - p(truth), the smallest sets; aps: probability above the truth"
     )
     scores: list[float] = Field(default_factory=list)
 
@@ -146,6 +146,25 @@ class Calibration(Frozen):
     nll_after: float | None = None
     held_out_nll: dict[str, float] = Field(default_factory=dict, description="kind -> cross-validated NLL")
     conformal: Conformal | None = None
+
+
+class IntervalCalibration(Frozen):
+    """Regression: a factor on the claimed spread, and the normalised errors that intervals are cut from, ascending."""
+
+    factor: float = Field(default=1.0, gt=0)
+    scores: list[float] = Field(default_factory=list)
+    fitted_rows: int = 0
+    nll_before: float | None = None
+    nll_after: float | None = None
+
+
+class SequenceCalibration(Frozen):
+    """Generation: confidence is sigmoid(scale * mean token log-probability + shift), or its exponential if not fitted."""
+
+    kind: Literal["none", "platt"] = "none"
+    scale: float = 1.0
+    shift: float = 0.0
+    fitted_rows: int = 0
 
 
 class Golden(Frozen):

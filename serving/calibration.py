@@ -4,12 +4,13 @@ The runtime calls `apply` on every batch, the API `prediction_sets` where a call
 and conformal.py fit what they apply. It deliberately cannot fit.
 """
 
-from math import ceil
+from collections.abc import Sequence
+from math import ceil, inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.artifacts import Calibration, Conformal, Golden
+from schemas.artifacts import Calibration, Conformal, Golden, IntervalCalibration, SequenceCalibration
 
 Floats = NDArray[np.float64]
 
@@ -53,34 +54,61 @@ def apply(calibration: Calibration, logits: NDArray[np.floating]) -> Floats:
 def scores(method: str, probabilities: Floats) -> Floats:
     """How badly each label fits each row: [n, k] -> [n, k].
 
-    lac: 1 - p (Sadinle, Lei & Wasserman 2019). aps: the probability of all labels down to this one, itself included (Romano,
-    Sesia & Candès 2020, without randomisation, so that the same text always gets the same set).
+    lac: 1 - p (Sadinle, Lei & Wasserman 2019). aps: the probability of the labels above this one (Romano, Sesia & Candès 2020,
+    with u = 1 instead of a draw: the same text always gets the same set, and the top label's score of 0 keeps it from being
+    empty).
     """
     if method == "lac":
         return 1 - probabilities
     order = np.argsort(-probabilities, axis=1, kind="stable")
     result = np.empty_like(probabilities)
-    np.put_along_axis(result, order, np.take_along_axis(probabilities, order, axis=1).cumsum(axis=1), axis=1)
+    descending = np.take_along_axis(probabilities, order, axis=1)
+    np.put_along_axis(result, order, descending.cumsum(axis=1) - descending, axis=1)
     return result
+
+
+def threshold(ascending: Sequence[float], coverage: float) -> float:
+    """The score that bounds a fresh one with at least this probability: infinite if n scores are too few for that.
+
+    It is the ceil((n + 1) coverage)-th smallest (Vovk, Gammerman & Shafer 2005).
+    """
+    rank = ceil((len(ascending) + 1) * coverage - 1e-9)
+    return ascending[rank - 1] if rank <= len(ascending) else inf
 
 
 def prediction_sets(conformal: Conformal | None, probabilities: Floats, coverage: float) -> NDArray[np.bool_]:
     """Which labels are in each row's set: [n, k] -> [n, k]. The most probable label always is.
 
-    With n scores of fair rows the threshold is the ceil((n + 1) coverage)-th smallest, so that a set holds the truth with at
-    least this probability (Vovk, Gammerman & Shafer 2005). With too few for that, a set is every label. A model that came
+    A set holds the truth with at least this probability; with too few scores for that it is every label. A model that came
     without scores gets the labels that together reach `coverage`, which promises nothing.
     """
     if conformal is None or not conformal.scores:
-        before = scores("aps", probabilities) - probabilities
-        inside = before < coverage
+        inside = scores("aps", probabilities) < coverage
     else:
-        rank = ceil((len(conformal.scores) + 1) * coverage - 1e-9)
-        if rank > len(conformal.scores):
-            return np.ones(probabilities.shape, dtype=bool)
-        inside = scores(conformal.method, probabilities) <= conformal.scores[rank - 1]
+        inside = scores(conformal.method, probabilities) <= threshold(conformal.scores, coverage)
     inside[np.arange(len(inside)), probabilities.argmax(axis=1)] = True
     return np.asarray(inside)
+
+
+def intervals(
+    fitted: IntervalCalibration, mean: Floats, spread: Floats | None, coverage: float
+) -> tuple[Floats, Floats]:
+    """Lower and upper ends around predictions [n] that hold the truth with at least this probability; spread None: 1."""
+    half = threshold(fitted.scores, coverage) * (np.ones_like(mean) if spread is None else spread)
+    return mean - half, mean + half
+
+
+def mean_logprob(token_logprobs: Sequence[Sequence[float]]) -> Floats:
+    """Mean log-probability of a token of each text, 0 for an empty one: n texts -> [n]."""
+    return np.array([sum(tokens) / len(tokens) if len(tokens) else 0.0 for tokens in token_logprobs])
+
+
+def sequence_confidence(fitted: SequenceCalibration, token_logprobs: Sequence[Sequence[float]]) -> Floats:
+    """Probability that each text is accepted: n texts -> [n]."""
+    means = mean_logprob(token_logprobs)
+    if fitted.kind == "none":
+        return np.asarray(np.exp(means))
+    return np.asarray(1 / (1 + np.exp(-np.clip(fitted.scale * means + fitted.shift, -500, 500))))
 
 
 def golden_sets_hold(calibration: Calibration, golden: Golden) -> bool:

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from pipelines.policy import DEFAULT_POLICY
 from pipelines.training_round import round_folder, run_round, training_rows
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings
+from services.cli_rounds import rounds
 from serving.artifacts import ArtifactStore, verify
 from serving.registry import ChampionMoved, NotServable, Registry, RoundOver
 from serving.runtime import Runtime
@@ -59,6 +61,9 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
         "tokenizer.json",
         "head.safetensors",
         "adapter/adapter_model.safetensors",
+        "report.json",
+        "report.html",
+        "policy.toml",
     } <= manifest.files.keys()
     runtime = Runtime(directory, champion.digest)
     [probabilities] = runtime.probabilities(["oven dough butter recipe"])
@@ -70,8 +75,22 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
         == record.dataset.rows_train + record.dataset.rows_validation
     )
 
+    assert manifest.calibration.conformal is not None
+    assert manifest.golden.sets
+    assert manifest.code_version is not None
+
+    # its page is shown where it was run, and elsewhere from the version
+    write_config(project)
+    shown = show(project, round_id)
+    assert str(round_folder(project, round_id) / "report.html") in shown
+    (round_folder(project, round_id) / "report.html").unlink()
+    assert str(project.path("state/cache") / champion.digest / "report.html") in show(project, round_id)
+
     # the same data again is no improvement: nothing is promoted, and the version cannot be promoted past the gates
+    project.path("policy.toml").write_text(DEFAULT_POLICY.replace("max_share = 0.1", "max_share = 0.9"))
     second = run(project, registry, claim(registry))
+    assert second.gate_report is not None
+    assert second.gate_report.policy_changes == ["flips.max_share: 0.1 -> 0.9"]
     assert second.state in (RoundState.REJECTED, RoundState.INSUFFICIENT)
     assert second.candidate_version is not None
     with pytest.raises(NotServable):
@@ -84,10 +103,7 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
 
 @pytest.mark.parametrize("step", ["gates"])
 def test_a_killed_round_is_resumed_and_promotes_once(project: Settings, registry: Registry, step: str) -> None:
-    values = project.model_dump(mode="json", exclude_none=True)
-    overrides = {group: dict(values[group]) for group in ("model", "dataset", "training")}
-    (project.root / "ratchet.toml").write_text(render_settings(overrides))
-    (project.root / "feature_store.yaml").write_text(_feature_store(project))
+    write_config(project)
     round_id = claim(registry)
     command = [sys.executable, "-m", "services.cli", "round", "run", "--claimed", round_id]
     command += ["-c", str(project.root / "ratchet.toml")]
@@ -96,10 +112,14 @@ def test_a_killed_round_is_resumed_and_promotes_once(project: Settings, registry
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert registry.round(round_id).state is RoundState.RUNNING
     made = (round_folder(project, round_id) / "version/manifest.json").stat().st_mtime_ns
+    judged = registry.round(round_id).gate_report
 
+    # what was judged is not judged again, under whatever policy
+    project.path("policy.toml").write_text("[bootstrap]\nmin_gain_over_majority = 1.0")
     resumed = run(project, registry, round_id)
     assert resumed.state is RoundState.PROMOTED, resumed.detail
     assert resumed.attempts == 2
+    assert resumed.gate_report == judged
     assert (round_folder(project, round_id) / "version/manifest.json").stat().st_mtime_ns == made, "trained twice"
     assert [c.generation for c in registry.promotions()] == [1]
     with pytest.raises(RoundOver):
@@ -107,7 +127,18 @@ def test_a_killed_round_is_resumed_and_promotes_once(project: Settings, registry
     assert [c.generation for c in registry.promotions()] == [1]
 
 
-def _feature_store(project: Settings) -> str:
+def write_config(project: Settings) -> None:
+    """The project as commands find it: ratchet.toml and feature_store.yaml."""
     from pipelines.features import default_feature_store_yaml
 
-    return default_feature_store_yaml(project.model.name)
+    values = project.model_dump(mode="json", exclude_none=True)
+    overrides = {group: dict(values[group]) for group in ("model", "dataset", "training")}
+    (project.root / "ratchet.toml").write_text(render_settings(overrides))
+    (project.root / "feature_store.yaml").write_text(default_feature_store_yaml(project.model.name))
+
+
+def show(project: Settings, round_id: str) -> str:
+    """What `ratchet round show` prints."""
+    done = CliRunner().invoke(rounds, ["show", round_id, "-c", str(project.root / "ratchet.toml")])
+    assert done.exit_code == 0, done.output
+    return done.output

@@ -1,0 +1,175 @@
+"""The report: gathered from evidence, sealed into the version, rendered to one page that stands alone."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import report_page, report_plots, round_report
+from pipelines.dataset.files import FileRow
+from pipelines.evaluation import Evidence, score
+from pipelines.gates import Facts, judge
+from pipelines.judging import Judged
+from pipelines.policy import DEFAULT_POLICY, Policy
+from schemas.artifacts import Calibration, Conformal, DatasetManifest, Golden, ModelManifest, RoundRecord, RoundState
+from schemas.events import utc_now
+from schemas.reports import Robustness, RoundReport
+from serving.artifacts import verify, write_manifest
+
+HOSTILE = '<script>alert("x")</script> & {{ 7 * 7 }}'
+
+
+def evidence(labels: list[str], wrong: int, version: str, seed: int) -> Evidence:
+    draw = np.random.default_rng(seed)
+    n = 300
+    rows = [FileRow(f"{HOSTILE} {i}", labels[i % len(labels)], {"channel": ["web", "ios"][i % 2]}) for i in range(n)]
+    logits = draw.normal(0, 0.3, (n, len(labels)))
+    hit = draw.permutation(n) >= wrong
+    for i in range(n):
+        logits[i, (i + (not hit[i])) % len(labels)] += 3
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    calibration = Calibration(kind="temperature", temperature=1.2, conformal=Conformal(scores=[0.1] * 80 + [0.9] * 20))
+    return score(
+        probabilities, labels, rows, version=version, split="reference", calibration=calibration, raw=probabilities
+    )
+
+
+def manifest(labels: list[str]) -> ModelManifest:
+    calibration = Calibration(kind="temperature", temperature=1.2, conformal=Conformal(scores=[0.1] * 80 + [0.9] * 20))
+    return ModelManifest(
+        model_version="20260101-000000-abcdef",
+        model_name="toys",
+        task="classification",
+        labels=labels,
+        base_model="/somewhere/secret/base",
+        base_model_sha256="b" * 64,
+        max_length=32,
+        parent_version=None,
+        round_id="r1",
+        dataset_fingerprint="d" * 64,
+        method="lora",
+        seed=13,
+        code_version="c0de",
+        calibration=calibration,
+        golden=Golden(texts=[], probabilities=[]),
+        files={},
+    )
+
+
+def report(k: int = 3, *, bootstrap: bool = False, policy: Policy | None = None) -> RoundReport:
+    labels = [f"label {n}" for n in range(k)]
+    candidate = evidence(labels, 20, "candidate", 1)
+    champion = None if bootstrap else evidence(labels, 60, "champion", 2)
+    edits = {"typo": Robustness(edited=100, flipped=3)}
+    judged = Judged(candidate, evidence(labels, 30, "probe", 3), champion, {"candidate": edits, "champion": edits})
+    facts = Facts(
+        look=1, alpha=0.025, people=3, quarantined=0, majority_share=0.4, latency_ms=4.0, load_error=None,
+        robustness=judged.robustness,
+    )  # fmt: skip
+    dataset = DatasetManifest(
+        fingerprint="d" * 64, cut={}, labels=labels, rows_in=110, rows_train=90, rows_validation=10,
+        rows_by_source={"seed": 60, "correction": 40}, rows_by_label=dict.fromkeys(labels, 30), dropped={"duplicate": 10},
+        reference_rows=300, reference_calibration_rows=100, reference_sha256="e" * 64,
+    )  # fmt: skip
+    record = RoundRecord(
+        round_id="r1", model_name="toys", state=RoundState.RUNNING, reason="200 feedback", created_at=utc_now()
+    )
+    history = '{"phase":"search","epoch":0,"held_out_nll":0.5}\n{"phase":"search","epoch":1,"held_out_nll":0.4}\n'
+    policy = policy or Policy()
+    verdict = judge(champion, candidate, judged.probe, facts, policy, previous=Policy().values())
+    return round_report.build(record, judged, verdict, manifest(labels), dataset, policy, history)
+
+
+class Checker(HTMLParser):
+    """Collects what a page would load or run, and whether its tags are balanced."""
+
+    VOID = frozenset({"meta", "br", "line", "circle", "polyline", "link", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "img", "iframe") or any(name in ("src", "href", "onclick") for name, _ in attrs):
+            self.loads.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag, f"{tag} closes something else"
+
+
+def test_the_page_says_the_verdict_first_and_then_everything() -> None:
+    page = report_page.render(report())
+    said = [
+        *("Every blocking gate passed", "superiority", "Reliability", "Learning curves", "Measures", "channel=ios"),
+        *("Right before, wrong now", "Confusion", "Robustness", "Data", "Lineage"),
+    ]
+    places = [page.index(words) for words in said]
+    assert places == sorted(places)
+    assert "sets" in page
+    assert "/somewhere/secret" not in page
+    assert page == report_page.render(report()), "the same report, the same page"
+
+
+@pytest.mark.parametrize("k", [2, 3, 40])
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_the_page_stands_alone_and_texts_cannot_break_it(k: int, bootstrap: bool) -> None:
+    page = report_page.render(report(k, bootstrap=bootstrap))
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.loads == []
+    assert "<script" not in page
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+    if not bootstrap:
+        assert "{{ 7 * 7 }}" in page
+
+
+def test_a_changed_policy_is_named_on_the_page() -> None:
+    looser = Policy.model_validate({"superiority": {"alpha": 0.4}})
+    page = report_page.render(report(policy=looser))
+    assert "superiority.alpha: 0.05 -&gt; 0.4" in page
+
+
+def test_a_report_counts_what_moved() -> None:
+    found = report()
+    superiority = next(g for g in found.gate_report.results if g.gate == "superiority")
+    assert f"{len(found.positive_flips)} rows gained, {len(found.negative_flips)} lost" in superiority.sentence
+    assert sum(one.n for one in found.confusion) == 20
+    assert sum(one.n for one in found.labels) == 300
+    assert found.set_coverage.keys() == found.set_sizes.keys() == {"0.9", "0.95", "0.99"}
+    assert RoundReport.model_validate_json(found.model_dump_json()) == found
+
+
+def test_a_sealed_version_holds_its_report_and_is_only_found_with_the_same_files(tmp_path: Path) -> None:
+    directory, found = tmp_path / "version", report()
+    directory.mkdir()
+    (directory / "model.onnx").write_text("weights")
+    judged = write_manifest(directory, manifest(["label 0"]))
+    assert round_report.sealed(directory) is None
+    round_report.seal(directory, found, judged, DEFAULT_POLICY)
+    kept = verify(round_report.sealed_folder(directory))
+    assert kept.files.keys() == {"model.onnx", "policy.toml", "report.html", "report.json"}
+    assert round_report.sealed(directory) == found
+    assert verify(directory) == judged, "what was judged stays as it was"
+
+    half = round_report.sealed_folder(directory) / "report.json"
+    half.write_text(half.read_text()[:100])
+    assert round_report.sealed(directory) is None, "an attempt that died while sealing"
+    round_report.seal(directory, found, judged, DEFAULT_POLICY)
+    shutil.rmtree(directory)
+    directory.mkdir()
+    (directory / "model.onnx").write_text("other weights")
+    write_manifest(directory, manifest(["label 0"]))
+    assert round_report.sealed(directory) is None, "trained anew, and not judged yet"
+
+
+def test_ticks_are_round_numbers_around_the_data() -> None:
+    assert report_plots.ticks(0.13, 0.87) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert report_plots.ticks(5, 5)[0] <= 5 <= report_plots.ticks(5, 5)[-1]

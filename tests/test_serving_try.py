@@ -1,0 +1,13 @@
+"""The serving try: what a fresh process says of an artefact, or why there is nothing to say."""
+
+from pathlib import Path
+
+from pipelines.serving_try import try_in_fresh_process
+
+
+def test_an_artefact_that_does_not_load_is_a_reason_and_no_exception(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"x" * 2_000_000)
+    tried = try_in_fresh_process(tmp_path)
+    assert tried.error is not None
+    assert "manifest.json: missing" in tried.error
+    assert (tried.latency_ms, tried.memory_mb, tried.size_mb) == (None, None, 2.0)

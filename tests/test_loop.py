@@ -106,7 +106,7 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     assert record.state is RoundState.PROMOTED, record.detail
     assert record.dataset is not None
     dataset = record.dataset
-    assert dataset.rows_in == dataset.rows_train + dataset.rows_validation + sum(dataset.dropped.values())
+    assert dataset.rows_in == dataset.rows_kept + sum(dataset.dropped.values())
     assert record.gate_report is not None
     assert not record.gate_report.bootstrap
     assert record.evaluations["candidate"].accuracy > record.evaluations["champion"].accuracy

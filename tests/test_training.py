@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from pipelines import compression
 from pipelines.calibration import fit_temperature, row_nll
-from pipelines.dataset.build import Example
+from pipelines.dataset.examples import Example
 from pipelines.training import trainer
 from pipelines.training.fitting import Fit, batch_size, tokenise
 from pipelines.training.lower_layers import LowerStates

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.dataset.rows import training_rows
 from pipelines.policy import DEFAULT_POLICY
-from pipelines.training_round import round_folder, run_round, training_rows
+from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings
 from serving.artifacts import ArtifactStore, verify

@@ -13,6 +13,7 @@ from math import ceil
 import numpy as np
 
 from pipelines.dataset.build import Dataset, build
+from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
 from pipelines.features import FeedbackRow
 from schemas.settings import DatasetSettings, ModelSettings, Settings
@@ -156,7 +157,7 @@ class Simulation:
 
 def sides_in_use(found: Dataset) -> dict[str, str]:
     """text -> side of every row in use; a rejection trains."""
-    parts = {
+    parts: dict[str, Sequence[Example | FileRow]] = {
         "train": [*found.train, *found.rejections],
         "validation": found.validation,
         "calibration": found.calibration,

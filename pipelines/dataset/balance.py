@@ -5,7 +5,6 @@ Turns training rows into training rows, weighted or fewer. build.py calls it las
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from statistics import median
@@ -65,8 +64,3 @@ def capped(rows: list[Example], drops: Drops) -> list[Example]:
 
 def _draw(e: Example) -> str:
     return hashlib.sha256(e.text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def label_counts(rows: Sequence[Example]) -> dict[str, int]:
-    """Rows by label, the rarest last."""
-    return dict(Counter(e.label for e in rows).most_common())

@@ -24,7 +24,7 @@ from schemas.events import PredictionMade
 from schemas.settings import Settings
 
 ONLINE = ("model_version", "predicted_label", "user")
-JOINED = ("text", "predicted_label", "model_version", "metadata")
+JOINED = ("text", "predicted_label", "model_version", "metadata", "audit")
 # Feedback and its prediction may be stamped by two machines: how far feedback's clock may be behind and still find it.
 CLOCK_SKEW = timedelta(minutes=5)
 # Feast reads through ibis, whose default connection is one for the process and refuses a second call.
@@ -46,6 +46,7 @@ class FeedbackRow:
     predicted_label: str
     model_version: str
     metadata: dict[str, str]
+    audit: bool = False
 
 
 def default_feature_store_yaml(project: str) -> str:
@@ -144,8 +145,9 @@ class FeatureStore:
                 predicted_label=label,
                 model_version=version,
                 metadata=orjson.loads(metadata or "{}"),
+                audit=bool(audit),
             )
-            for value, time, feedback_id, prediction_id, kind, user, text, label, version, metadata in zip(
+            for value, time, feedback_id, prediction_id, kind, user, text, label, version, metadata, audit in zip(
                 values, times, *columns, strict=True
             )
         ]
@@ -190,6 +192,13 @@ class FeatureStore:
         rows = self.with_predictions(self.effective_feedback())
         marks = {place: at for place in self.log.positions("feedback") if (at := self.expired_until(place)) >= 0}
         return feedback_rules.unexpired(rows, marks)
+
+    def recent_predictions(self, limit: int) -> list[tuple[str, str]]:
+        """Text and predicted label of the newest `limit` predictions, the newest first."""
+        stored = self._all("predictions", ("text", "predicted_label"))
+        order = [("event_timestamp", "descending"), ("prediction_id", "ascending")]
+        newest = stored.take(pc.select_k_unstable(stored, limit, order))
+        return list(zip(newest["text"].to_pylist(), newest["predicted_label"].to_pylist(), strict=True))
 
     def count_labelled_since(self, cut: Mapping[str, int]) -> int:
         """Distinct effective labelled feedback stored beyond `cut`. Cheap while nothing was stored."""

@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -22,8 +21,10 @@ import numpy as np
 from pydantic import JsonValue
 
 from pipelines import calibration, compression, evaluation, gates, judging, round_report
-from pipelines.dataset.build import Dataset, Example, build
+from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow, read_rows
+from pipelines.dataset.report import write_report
+from pipelines.dataset.rows import collect_and_build, write_rows
 from pipelines.features import FeedbackRow
 from pipelines.policy import load_policy
 from pipelines.training.model import Encoder, base_model_path, base_model_sha256
@@ -50,6 +51,9 @@ class Feedback(Protocol):
 
     def labelled_feedback(self, cut: dict[str, int] | None = None) -> list[FeedbackRow]:
         """Effective feedback up to the cut."""
+
+    def recent_predictions(self, limit: int) -> list[tuple[str, str]]:
+        """Text and predicted label of the newest predictions."""
 
 
 def run_round(
@@ -87,7 +91,8 @@ def run_round(
 
     progress("dataset", 0.0)
     dataset = _dataset(record, settings, registry, features, encoder)
-    _write_rows(folder, dataset)
+    write_rows(folder, dataset)
+    write_report(folder, dataset, settings, registry, features, encoder)
     registry.update_round(round_id, step="dataset", dataset=dataset.manifest)
     _crash_at("dataset")
     present = {row.label for row in dataset.train}
@@ -136,32 +141,20 @@ def round_folder(settings: Settings, round_id: str) -> Path:
     return settings.path("state/rounds") / round_id
 
 
-def training_rows(folder: Path) -> list[Example]:
-    """The rows, training and validation, that a round was given."""
-    found = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    return [Example(**{key: value for key, value in row.items() if key != "side"}) for row in found]
-
-
 def _dataset(
     record: RoundRecord, settings: Settings, registry: Registry, features: Feedback | None, encoder: Encoder
 ) -> Dataset:
-    reference = settings.dataset.reference
-    return build(
-        read_rows(settings.path(settings.dataset.seed)),
-        read_rows(settings.path(reference)) if reference else None,
+    """What the round's cut holds; replay counts from when the champion's round was claimed."""
+    champion = registry.version(record.champion_version) if record.champion_version else None
+    return collect_and_build(
+        settings,
         features.labelled_feedback(record.cut) if features else [],
-        labels=registry.active_labels(),
         cut=record.cut,
-        settings=settings,
-        embed=encoder.embed,
-        record_sides=registry.record_sides,
+        labels=registry.active_labels(),
+        ledger=registry,
+        encoder=encoder,
+        since=registry.round(champion.round_id).created_at if champion else None,
     )
-
-
-def _write_rows(folder: Path, dataset: Dataset) -> None:
-    sides = (("train", dataset.train), ("validation", dataset.validation))
-    lines = [json.dumps({**asdict(row), "side": side}) for side, rows in sides for row in rows]
-    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def _version(
@@ -213,7 +206,15 @@ def _full_precision(
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     base_sha256 = base_model_sha256(encoder.path)
-    trained = train(encoder, dataset.train, dataset.validation, dataset.labels, settings.training, progress)
+    trained = train(
+        encoder,
+        dataset.train,
+        dataset.validation,
+        dataset.labels,
+        settings.training,
+        progress,
+        rejections=dataset.rejections,
+    )
     compression.save_adapter(trained.model, target)
     compression.export(trained.model, encoder, target)
     (target / "dataset.json").write_text(dataset.manifest.model_dump_json(indent=2))

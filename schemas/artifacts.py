@@ -5,9 +5,9 @@ They deliberately do not know how they are stored. Times live in records, never 
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import AwareDatetime, Field, JsonValue
+from pydantic import AwareDatetime, Field, JsonValue, model_validator
 
 from schemas.events import Frozen
 
@@ -58,7 +58,7 @@ class GateReport(Frozen):
 
 
 class DatasetManifest(Frozen):
-    """Where every row went: `rows_in == rows_train + rows_validation + sum(dropped.values())`."""
+    """Where every row went: what came in is what is kept, on some side, and what was dropped, for some reason."""
 
     fingerprint: str = Field(description="SHA-256 over the sorted training and validation rows")
     cut: dict[str, int] = Field(description="last offset read, by '<topic_id>/<partition>'")
@@ -66,14 +66,60 @@ class DatasetManifest(Frozen):
     rows_in: int
     rows_train: int
     rows_validation: int
+    rows_rejections: int = Field(0, description="rows that train as what their text is not")
+    rows_held_out: int = Field(0, description="rows of files that calibrate or judge beside the reference")
+    rows_audit: int = Field(0, description="rows of the audit sample, which never trains")
     rows_by_source: dict[str, int]
     rows_by_label: dict[str, int]
     dropped: dict[str, int] = Field(description="reason -> rows")
     dropped_examples: dict[str, str] = Field(default_factory=dict, description="reason -> one example")
     quarantined_people: list[str] = Field(default_factory=list)
-    reference_rows: int
+    reference_rows: int = Field(description="rows that judge, held-out ones included")
     reference_calibration_rows: int
+    reference_dropped: dict[str, int] = Field(default_factory=dict, description="reason -> rows of the reference file")
     reference_sha256: str
+
+    @property
+    def rows_kept(self) -> int:
+        """Rows in use, on whatever side."""
+        return self.rows_train + self.rows_validation + self.rows_rejections + self.rows_held_out + self.rows_audit
+
+    @model_validator(mode="after")
+    def _accounts_for_every_row(self) -> Self:
+        dropped = sum(self.dropped.values())
+        if self.rows_in != self.rows_kept + dropped:
+            raise ValueError(f"{self.rows_in} rows in, but {self.rows_kept} kept and {dropped} dropped")
+        return self
+
+
+class Drift(Frozen):
+    """How far a dataset's training rows are from other rows. None where there was nothing to compare."""
+
+    against: str
+    rows: int
+    psi: float | None = Field(description="population stability index of the labels; above 0.25 is a shift")
+    chi2_p: float | None = Field(description="p-value of the chi-squared test of equal label shares")
+    embedding_distance: float | None = Field(description="1 - cosine of the mean embeddings of a sample")
+    two_sample_accuracy: float | None = Field(description="of a classifier that tells them apart; 0.5 is no difference")
+    two_sample_p: float | None = Field(description="one-sided binomial p-value of that accuracy")
+
+
+class DatasetProfile(Frozen):
+    """What a dataset looks like."""
+
+    rows_by_side: dict[str, int]
+    rows_by_label: dict[str, dict[str, int]] = Field(description="label -> side -> rows")
+    rows_by_source: dict[str, int]
+    missing_labels: list[str] = Field(description="labels of the taxonomy without a training row")
+    people: int
+    largest_person_share: float = Field(description="share of the training rows that came from one person, at most")
+    slices: dict[str, int] = Field(description="metadata 'key=value' -> training rows, the largest first")
+    smallest_slice: str | None
+    characters: dict[str, float] = Field(description="quantiles of the training texts' lengths")
+    token_edges: list[int] = Field(description="histogram of the tokens of a sample of training texts: edges")
+    token_counts: list[int] = Field(description="and rows between them")
+    cut_share: float = Field(description="share of these that is cut to model.max_length")
+    drift: list[Drift]
 
 
 class Measure(Frozen):

@@ -58,6 +58,27 @@ class DatasetSettings(Group):
     max_rows_per_person: int | None = Field(
         50, ge=1, description="rows one person can contribute to a round, newest first; unset: no cap"
     )
+    domain: tuple[str, ...] = Field(
+        (), description="further labelled rows that train: files like the seed, or Hugging Face dataset folders"
+    )
+    split_by: Literal["text", "time", "person"] = Field(
+        "text", description="what validates: a keyed share of the texts, of the people, or the newest feedback"
+    )
+    min_chars: int = Field(2, ge=1, description="letters and digits that a text must have to train")
+    language: str | None = Field(
+        None,
+        pattern="^[a-z]{2}$",
+        description="ISO 639-1 code; texts surely of another language don't train; unset: any",
+    )
+    names: bool = Field(
+        True, description="replace names and places before training, where spaCy (extra `ner`) is installed"
+    )
+    balance: Literal["none", "weights", "cap"] = Field(
+        "none", description="weights: rare labels weigh more; cap: 5 times the median label's rows at most"
+    )
+    replay: float | None = Field(
+        1.0, ge=0, description="older feedback beside each newer row, beyond 10,000 older rows; unset: all of it"
+    )
     quarantine: bool = Field(True, description="leave out people whose labels contradict everybody else's")
     audit_rate: float = Field(0.02, ge=0, le=1, description="share of predictions marked for labelling by a keyed hash")
 

@@ -1,8 +1,8 @@
 """The command line `ratchet`.
 
 Turns arguments into calls on the project, the supervisor and the registry; each other group has a module of its own
-(cli_rounds.py, cli_models.py, cli_feedback.py). It deliberately imports nothing heavy: each command imports what it needs.
-Exit 0 done, 1 failed with a one-line reason on stderr, 2 wrong usage.
+(cli_rounds.py, cli_dataset.py, cli_models.py, cli_feedback.py). It deliberately imports nothing heavy: each command
+imports what it needs. Exit 0 done, 1 failed with a one-line reason on stderr, 2 wrong usage.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from services.cli_dataset import dataset
 from services.cli_feedback import feedback
 from services.cli_models import audit, labels, model
 from services.cli_project import config_option, json_option, show
@@ -25,7 +26,7 @@ def cli() -> None:
     """Continuous learning: serve, collect feedback, fine-tune, gate, hot-swap."""
 
 
-for group in (rounds, model, labels, feedback, audit):
+for group in (rounds, dataset, model, labels, feedback, audit):
     cli.add_command(group)
 
 

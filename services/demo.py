@@ -291,10 +291,11 @@ def _stopped_by(record: RoundRecord) -> list[str]:
 def _measure(settings: Settings, registry: Registry, test: list[Article], record: RoundRecord) -> dict[str, float]:
     """The exact artefact, and the logistic probe on the same training rows, on the test articles."""
     from pipelines.dataset.files import FileRow
+    from pipelines.dataset.rows import training_rows
     from pipelines.evaluation import evaluate
     from pipelines.training.model import Encoder, base_model_path
     from pipelines.training.trainer import probe_logits
-    from pipelines.training_round import round_folder, training_rows
+    from pipelines.training_round import round_folder
     from serving.runtime import Runtime
 
     assert record.candidate_version is not None

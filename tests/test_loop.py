@@ -1,6 +1,7 @@
 """The walk, in the order of the README: eight steps over real processes, a real broker and a tiny real model.
 
-`ratchet up` runs as users run it; everything below talks to it over HTTP, and reads what it left behind.
+`ratchet up` runs as users run it; everything below talks to it over HTTP, and reads what it left behind. Some texts carry
+secrets of people, and in the end every byte is searched for them (invariant 8).
 """
 
 import json
@@ -17,13 +18,17 @@ import pytest
 from pipelines.features import FeatureStore
 from schemas.artifacts import RoundState
 from schemas.settings import Settings, load_settings
-from services.projects import create_project
+from services.projects import create_project, running_up
 from serving.access import read_keys
+from serving.broker import Topics
 from serving.registry import Registry
 from tests.conftest import write_rows
 from tests.fakes import free_port, toy_rows, wait_until
+from tests.kafka_tools import read_all
+from tests.pii import found_in, secrets_of_people
 
 REPOSITORY = Path(__file__).parent.parent
+SECRETS = secrets_of_people(40)
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def project(tmp_path: Path, tiny_base: Path) -> Settings:
     }
     create_project(
         tmp_path / "toys",
-        seed=write_rows(tmp_path / "seed.csv", toy_rows(6, seed=1)),
+        seed=write_rows(tmp_path / "seed.csv", _with_secrets(toy_rows(6, seed=1), SECRETS[:4])),
         reference=write_rows(tmp_path / "reference.csv", toy_rows(300, seed=2)),
         base_model=str(tiny_base),
         overrides=overrides,
@@ -61,6 +66,12 @@ def up(project: Settings) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(90)
 
 
+def _with_secrets(rows: list[tuple[str, str]], secrets: list[str]) -> list[tuple[str, str]]:
+    """The rows, the first of them with a secret each."""
+    said = [f" {secret}" for secret in secrets] + [""] * (len(rows) - len(secrets))
+    return [(text + secret, label) for (text, label), secret in zip(rows, said, strict=True)]
+
+
 def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     registry = Registry(project.registry_url, project.model.name)
     key = read_keys(project.path("keys.env")).api_key
@@ -75,7 +86,7 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
         assert client.get(path).status_code == 200, path
 
     # 1 prediction, 2 feedback
-    for n, (text, label) in enumerate(toy_rows(120, seed=3)):
+    for n, (text, label) in enumerate(_with_secrets(toy_rows(120, seed=3), SECRETS[4:30])):
         answer = client.post("/predict", json={"items": [{"text": text}], "user": f"u{n % 12}"})
         assert answer.status_code == 200, answer.text
         [prediction] = answer.json()
@@ -91,6 +102,12 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
         answer = client.post("/feedback", json=body, headers=headers)
         assert answer.status_code == 202, answer.text
         produced += 2
+    for secret in SECRETS[30:]:
+        body = {"prediction_id": prediction["prediction_id"], "kind": "comment", "value": f"call me: {secret}"}
+        assert client.post("/feedback", json=body).status_code == 202
+        produced += 1
+    assert client.post("/predict", json={"items": [{"text": SECRETS[0]}], "user": 7}).status_code == 422
+    assert client.post("/feedback", json={"prediction_id": SECRETS[1]}).status_code == 422
 
     # 3 feature store, 4 trigger, 5 dataset, 6 training, 7 gates
     def ended() -> bool:
@@ -106,7 +123,7 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     assert record.state is RoundState.PROMOTED, record.detail
     assert record.dataset is not None
     dataset = record.dataset
-    assert dataset.rows_in == dataset.rows_train + dataset.rows_validation + sum(dataset.dropped.values())
+    assert dataset.rows_in == dataset.rows_kept + sum(dataset.dropped.values())
     assert record.gate_report is not None
     assert not record.gate_report.bootstrap
     assert record.evaluations["candidate"].accuracy > record.evaluations["champion"].accuracy
@@ -122,10 +139,20 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
 
     # nothing accepted is left unstored after a clean stop
     client.close()
+    state = running_up(project)
+    assert state is not None
+    for topic in Topics.of(project.model.name).names():
+        messages = b"\n".join(message.value or b"" for message in read_all(state["broker"], topic))
+        assert not [secret for secret in SECRETS if secret.encode() in messages], topic
     up.send_signal(signal.SIGTERM)
     assert up.wait(90) == 0
     assert sum(FeatureStore(project).stored_events().values()) == produced
     assert registry.verify_audit() == []
     report = json.loads((project.path("state/rounds") / record.round_id / "round.json").read_text())
     assert report["state"] == "promoted"
+
+    # no secret is left anywhere but in the file that we were given
+    assert found_in(project.root, SECRETS, without=[project.path(project.dataset.seed)]) == []
+    assert found_in(project.root, SECRETS[:4]), "the search finds what is there"
+    assert found_in(project.root, ["<EMAIL>"]), "and looks into Parquet"
     registry.close()

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file
 
 from pipelines import compression
 from pipelines.calibration import fit_temperature, row_nll
-from pipelines.dataset.build import Example
+from pipelines.dataset.examples import Example
 from pipelines.training import trainer
-from pipelines.training.fitting import Fit, batch_size, tokenise
+from pipelines.training.fitting import Fit, _losses, batch_size, tokenise
 from pipelines.training.lower_layers import LowerStates
 from pipelines.training.model import (
     BaseModelMissing,
@@ -197,3 +197,25 @@ def test_base_models_are_found_hashed_or_refused_by_name(encoder: Encoder, tmp_p
 
 def test_small_sets_get_small_batches() -> None:
     assert [batch_size(n, RECIPE) for n in (10, 25, 80, 500)] == [4, 4, 10, 16]
+
+
+def test_a_rejection_teaches_what_a_text_is_not(encoder: Encoder) -> None:
+    logits = torch.tensor([[4.0, 0.0, 0.0], [4.0, 0.0, 0.0], [40.0, 0.0, 0.0]], requires_grad=True)
+    losses = _losses(logits, torch.tensor([0, 0, 0]), torch.tensor([False, True, True]))
+    p = float(torch.softmax(logits[0], dim=0)[0].detach())
+    np.testing.assert_allclose(losses.detach()[:2].numpy(), [-np.log(p), -np.log(1 - p)], rtol=1e-5)
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert torch.isfinite(losses).all()
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[1, 0] > 0 > logits.grad[0, 0], "descending lowers the rejected label's logit"
+
+    rows, label = examples(60, seed=1), LABELS[0]
+    texts = [text for text, _ in toy_rows(24, seed=77)]
+    rejections = [Example(text=text, label=label, source="rejection", weight=0.5) for text in texts]
+    plain = train(encoder, rows, [], LABELS, RECIPE, lambda _: None)
+    taught = train(encoder, rows, [], LABELS, RECIPE, lambda _: None, rejections=rejections)
+    if plain.method == taught.method == "lora":
+        before, after = (np.exp(answers(t, encoder, texts)) for t in (plain, taught))
+        share = [float((p[:, 0] / p.sum(axis=1)).mean()) for p in (before, after)]
+        assert share[1] < share[0]

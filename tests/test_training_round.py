@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from pipelines.dataset.rows import training_rows
 from pipelines.policy import DEFAULT_POLICY
-from pipelines.training_round import round_folder, run_round, training_rows
+from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings
 from services.cli_rounds import rounds

@@ -1,67 +1,62 @@
-"""The dataset of a round: seed, reference and feedback in, training and judging rows out, every row accounted for.
+"""The dataset of a round: files and feedback in, training and judging rows out, every row accounted for.
 
-training_round.py calls `build`. A pure function but for two values passed in: `embed` (texts to vectors) and `record_sides`
-(the split ledger). It deliberately trains nothing.
+training_round.py and `ratchet dataset` call `build`. A pure function but for what is passed in: `embed` (texts to vectors) and
+the split ledger. It deliberately trains nothing.
 
-Order: collect, clean, evict what the reference holds, cap per person, quarantine, merge duplicates by vote, split.
+Order: collect, clean, cap per person, quarantine, cluster near-duplicates, evict what judges, merge by vote, decide sides,
+replay and balance. All rows in use, on whatever side, lead their clusters, so no two of them are near-duplicates: that is
+how a split leaks nothing.
 """
 
 import hashlib
-import json
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Protocol
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-from pipelines.dataset.deduplicate import leaders
+from pipelines.dataset import balance, split
+from pipelines.dataset.clean import Tokens, clean, tidy
+from pipelines.dataset.collect import from_feedback, from_files
+from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import FileRow
+from pipelines.dataset.groups import JUDGING, Groups
+from pipelines.dataset.names import installed_tier
 from pipelines.dataset.quarantine import quarantined
 from pipelines.features import FeedbackRow
 from schemas.artifacts import DatasetManifest
-from schemas.settings import Settings
+from schemas.settings import DatasetSettings, Settings
 
-RATING_WEIGHT = 0.5
-LEAST_REFERENCE = 2
+
+class Ledger(Protocol):
+    """Where sides are kept: the registry."""
+
+    def sides(self, keys: Iterable[str]) -> dict[str, str]:
+        """The sides in force of those keys that have one."""
+
+    def record_sides(self, sides: Mapping[str, str]) -> dict[str, str]:
+        """Write sides where there are none yet; the sides in force."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
-    """One labelled text that may train."""
-
-    text: str
-    label: str
-    source: str
-    person: str | None = None
-    weight: float = 1.0
-    order: str = ""
-
-
-@dataclass(frozen=True)
 class Dataset:
-    """What a round trains on, calibrates on and is judged by; these never overlap."""
+    """What a round trains on, calibrates on and is judged by; no row of one is near a row of another.
+
+    `rejections` say what their texts are not. `audit` rows are a fair sample of traffic that never trains.
+    """
 
     train: list[Example]
     validation: list[Example]
+    rejections: list[Example] = field(default_factory=list)
     calibration: list[FileRow]
     judge: list[FileRow]
+    audit: list[Example] = field(default_factory=list)
     labels: list[str]
     manifest: DatasetManifest
-
-
-class Drops:
-    """Rows left out, by reason, with one example each."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
-
-    def add(self, reason: str, text: str) -> None:
-        """Count one row."""
-        self.counts[reason] += 1
-        self.examples.setdefault(reason, text[:120])
 
 
 def build(
@@ -73,187 +68,156 @@ def build(
     cut: dict[str, int],
     settings: Settings,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
-    record_sides: Callable[[Mapping[str, str]], dict[str, str]],
+    ledger: Ledger,
+    domain: Sequence[FileRow] = (),
+    tokens: Tokens | None = None,
+    since: datetime | None = None,
 ) -> Dataset:
-    """Build the dataset of one round.
+    """Build the dataset of one round. The same rows in another order make the same one.
 
     Args:
         seed: labelled rows that train in every round.
-        reference: curated rows that never train; None sets a keyed share of the seed aside.
+        reference: curated rows that never train; None: only rows of files that are held out judge.
         feedback: effective feedback up to the cut.
         labels: the active taxonomy, in order.
         cut: what `feedback` was read up to, for the manifest.
         settings: the project's.
         embed: texts -> [n, width].
-        record_sides: cluster -> wanted side; returns the sides in force.
+        ledger: sides decided before; what is decided now is written to it.
+        domain: further labelled rows.
+        tokens: how the base model counts; None: no text is too long.
+        since: up to when feedback is old, for replay; None: all is new.
 
     """
-    key = settings.model.name
-    if reference is None:
-        seed, reference = _set_aside(seed, key)
-    drops = Drops()
-    rows_in = len(seed) + len(feedback)
-    examples = _clean([*_from_seed(seed), *_from_feedback(feedback, drops)], set(labels), drops)
-    examples = _evict(examples, [row.text for row in reference], drops)
-    examples = _cap(examples, settings.dataset.max_rows_per_person, drops)
-    people: set[str] = set()
-    if settings.dataset.quarantine and any(e.person for e in examples):
-        vectors = embed([e.text for e in examples])
-        people = quarantined(
-            vectors,
-            [e.label for e in examples],
-            [e.person for e in examples],
-            [e.source == "correction" for e in examples],
-            probe_c=settings.training.probe_c,
-        )
-        examples = _keep(examples, lambda e: e.person not in people, "quarantined person", drops)
-    examples = _merge(examples, drops)
-    train, validation = _split(examples, key, settings.dataset.validation_share, record_sides)
-    calibration = [r for r in reference if _share(key, "calibration", r.text) < settings.dataset.calibration_share]
-    judge = [r for r in reference if _share(key, "calibration", r.text) >= settings.dataset.calibration_share]
-    used = [*train, *validation]
+    wanted, name, drops = settings.dataset, settings.model.name, Drops()
+    names = installed_tier() if wanted.names else None
+    given = [*from_files(seed, "seed"), *from_files(domain, "domain"), *from_feedback(feedback, drops)]
+    examples = clean(
+        given,
+        set(labels),
+        drops,
+        min_chars=wanted.min_chars,
+        language=wanted.language,
+        tokens=tokens,
+        names=names,
+    )
+    examples = _cap(examples, wanted.max_rows_per_person, drops)
+    people = _quarantined(examples, embed, settings)
+    examples = drops.keep(examples, lambda e: e.person not in people, "quarantined person")
+
+    rows = from_files(reference or (), "seed")
+    texts = [tidy(e.text) for e in rows]
+    curated = [replace(e, text=text) for e, text in zip(rows, names(texts) if names else texts, strict=True)]
+    groups = Groups(curated, examples, lambda text: split.cluster_key(name, text), ledger.sides)
+    reference_drops = Drops()
+    held_out, sides = _reference(groups, wanted, reference_drops)
+    audit = groups.audit(drops)
+    merged = groups.merge(drops)
+    keys = [groups.key[e.text] for e in merged]
+    policy = split.Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
+    decided = split.decide(merged, keys, groups.known, policy, reference_rows=len(sides))
+    in_force = ledger.record_sides({**sides, **dict(zip(keys, decided, strict=True))})
+    groups.drop_between(in_force, drops)
+    on = defaultdict[str, list[Example]](list)
+    for e, key in sorted(zip(merged, keys, strict=True), key=lambda pair: pair[0].text):
+        on[in_force[key]].append(e)
+
+    rejections = [e for e in on["train"] if e.rejects]
+    train = balance.replay([e for e in on["train"] if not e.rejects], since, wanted.replay, drops)
+    if wanted.balance == "cap":
+        train = balance.capped(train, drops)
+    elif wanted.balance == "weights":
+        train = balance.class_weights(train)
+    validation = drops.keep(on["validation"], lambda e: not e.rejects, "rejection: does not validate")
+    for side in JUDGING:
+        held_out[side] += drops.keep(on[side], lambda e: not e.rejects, "rejection: does not judge")
     manifest = DatasetManifest(
-        fingerprint=_fingerprint((e.text, e.label, e.source, e.weight) for e in used),
+        fingerprint=_fingerprint(
+            (side, e.text, e.label, e.source, round(e.weight, 9))
+            for side, rows in (("train", train), ("validation", validation), ("rejection", rejections))
+            for e in rows
+        ),
         cut=cut,
         labels=list(labels),
-        rows_in=rows_in,
+        rows_in=len(seed) + len(domain) + len(feedback),
         rows_train=len(train),
         rows_validation=len(validation),
-        rows_by_source=dict(Counter(e.source for e in used)),
-        rows_by_label=dict(Counter(e.label for e in used)),
-        dropped=dict(drops.counts),
-        dropped_examples=drops.examples,
+        rows_rejections=len(rejections),
+        rows_held_out=sum(map(len, held_out.values())) - len(sides),
+        rows_audit=len(audit),
+        rows_by_source=dict(sorted(Counter(e.source for e in [*train, *validation]).items())),
+        rows_by_label=dict(sorted(Counter(e.label for e in [*train, *validation]).items())),
+        dropped=dict(sorted(drops.counts.items())),
+        dropped_examples=dict(sorted(drops.examples.items())),
         quarantined_people=sorted(people),
-        reference_rows=len(judge),
-        reference_calibration_rows=len(calibration),
-        reference_sha256=_fingerprint((r.text, r.label) for r in reference),
+        reference_rows=len(held_out["test"]),
+        reference_calibration_rows=len(held_out["calibration"]),
+        reference_dropped=dict(sorted(reference_drops.counts.items())),
+        reference_sha256=_fingerprint((side, e.text, e.label) for side in JUDGING for e in held_out[side]),
     )
-    return Dataset(train, validation, calibration, judge, list(labels), manifest)
-
-
-def normalise(text: str) -> str:
-    """NFC, without control characters, white space collapsed."""
-    plain = "".join(c if unicodedata.category(c) != "Cc" else " " for c in unicodedata.normalize("NFC", text))
-    return " ".join(plain.split())
-
-
-def _from_seed(seed: Sequence[FileRow]) -> list[Example]:
-    return [Example(text=row.text, label=row.label, source="seed") for row in seed]
-
-
-def _from_feedback(feedback: Sequence[FeedbackRow], drops: Drops) -> list[Example]:
-    found = []
-    for row in feedback:
-        base = Example(
-            text=row.text, label=row.predicted_label, source="rating", person=row.user, order=row.time.isoformat()
-        )
-        if row.kind == "correction" and isinstance(row.value, str):
-            source = "confirmation" if row.value == row.predicted_label else "correction"
-            found.append(_with(base, label=row.value, source=source))
-        elif row.kind == "rating" and row.value == "up":
-            found.append(_with(base, weight=RATING_WEIGHT))
-        else:
-            reason = "rating down: says what it is not" if row.kind == "rating" else f"{row.kind}: no label"
-            drops.add(reason, row.text)
-    return found
-
-
-def _with(example: Example, **fields: object) -> Example:
-    return Example(**{**example.__dict__, **fields})
-
-
-def _keep(examples: list[Example], keep: Callable[[Example], bool], reason: str, drops: Drops) -> list[Example]:
-    kept = []
-    for example in examples:
-        if keep(example):
-            kept.append(example)
-        else:
-            drops.add(reason, example.text)
-    return kept
-
-
-def _clean(examples: list[Example], labels: set[str], drops: Drops) -> list[Example]:
-    cleaned = [_with(e, text=normalise(e.text)) for e in examples]
-    cleaned = _keep(cleaned, lambda e: bool(e.text), "empty", drops)
-    return _keep(cleaned, lambda e: e.label in labels, "label not in the taxonomy", drops)
-
-
-def _evict(examples: list[Example], reference: Sequence[str], drops: Drops) -> list[Example]:
-    texts = [normalise(text) for text in reference] + [e.text for e in examples]
-    found = leaders(texts)
-    near = {e.text for n, e in enumerate(examples) if found[len(reference) + n] < len(reference)}
-    return _keep(examples, lambda e: e.text not in near, "in the reference", drops)
+    return Dataset(
+        train=train,
+        validation=validation,
+        rejections=rejections,
+        calibration=[_file_row(e) for e in held_out["calibration"]],
+        judge=[_file_row(e) for e in held_out["test"]],
+        audit=audit,
+        labels=list(labels),
+        manifest=manifest,
+    )
 
 
 def _cap(examples: list[Example], cap: int | None, drops: Drops) -> list[Example]:
+    """At most `cap` rows a person, the newest."""
     if cap is None:
         return examples
     seen: Counter[str] = Counter()
     kept: set[int] = set()
-    for n in sorted(range(len(examples)), key=lambda i: (examples[i].order, examples[i].text), reverse=True):
-        person = examples[n].person
-        if person is None or seen[person] < cap:
-            kept.add(n)
-            seen[person or ""] += 1
+    for e in sorted(examples, key=lambda e: (e.order, e.text, e.label, e.source), reverse=True):
+        if e.person is None or seen[e.person] < cap:
+            kept.add(id(e))
+            seen[e.person or ""] += 1
+    return drops.keep(examples, lambda e: id(e) in kept, "over the cap per person")
+
+
+def _quarantined(
+    examples: Sequence[Example], embed: Callable[[Sequence[str]], NDArray[np.float32]], settings: Settings
+) -> set[str]:
+    if not settings.dataset.quarantine or not any(e.person for e in examples):
+        return set()
+    given = sorted((e for e in examples if not e.rejects), key=lambda e: (e.text, e.label, e.person or "", e.order))
+    return quarantined(
+        [e.text for e in given],
+        [e.label for e in given],
+        [e.person for e in given],
+        [e.source == "correction" for e in given],
+        embed=embed,
+        probe_c=settings.training.probe_c,
+    )
+
+
+def _reference(
+    groups: Groups, wanted: DatasetSettings, drops: Drops
+) -> tuple[dict[str, list[Example]], dict[str, str]]:
+    """The curated rows by side, and the sides of their keys. What trained once cannot judge."""
+    policy = split.Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
+    held_out: dict[str, list[Example]] = {side: [] for side in JUDGING}
+    sides: dict[str, str] = {}
+    for e in groups.reference(drops):
+        key = groups.key[e.text]
+        side = groups.known.get(key) or split.held_out_side(key, policy)
+        if side in JUDGING:
+            held_out[side].append(e)
+            sides[key] = side
         else:
-            drops.add("over the cap per person", examples[n].text)
-    return [e for n, e in enumerate(examples) if n in kept]
+            drops.add("has trained: it cannot judge", e.text)
+    return held_out, sides
 
 
-def _merge(examples: list[Example], drops: Drops) -> list[Example]:
-    """One row for each cluster of near-duplicates: the label with most weight; a tie is nobody's."""
-    ordered = sorted(examples, key=lambda e: (e.source != "seed", e.text, e.label, e.order))
-    clusters: dict[int, list[Example]] = defaultdict(list)
-    for leader, example in zip(leaders([e.text for e in ordered]), ordered, strict=True):
-        clusters[leader].append(example)
-    merged = []
-    for members in clusters.values():
-        votes: Counter[str] = Counter()
-        for e in members:
-            votes[e.label] += e.weight * (1000 if e.source == "seed" else 1)  # type: ignore[assignment]  # weights are floats
-        (label, most), *others = votes.most_common()
-        agreed = not others or others[0][1] < most
-        chosen = next((e for e in members if e.label == label), None) if agreed else None
-        for e in members:
-            if e is not chosen:
-                drops.add("disagreement" if chosen is None else "duplicate" if e.label == label else "outvoted", e.text)
-        if chosen is not None:
-            merged.append(chosen)
-    return merged
-
-
-def _split(
-    examples: list[Example], key: str, share: float, record_sides: Callable[[Mapping[str, str]], dict[str, str]]
-) -> tuple[list[Example], list[Example]]:
-    """Sides by keyed hash, written once to the ledger; a label with two rows or fewer in training gets all of its rows."""
-    cluster = {e.text: hashlib.sha256(f"{key}\0{e.text}".encode()).hexdigest() for e in examples}
-    wanted = {cluster[e.text]: "validation" if _share(key, "validation", e.text) < share else "train" for e in examples}
-    in_train = Counter(e.label for e in examples if wanted[cluster[e.text]] == "train")
-    for e in examples:
-        if wanted[cluster[e.text]] == "validation" and in_train[e.label] < 2:
-            wanted[cluster[e.text]] = "train"
-            in_train[e.label] += 1
-    sides = record_sides(wanted)
-    train = [e for e in examples if sides[cluster[e.text]] == "train"]
-    return train, [e for e in examples if sides[cluster[e.text]] == "validation"]
-
-
-def _set_aside(seed: Sequence[FileRow], key: str) -> tuple[list[FileRow], list[FileRow]]:
-    """Without a reference file: about 30 % of the seed judges, as long as every label keeps two training rows."""
-    left = Counter(row.label for row in seed)
-    train, reference = [], []
-    for row in seed:
-        if _share(key, "reference", row.text) < 0.3 and left[row.label] > LEAST_REFERENCE:
-            left[row.label] -= 1
-            reference.append(row)
-        else:
-            train.append(row)
-    return train, reference
-
-
-def _share(key: str, purpose: str, text: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"{key}\0{purpose}\0{text}".encode()).digest()[:8]) / 2**64
+def _file_row(e: Example) -> FileRow:
+    return FileRow(e.text, e.label, e.metadata)
 
 
 def _fingerprint(rows: Iterable[object]) -> str:
-    return hashlib.sha256(json.dumps(sorted(json.dumps(r) for r in rows)).encode()).hexdigest()
+    """One hash over the rows, whatever their order."""
+    return hashlib.sha256(b"\n".join(sorted(orjson.dumps(row) for row in rows))).hexdigest()

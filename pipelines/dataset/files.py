@@ -1,4 +1,4 @@
-"""Labelled files: CSV, JSONL or Parquet in, rows out.
+"""Labelled files: CSV, JSONL, Parquet or a Hugging Face dataset folder in, rows out.
 
 `ratchet init` checks seed and reference with it, rounds read them. Texts pass the fast anonymiser, as served texts do. It
 deliberately does not clean or judge.
@@ -50,6 +50,8 @@ def read_rows(path: Path) -> list[FileRow]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
+    if path.is_dir():
+        return _folder(path)
     match path.suffix.lower():
         case ".csv":
             import csv
@@ -73,3 +75,20 @@ def _records(path: Path) -> list[dict[str, Any]]:
             return table
         case other:
             raise BadFile(f"expected .csv, .jsonl or .parquet, not {other!r}")
+
+
+def _folder(path: Path) -> list[dict[str, Any]]:
+    """Every row of a folder that `save_to_disk` of Hugging Face datasets wrote; labels by name, all splits."""
+    from datasets import ClassLabel, DatasetDict, load_from_disk
+
+    if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        raise BadFile(f"{path}: a folder, but not of a Hugging Face dataset (no dataset_info.json)")
+    loaded = load_from_disk(str(path))
+    found: list[dict[str, Any]] = []
+    for part in loaded.values() if isinstance(loaded, DatasetDict) else [loaded]:
+        rows: list[dict[str, Any]] = part.to_list()
+        kind = part.features.get("label")
+        if isinstance(kind, ClassLabel):
+            rows = [{**row, "label": kind.int2str(row["label"])} for row in rows]
+        found += rows
+    return found

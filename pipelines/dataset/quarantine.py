@@ -1,37 +1,48 @@
 """Quarantine: people whose corrections contradict what everybody else's labels teach.
 
-Turns rows, their embeddings and their authors into the set of people to leave out. build.py calls it after the cap per
-person, so that one person's rows weigh little in what judges the others. It deliberately knows no champion: a correction
-contradicts the champion by its nature, and is judged by a probe fitted on the seed and on other people's rows.
+Turns rows, what a judge can read of them, and their authors into the set of people to leave out. build.py calls it after the
+cap per person, so that one person's rows weigh little in what judges the others. It deliberately knows no champion: a
+correction contradicts the champion by its nature, and is judged by a judge fitted on the seed and on other people's rows.
 
 Only corrections are compared with corrections: they are about hard texts, so an honest person who only corrects agrees
-with any probe far less often than one who also confirms. A label that nobody else has used much is not held against
+with any judge far less often than one who also confirms. A label that nobody else has used much is not held against
 the one who brings it.
+
+Up to EMBEDDED_ROWS the judge is the probe on the encoder's embeddings, which training computes anyway. Beyond, embedding
+would cost more than all other steps together, and so many rows teach a judge over words as well: naive Bayes on hashed
+words and pairs of words, at a cost that is linear and small.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import fisher_exact
+from scipy.stats import hypergeom
 
 from pipelines.training.probe import fit_probe
 
+EMBEDDED_ROWS = 5000
 FOLDS = 5
 LEAST_PEOPLE = 3
 LEAST_ROWS = 8
 KNOWN_LABEL_ROWS = 3
 ALPHA = 0.001
 RATIO = 0.5
+HASHED_WORDS = 2**18
+
+# rows to fit on, their labels, rows to judge -> the label of each
+Judge = Callable[[Any, NDArray[np.str_], Any], NDArray[np.str_]]
 
 
 def quarantined(
-    embeddings: NDArray[np.float32],
+    texts: Sequence[str],
     labels: Sequence[str],
     people: Sequence[str | None],
     corrections: Sequence[bool],
     *,
+    embed: Callable[[Sequence[str]], NDArray[np.float32]],
     probe_c: float,
 ) -> set[str]:
     """People to leave out: they agree less than half as often as everybody else, and that is no accident.
@@ -39,50 +50,71 @@ def quarantined(
     No accident: one-sided Fisher exact test (Fisher 1922) of their corrections against everybody else's, at ALPHA.
 
     Args:
-        embeddings: [n, width], one row an example.
+        texts: one an example.
         labels: n labels.
         people: n authors; None (seed rows, nameless feedback) always trains the judge and is never judged.
         corrections: whether each row contradicts the prediction that was shown.
-        probe_c: inverse regularisation of the judge.
+        embed: texts -> [n, width].
+        probe_c: inverse regularisation of the probe.
 
     """
     authors = sorted({person for person in people if person is not None})
     if len(authors) < LEAST_PEOPLE:
         return set()
-    agrees, counts = _agreement(embeddings, np.array(labels), people, authors, probe_c)
-    counts &= np.array(corrections)
-    who = np.array([person or "" for person in people])
-    named = who != ""
-    found = set()
-    for person in authors:
-        mine, others = counts & (who == person), counts & named & (who != person)
-        n, k, m, j = int(mine.sum()), int(agrees[mine].sum()), int(others.sum()), int(agrees[others].sum())
-        if n < LEAST_ROWS or not m or k / n >= RATIO * j / m:
-            continue
-        if fisher_exact([[k, n - k], [j, m - j]], alternative="less").pvalue < ALPHA:
-            found.add(person)
-    return found
+    if len(texts) <= EMBEDDED_ROWS:
+        rows, judge = embed(texts), _probe_judge(probe_c)
+    else:
+        rows, judge = _words(texts), _word_judge
+    number = {person: n for n, person in enumerate(authors)}
+    who = np.array([-1 if person is None else number[person] for person in people])
+    agrees, counts = _agreement(rows, np.array(labels), who, judge)
+    counts &= np.array(corrections) & (who >= 0)
+    n = np.bincount(who[counts], minlength=len(authors))
+    k = np.bincount(who[counts & agrees], minlength=len(authors))
+    m, j = n.sum() - n, k.sum() - k
+    suspects = (n >= LEAST_ROWS) & (m > 0) & (k * m < RATIO * j * n)
+    # the lower tail of Fisher's test: k or fewer agreeing rows among this person's n
+    chance = hypergeom.cdf(k, n + m, k + j, n)
+    return {authors[i] for i in np.flatnonzero(suspects & (chance < ALPHA))}
 
 
 def _agreement(
-    embeddings: NDArray[np.float32],
-    labels: NDArray[np.str_],
-    people: Sequence[str | None],
-    authors: Sequence[str],
-    probe_c: float,
+    rows: Any, labels: NDArray[np.str_], who: NDArray[np.int64], judge: Judge
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Per row: does a probe fitted on other people's rows agree, and do those rows know the label well enough to say?"""
-    fold_of = {person: n % FOLDS for n, person in enumerate(authors)}
-    folds = np.array([-1 if person is None else fold_of[person] for person in people])
+    """Per row: does a judge fitted on other people's rows agree, and do those rows know the label well enough to say?"""
+    folds = np.where(who < 0, -1, who % FOLDS)
     agrees, judged = np.zeros(len(labels), dtype=bool), np.zeros(len(labels), dtype=bool)
-    for fold in range(min(FOLDS, len(authors))):
+    for fold in range(min(FOLDS, int(who.max()) + 1)):
         mine, rest = folds == fold, folds != fold
-        rows_of = Counter(labels[rest].tolist())
-        if len(rows_of) < 2:
+        if len(set(labels[rest].tolist())) < 2:
             continue
-        names = sorted(rows_of)
-        best = fit_probe(embeddings[rest], list(labels[rest]), names, c=probe_c).logits(embeddings[mine]).argmax(axis=1)
-        agrees[mine] = np.array(names)[best] == labels[mine]
+        agrees[mine] = judge(rows[rest], labels[rest], rows[mine]) == labels[mine]
         given = Counter(labels[rest & (folds >= 0)].tolist())
-        judged[mine] = [given[label] >= KNOWN_LABEL_ROWS for label in labels[mine]]
+        judged[mine] = [given[label] >= KNOWN_LABEL_ROWS for label in labels[mine].tolist()]
     return agrees, judged
+
+
+def _probe_judge(c: float) -> Judge:
+    def judge(rows: NDArray[np.float32], labels: NDArray[np.str_], asked: NDArray[np.float32]) -> NDArray[np.str_]:
+        names = sorted(set(labels.tolist()))
+        best = fit_probe(rows, labels.tolist(), names, c=c).logits(asked).argmax(axis=1)
+        found: NDArray[np.str_] = np.array(names)[best]
+        return found
+
+    return judge
+
+
+def _words(texts: Sequence[str]) -> Any:
+    """Hashed counts of words and pairs of words, [n, HASHED_WORDS], sparse."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(n_features=HASHED_WORDS, ngram_range=(1, 2), alternate_sign=False, norm=None).transform(
+        texts
+    )
+
+
+def _word_judge(rows: Any, labels: NDArray[np.str_], asked: Any) -> NDArray[np.str_]:
+    """Complement naive Bayes (Rennie et al. 2003): sound where labels are uneven."""
+    from sklearn.naive_bayes import ComplementNB
+
+    return np.asarray(ComplementNB().fit(rows, labels).predict(asked))

@@ -20,7 +20,7 @@ from datasets import Dataset as Table
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from pipelines.dataset.build import Example
+from pipelines.dataset.examples import Example
 from pipelines.training.lower_layers import LowerStates, starting_from_states
 from pipelines.training.model import Classifier, Encoder, first_adapted
 from schemas.settings import TrainingSettings
@@ -29,15 +29,17 @@ LEAST_STEPS = 8
 LEAST_BATCH = 4
 MAX_NORM = 1.0
 CHUNK = 16
+LEAST_OTHER = 1e-4  # probability of all other labels together, of a rejection
 
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows ready for training: states below the adapters, label indices [n], weights [n]."""
+    """n rows ready for training: states below the adapters, label indices [n], weights [n], is it not that label [n]."""
 
     states: LowerStates
     labels: NDArray[np.int64]
     weights: NDArray[np.float32]
+    rejects: NDArray[np.bool_]
 
 
 def tokenise(encoder: Encoder, examples: Sequence[Example], labels: Sequence[str]) -> Rows:
@@ -55,6 +57,7 @@ def tokenise(encoder: Encoder, examples: Sequence[Example], labels: Sequence[str
         LowerStates(encoder, found["input_ids"]),
         np.array(table["label"][:], dtype=np.int64),
         np.array(table["weight"][:], dtype=np.float32),
+        np.array([example.rejects for example in examples], dtype=bool),
     )
 
 
@@ -122,7 +125,7 @@ class Fit:
         for batch in self._batches():
             weights = torch.from_numpy(self._rows.weights[batch])
             truth = torch.from_numpy(self._rows.labels[batch])
-            losses = functional.cross_entropy(self._forward(batch), truth, reduction="none")
+            losses = _losses(self._forward(batch), truth, torch.from_numpy(self._rows.rejects[batch]))
             loss = (losses * weights).sum() / weights.sum()
             self._optimizer.zero_grad()
             loss.backward()
@@ -159,3 +162,13 @@ class Fit:
         batches = [chunk[n : n + self._batch] for chunk in chunks for n in range(0, len(chunk), self._batch)]
         self._draw.shuffle(batches)
         return batches
+
+
+def _losses(logits: torch.Tensor, labels: torch.Tensor, rejects: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy [n]; of a rejection, the cross-entropy of "not this label" (negative learning: Kim et al. 2019)."""
+    losses: torch.Tensor = functional.cross_entropy(logits, labels, reduction="none")
+    if rejects.any():
+        # bounded: the gradient of -log(1 - p) is not, where the model is certain of the label
+        other = torch.log1p(-(-losses[rejects]).exp().clamp(max=1 - LEAST_OTHER))
+        losses = losses.index_put((rejects,), -other)
+    return losses

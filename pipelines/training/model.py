@@ -69,6 +69,14 @@ class Encoder:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.model: Any = AutoModel.from_pretrained(path, attn_implementation="eager", use_safetensors=True).eval()
         self.width = int(self.model.config.hidden_size)
+        self.token_limit = min(int(self.model.config.max_position_embeddings), int(self.tokenizer.model_max_length))
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, uncut."""
+        uncut = self.tokenizer.backend_tokenizer
+        uncut.no_truncation()
+        uncut.no_padding()
+        return [len(found) for found in uncut.encode_batch_fast(list(texts))]
 
     def batch(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask [n, longest], int64."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.calibration import fit_temperature, row_nll
-from pipelines.dataset.build import Example
+from pipelines.dataset.examples import Example
 from pipelines.training.fitting import Fit, Rows, tokenise
 from pipelines.training.model import Classifier, Encoder, with_lora
 from pipelines.training.probe import Probe, fit_probe
@@ -48,6 +48,8 @@ def train(
     labels: Sequence[str],
     settings: TrainingSettings,
     progress: Progress,
+    *,
+    rejections: Sequence[Example] = (),
 ) -> Trained:
     """Train a classifier; the same rows in another order give the same one.
 
@@ -58,6 +60,7 @@ def train(
         labels: one for each output, in order.
         settings: the recipe's.
         progress: called with a share from 0 to 1.
+        rejections: rows that say what their label is not; LoRA learns from them, they neither choose nor warm-start.
 
     """
     if settings.threads:
@@ -65,17 +68,19 @@ def train(
     ordered = [*_sorted(train_rows), *_sorted(validation_rows)]
     if not settings.epochs or len(ordered) < LEAST_ROWS:
         return Trained(_start(encoder, ordered, labels, settings), "probe", [])
-    rows = tokenise(encoder, ordered, labels)
+    others = _sorted(rejections)
+    rows = tokenise(encoder, [*ordered, *others], labels)
+    extra = list(range(len(ordered), len(ordered) + len(others)))
     if len(ordered) < CROSS_BELOW or not validation_rows:
         splits = _folds(ordered)
     else:
         splits = [(list(range(len(train_rows))), list(range(len(train_rows), len(ordered))))]
-    search = _Search(encoder, ordered, rows, labels, settings)
+    search = _Search(encoder, ordered, rows, extra, labels, settings)
     epochs, history = search.run(splits, lambda share: progress(share / 2))
     if not epochs:
         return Trained(_start(encoder, ordered, labels, settings), "probe", history)
     model = _start(encoder, ordered, labels, settings)
-    with Fit(model, encoder, rows, range(len(ordered)), settings) as fit:
+    with Fit(model, encoder, rows, range(len(ordered) + len(extra)), settings) as fit:
         for epoch in range(1, epochs + 1):
             loss = fit.epoch()
             history.append({"phase": "final", "epoch": epoch, "train_loss": loss})
@@ -94,9 +99,15 @@ class _Search:
     """How many epochs? Answered on rows that were not trained on."""
 
     def __init__(
-        self, encoder: Encoder, examples: list[Example], rows: Rows, labels: Sequence[str], settings: TrainingSettings
+        self,
+        encoder: Encoder,
+        examples: list[Example],
+        rows: Rows,
+        extra: list[int],
+        labels: Sequence[str],
+        settings: TrainingSettings,
     ) -> None:
-        self._encoder, self._examples, self._rows = encoder, examples, rows
+        self._encoder, self._examples, self._rows, self._extra = encoder, examples, rows, extra
         self._labels, self._settings = labels, settings
 
     def run(self, splits: list[tuple[list[int], list[int]]], progress: Progress) -> tuple[int, History]:
@@ -124,7 +135,7 @@ class _Search:
     def _epochs(self, own: list[int], held: list[int]) -> Generator[NDArray[np.float64]]:
         """Logits of the held-out rows, before the first epoch and after each."""
         model = _start(self._encoder, [self._examples[n] for n in own], self._labels, self._settings)
-        with Fit(model, self._encoder, self._rows, own, self._settings) as fit:
+        with Fit(model, self._encoder, self._rows, [*own, *self._extra], self._settings) as fit:
             yield fit.logits(held)
             while True:
                 fit.epoch()

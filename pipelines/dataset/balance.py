@@ -1,0 +1,66 @@
+"""Balance and memory: rare labels are heard, and old rows stay beside new ones.
+
+Turns training rows into training rows, weighted or fewer. build.py calls it last. It deliberately invents no rows.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import replace
+from datetime import datetime
+from statistics import median
+
+from pipelines.dataset.examples import FROM_FILES, Drops, Example
+
+MOST_WEIGHT = 10.0
+CAP = 5  # rows of a label, in medians of all labels
+ALWAYS_REPLAYED = 10_000  # older rows; so few cost little, and a round that starts from the base model needs them
+
+
+def replay(rows: list[Example], since: datetime | None, ratio: float | None, drops: Drops) -> list[Example]:
+    """All rows of files, all feedback after `since`, and at most `ratio` times as many older rows beside that.
+
+    The older rows are drawn by hash, the same ones for the same rows (experience replay: Rolnick et al. 2019).
+
+    Args:
+        rows: training rows.
+        since: when the feedback was read that the champion was trained on; None: everything is new.
+        ratio: None keeps all.
+        drops: told of the rows left out.
+
+    """
+    if ratio is None or since is None:
+        return rows
+    moment = since.isoformat()
+    older = [e for e in rows if e.source not in FROM_FILES and e.order <= moment]
+    room = max(ALWAYS_REPLAYED, int(ratio * (len(rows) - len(older))))
+    if len(older) <= room:
+        return rows
+    kept = {id(e) for e in sorted(older, key=_draw)[:room]} | {id(e) for e in rows} - {id(e) for e in older}
+    return drops.keep(rows, lambda e: id(e) in kept, "not replayed")
+
+
+def class_weights(rows: list[Example]) -> list[Example]:
+    """Rows weighted inversely to the frequency of their label, the mean weight kept (King and Zeng 2001)."""
+    counts = Counter(e.label for e in rows)
+    factors = {label: min(MOST_WEIGHT, len(rows) / (len(counts) * n)) for label, n in counts.items()}
+    mean = sum(factors[e.label] for e in rows) / max(1, len(rows))
+    return [replace(e, weight=e.weight * factors[e.label] / mean) for e in rows]
+
+
+def capped(rows: list[Example], drops: Drops) -> list[Example]:
+    """No label has more than CAP times the rows of the median label; which of them stay is drawn by hash."""
+    counts = Counter(e.label for e in rows)
+    if len(counts) < 2:
+        return rows
+    most = max(1, int(CAP * median(counts.values())))
+    seen: Counter[str] = Counter()
+    kept = set()
+    for e in sorted(rows, key=_draw):
+        seen[e.label] += 1
+        if seen[e.label] <= most or e.source in FROM_FILES:
+            kept.add(id(e))
+    return drops.keep(rows, lambda e: id(e) in kept, "over the cap per label")
+
+
+def _draw(e: Example) -> str:
+    return hashlib.sha256(e.text.encode("utf-8", "surrogatepass")).hexdigest()

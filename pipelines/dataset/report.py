@@ -1,0 +1,55 @@
+"""The report: dataset.json and dataset.html beside a round's rows.
+
+Turns a dataset, the traffic that is served and the champion's rows into a profile on disk. Rounds and `ratchet dataset` call
+it. It deliberately computes nothing itself.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import orjson
+
+from pipelines.dataset.build import Dataset
+from pipelines.dataset.clean import Tokens
+from pipelines.dataset.profile import Labelled, profile
+from pipelines.dataset.profile_page import render
+from pipelines.dataset.rows import ROWS, training_rows
+from schemas.settings import Settings
+from serving.registry import Registry
+
+if TYPE_CHECKING:
+    from pipelines.training.model import Encoder
+
+TRAFFIC = 2000  # newest predictions that stand for live traffic
+
+
+class Traffic(Protocol):
+    """What is asked of the feature store."""
+
+    def recent_predictions(self, limit: int) -> list[tuple[str, str]]:
+        """Text and predicted label of the newest predictions."""
+
+
+def write_report(
+    folder: Path, dataset: Dataset, settings: Settings, registry: Registry, features: Traffic | None, encoder: "Encoder"
+) -> None:
+    """Write dataset.json, manifest and profile, and dataset.html into `folder`."""
+    against: dict[str, list[Labelled]] = {}
+    if features is not None:
+        against["live traffic"] = features.recent_predictions(TRAFFIC)
+    champion = registry.champion()
+    if champion is not None and champion.round_id:
+        earlier = settings.path("state/rounds") / champion.round_id
+        if earlier != folder and (earlier / ROWS).exists():
+            rows = training_rows(earlier)
+            against["the champion's training rows"] = [(e.text, e.label) for e in rows]
+    found = profile(
+        dataset,
+        embed=encoder.embed,
+        tokens=Tokens(encoder.token_counts, encoder.token_limit),
+        max_length=encoder.max_length,
+        against=against,
+    )
+    parts = {"manifest": dataset.manifest.model_dump(mode="json"), "profile": found.model_dump(mode="json")}
+    (folder / "dataset.json").write_bytes(orjson.dumps(parts, option=orjson.OPT_INDENT_2))
+    (folder / "dataset.html").write_text(render(settings.model.name, dataset.manifest, found), encoding="utf-8")

@@ -40,7 +40,7 @@ class PredictRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     items: list[Item] = Field(min_length=1)
     user: Name | None = None
-    options: Options = Options()
+    options: Options | None = None  # a default that is a model would be copied for every request
 
 
 class FeedbackRequest(BaseModel):

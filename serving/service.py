@@ -107,7 +107,8 @@ class RatchetService:
         registry = Registry(settings.registry_url, settings.model.name)
         store = ArtifactStore(settings.location(settings.artifacts.url))
         cache = settings.path(settings.artifacts.cache)
-        threads = serving.threads or max(1, len(os.sched_getaffinity(0)) // serving.workers)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = serving.threads or max(1, cores // serving.workers)
         self.live = LiveModel(registry, store, cache, threads=threads, poll_seconds=serving.poll_seconds)
         self.batcher = MicroBatcher(self.live.current, max_batch=serving.max_batch, max_queue=serving.max_queue)
         metrics = Metrics(settings.model.name)
@@ -132,6 +133,8 @@ class RatchetService:
         """Let what waits be published; what cannot be stays on disk."""
         self.live.close()
         self.batcher.close()
+        if routes.api is not None:
+            routes.api.flush()
         self.outbox.close(10)
 
     def __is_ready__(self) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import compression, evaluation
-from pipelines.dataset.build import Example
+from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
 from pipelines.training.model import Encoder, base_model_path
 from pipelines.training.trainer import train

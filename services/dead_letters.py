@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from pipelines.event_rows import BadMessage, read_event
-from serving.broker import MAX_MESSAGE_BYTES, Backlog, Message, Outgoing, Publisher, Topics
+from serving.broker import MAX_MESSAGE_BYTES, Message, Outgoing, Publisher, Topics
+from serving.subscriptions import Backlog
 
 PREFIX = "ratchet-"
 ORPHAN = "orphan: "  # begins the reason of feedback that waited in vain for its prediction

@@ -38,12 +38,12 @@ from serving.broker import (
     BrokerUnavailable,
     Message,
     Publisher,
-    Subscription,
     Topics,
     ensure_topics,
     topic_ids,
 )
 from serving.registry import Registry
+from serving.subscriptions import Subscription
 
 log = logging.getLogger("ratchet.feedback_consumer")
 

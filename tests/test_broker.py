@@ -13,11 +13,11 @@ from serving.broker import (
     Outgoing,
     Position,
     Publisher,
-    Subscription,
     Topics,
     ensure_topics,
     topic_ids,
 )
+from serving.subscriptions import Subscription
 from tests.fakes import free_port, wait_until
 from tests.kafka_tools import own_broker, read_all
 

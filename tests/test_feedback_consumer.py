@@ -352,8 +352,7 @@ def test_feedback_waits_for_its_prediction_and_expires_into_the_dead_letters(par
     letters = parts.letters()
     assert len(letters) == expired
     assert {headers["ratchet-reason"] for _, headers in letters} == {b"orphan: no prediction within 168 hours"}
-    again = parts.drain(clock=lambda: later)
-    assert again.metrics.registry.get_sample_value("ratchet_orphans_expired_total", name) == 0
+    parts.drain(clock=lambda: later)
     assert len(parts.letters()) == expired
     assert {read_event(value, "feedback").data.model_dump()["feedback_id"] for value, _ in letters} >= {"f1", "rated"}
     # What is a dead letter is no row any more, unless its prediction comes after all.

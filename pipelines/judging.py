@@ -15,13 +15,14 @@ from pathlib import Path
 from pipelines import evaluation, robustness
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
+from pipelines.dataset.profile import psi
 from pipelines.evaluation import Evidence
 from pipelines.gates import Facts
 from pipelines.policy import Policy
 from pipelines.serving_try import try_in_fresh_process
 from pipelines.training.model import Encoder
 from pipelines.training.trainer import probe_logits
-from schemas.artifacts import EvaluationReport
+from schemas.artifacts import DatasetManifest, EvaluationReport
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
 from serving import calibration as applied
@@ -87,8 +88,12 @@ def facts(
     *,
     look: int,
     must_pass: Sequence[FileRow],
+    before: DatasetManifest | None,
 ) -> Facts:
-    """What the gates look at beside the evidence; the artefact in `directory` is tried in a fresh process."""
+    """What the gates look at beside the evidence; the artefact in `directory` is tried in a fresh process.
+
+    `before` is what the champion was trained on: the label mix is compared with it.
+    """
     used = [*dataset.train, *dataset.validation]
     people = {row.person for row in used if row.person}
     quarantined = dataset.manifest.quarantined_people
@@ -100,6 +105,7 @@ def facts(
         alpha=policy.alpha_at(look),
         people=len(people | set(quarantined)),
         quarantined=len(quarantined),
+        drift=psi(before.rows_by_label, dataset.manifest.rows_by_label) if before else None,
         leaked=sum(_plain(row.text) in trained for row in dataset.judge),
         majority_share=commonest / len(dataset.judge),
         absent=_without_recent_feedback(dataset, policy.forgetting.recent_rows),

@@ -29,7 +29,17 @@ from pipelines.features import FeedbackRow
 from pipelines.policy import load_policy
 from pipelines.training.model import Encoder, base_model_path, base_model_sha256
 from pipelines.training.trainer import train
-from schemas.artifacts import Calibration, Champion, GateResult, Golden, ModelManifest, RoundRecord, RoundState, Verdict
+from schemas.artifacts import (
+    Calibration,
+    Champion,
+    DatasetManifest,
+    GateResult,
+    Golden,
+    ModelManifest,
+    RoundRecord,
+    RoundState,
+    Verdict,
+)
 from schemas.reports import RoundReport
 from schemas.settings import Settings
 from serving import calibration as applied
@@ -300,7 +310,8 @@ def _judge(
     progress("gates", 0.0)
     look = registry.looks_since_promotion() + 1
     must_pass = read_rows(settings.path(settings.gates.must_pass)) if settings.gates.must_pass else []
-    facts = judging.facts(judged, candidate, dataset, directory, policy, look=look, must_pass=must_pass)
+    before = _dataset_of(record.champion_version, registry)
+    facts = judging.facts(judged, candidate, dataset, directory, policy, look=look, must_pass=must_pass, before=before)
     verdict = gates.judge(
         judged.champion, judged.candidate, judged.probe, facts, policy, _previous_policy(record, registry)
     )
@@ -323,6 +334,10 @@ def _runtimes(
         return candidate, None
     digest = registry.version(record.champion_version).digest
     return candidate, Runtime(store.fetch(digest, settings.path(settings.artifacts.cache)), digest, threads=threads)
+
+
+def _dataset_of(version: str | None, registry: Registry) -> DatasetManifest | None:
+    return next((known.dataset for known in registry.rounds() if version and known.candidate_version == version), None)
 
 
 def _previous_policy(record: RoundRecord, registry: Registry) -> dict[str, dict[str, JsonValue]] | None:

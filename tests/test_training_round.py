@@ -91,6 +91,7 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
     project.path("policy.toml").write_text(DEFAULT_POLICY.replace("max_share = 0.1", "max_share = 0.9"))
     second = run(project, registry, claim(registry))
     assert second.gate_report is not None
+    assert "drift" in [result.gate for result in second.gate_report.results]
     assert second.gate_report.policy_changes == ["flips.max_share: 0.1 -> 0.9"]
     assert second.state in (RoundState.REJECTED, RoundState.INSUFFICIENT)
     assert second.candidate_version is not None

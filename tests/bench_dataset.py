@@ -8,8 +8,8 @@ near-duplicates. The quarantine judges by words at these sizes (pipelines/datase
 A size is measured three times in fresh processes, with nothing in the ledger; the median by seconds counts.
 """
 
-import itertools
 import contextlib
+import itertools
 import json
 import random
 import resource

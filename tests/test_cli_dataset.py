@@ -30,7 +30,7 @@ def project(tmp_path: Path, tiny_base: Path) -> Settings:
 def run(project: Settings, *arguments: str) -> str:
     found = CliRunner().invoke(cli, ["dataset", *arguments, "-c", str(project.root / "ratchet.toml")])
     assert found.exception is None, found.output
-    return found.output
+    return found.stdout
 
 
 def test_build_shows_the_dataset_and_decides_nothing(project: Settings) -> None:

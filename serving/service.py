@@ -33,7 +33,7 @@ from serving.outbox import Outbox
 from serving.registry import Registry
 
 EMBEDDED = "RATCHET_EMBEDDED_BROKER"
-ACCEPT_PAUSE_SECONDS = 50e-6
+ACCEPT_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1e-4, 2e-3
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>Ratchet inference API</title><link rel="stylesheet" href="docs/swagger-ui.css"></head>
@@ -73,7 +73,7 @@ def docs() -> Starlette:
 
 
 class Patient(auto.AutoHTTPProtocol):  # type: ignore[misc]  # uvicorn chooses it as it starts
-    """uvicorn's HTTP, with a pause after each new connection.
+    """uvicorn's HTTP, with a pause after each new connection, the longer the more are open.
 
     Workers accept from one socket. Without the pause the one that wakes first takes a whole burst of connections, and keeps
     them for as long as they live, while the others have nothing to do.
@@ -82,7 +82,7 @@ class Patient(auto.AutoHTTPProtocol):  # type: ignore[misc]  # uvicorn chooses i
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let another worker have the next one."""
         super().connection_made(transport)
-        time.sleep(ACCEPT_PAUSE_SECONDS)
+        time.sleep(min(LONGEST_PAUSE_SECONDS, ACCEPT_PAUSE_SECONDS * len(self.connections)))
 
 
 class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no types

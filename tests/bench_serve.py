@@ -311,9 +311,7 @@ def _swap_soon(bank: Project, version: str, delay: list[float]) -> None:
     while time.monotonic() < committed + 10:
         champion = bank.registry.champion()
         assert champion is not None
-        # A heartbeat of an earlier server stays for a minute: those who are alive have said so since it went.
-        workers = [worker for worker in bank.registry.workers(6) if psutil.pid_exists(int(worker.worker))]
-        if len(workers) == bank.settings.serving.workers and all(w.generation == champion.generation for w in workers):
+        if all(worker.generation == champion.generation for worker in bank.alive()):
             break
         time.sleep(0.02)
     delay.append(time.monotonic() - committed)

@@ -13,27 +13,22 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from safetensors.torch import save_file
 
-from pipelines import evaluation
+from pipelines import evaluation, gates
 from pipelines.dataset.files import FileRow
+from pipelines.policy import Policy
 from pipelines.training.model import Classifier, Encoder
 from schemas.artifacts import GateResult, Verdict
 from serving.runtime import Runtime
 
-LEAST_AGREEMENT = 0.985
-ACCURACY_MARGIN = 0.01
-NLL_MARGIN = 0.02
-ONE_SIDED_95 = 1.645
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 256, 8, 3
 
 
@@ -102,44 +97,24 @@ class Trial:
         return self.result.verdict is Verdict.PASS
 
 
-def stand_in(full: Runtime, other: Runtime, rows: Sequence[FileRow]) -> Trial:
-    """Compare an artefact with the full-precision model that it was made from, both calibrated, on rows that judge."""
-    texts = [row.text for row in rows]
-    ours, theirs = full.probabilities(texts), other.probabilities(texts)
-    before = evaluation.score(ours, full.labels, rows, version=full.version, split="reference")
-    after = evaluation.score(theirs, other.labels, rows, version=other.version, split="reference")
-    agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-    fell = _upper(before.right.astype(float) - after.right)
-    rose = _upper(after.nll - before.nll)
-    if agreement < LEAST_AGREEMENT:
-        verdict = Verdict.FAIL
-    elif fell > ACCURACY_MARGIN or rose > NLL_MARGIN:
-        verdict = Verdict.INSUFFICIENT
-    else:
-        verdict = Verdict.PASS
-    slow, fast = _seconds((full, other), texts[:TIMED_TEXTS])
+def stand_in(full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Policy) -> Trial:
+    """Judge an artefact against the full-precision model that it was made from, both calibrated, on rows that judge."""
+    before = evaluation.evaluate(full, rows, split="reference")
+    after = evaluation.evaluate(other, rows, split="reference")
+    judged = gates.judge_compressed(before, after, policy)
+    slow, fast = _seconds((full, other), [row.text for row in rows[:TIMED_TEXTS]])
     name = other.manifest.artifact
-    sentence = (
-        f"{name} {'serves' if verdict is Verdict.PASS else 'does not serve'}: {slow / fast:.2f} x the speed of full precision; "
-        f"the same answer on {agreement:.2%} of {len(rows)} rows, accuracy {after.report.accuracy - before.report.accuracy:+.4f} "
-        f"(worse by at most {max(0.0, fell):.4f} with 95 % confidence), NLL {after.report.nll - before.report.nll:+.4f} "
-        f"(at most {rose:+.4f})"
-    )
-    result = GateResult(
-        gate="compression",
-        verdict=verdict,
-        blocking=False,  # what does not pass is not served: full precision is
-        observed=agreement,
-        threshold=LEAST_AGREEMENT,
-        n=len(rows),
-        sentence=sentence,
+    serves = "serves" if judged.verdict is Verdict.PASS else f"does not serve ({', '.join(judged.stopped_by())})"
+    sentences = "; ".join(result.sentence for result in judged.results)
+    result = judged.results[0].model_copy(
+        update={
+            "gate": "compression",
+            "verdict": judged.verdict,
+            "blocking": False,  # what does not pass is not served: full precision is
+            "sentence": f"{name} {serves}: {slow / fast:.2f} x the speed of full precision; {sentences}",
+        }
     )
     return Trial(name, result, fast)
-
-
-def _upper(loss: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    """Upper end of a one-sided 95 % interval of a mean paired difference."""
-    return float(loss.mean() + ONE_SIDED_95 * loss.std() / sqrt(len(loss)))
 
 
 def _seconds(runtimes: Sequence[Runtime], texts: Sequence[str]) -> list[float]:

@@ -100,7 +100,7 @@ min_gain_over_majority = 0.02
 blocking = true
 # A smaller artefact (int8, distilled, pruned) against the full-precision model of the same round, on the same rows: the same
 # answer on at least this share of rows, accuracy and NLL not worse by more than the margins, with 95 % confidence.
-min_agreement = 0.98
+min_agreement = 0.985
 accuracy_margin = 0.02
 nll_margin = 0.02
 """
@@ -189,7 +189,7 @@ class BootstrapPolicy(_Gate):
 class CompressedPolicy(_Gate):
     """How far a compressed artefact may be from the full-precision model."""
 
-    min_agreement: float = Field(0.98, ge=0, le=1)
+    min_agreement: float = Field(0.985, ge=0, le=1)
     accuracy_margin: float = Field(0.02, gt=0, le=1)
     nll_margin: float = Field(0.02, gt=0)
 

@@ -188,7 +188,8 @@ def _version(
     if settings.serving.artifact == "auto":
         small = folder / "int8"
         _compress(full, small, dataset, settings)
-        trials = [compression.stand_in(Runtime(full), Runtime(small), dataset.judge)]
+        policy = load_policy(settings.path(settings.gates.policy).read_text())
+        trials = [compression.stand_in(Runtime(full), Runtime(small), dataset.judge, policy)]
         chosen = small if trials[0].passed else full
     (folder / TRIALS).write_text(json.dumps([trial.result.model_dump(mode="json") for trial in trials]))
     shutil.rmtree(target, ignore_errors=True)

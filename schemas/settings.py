@@ -192,7 +192,9 @@ class ServingSettings(Group):
     artifact: Literal["auto", "fp32"] = Field(
         "auto", description="what a round makes to be served; auto: the fastest that may stand in for its fp32 model"
     )
-    max_batch: int = Field(8, ge=1, description="texts run together, after sorting by length")
+    max_batch: int = Field(
+        16, ge=1, description="texts in a turn of the batcher, which sorts them by length and cuts them into calls"
+    )
     max_queue: int = Field(2048, ge=1, description="texts waiting in one worker before 503")
     timeout_s: float = Field(10.0, gt=0, description="seconds a request may wait for its batch before 503")
     max_items: int = Field(256, ge=1, description="texts in one request")

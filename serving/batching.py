@@ -23,7 +23,6 @@ from serving.runtime import Runtime
 
 # What a call costs beside its tokens, in tokens: on MiniLM 20 in fp32, 9 in int8, and 2 in Python (docs/lab-notes.md).
 CALL_TOKENS = 16
-TURN_BATCHES = 2  # full batches in a turn: sorting has something to sort, and who comes next does not wait long
 
 
 class QueueFull(ConnectionError):
@@ -69,7 +68,7 @@ class MicroBatcher:
 
     Args:
         current: the live runtime and its generation, asked as work begins.
-        max_batch: texts run together.
+        max_batch: texts in a turn; with one turn's worth of others before it, a text is never further away.
         max_queue: texts waiting before QueueFull; an idle queue takes a request of any size.
         clock: monotonic seconds.
 
@@ -119,7 +118,7 @@ class MicroBatcher:
             with self._condition:
                 while not self._waiting and not self._closed:
                     self._condition.wait()
-                requests = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._turn))]
+                requests = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
             if not requests:
                 return
             try:
@@ -127,15 +126,11 @@ class MicroBatcher:
             except Exception as error:  # whatever the model raises belongs to these requests, not to the thread
                 self._settle([(request, error) for request in requests])
 
-    @property
-    def _turn(self) -> int:
-        return TURN_BATCHES * self._max_batch
-
     def _take_turn(self, requests: list[_Request]) -> None:
         begun = self._begin(requests)
         rows = [(request, request.remaining.pop()) for request in begun]
         for request in begun:
-            while request.remaining and len(rows) < self._turn:
+            while request.remaining and len(rows) < self._max_batch:
                 rows.append((request, request.remaining.pop()))
         for runtime in {id(request.runtime): request.runtime for request in begun}.values():
             assert runtime is not None
@@ -143,7 +138,7 @@ class MicroBatcher:
                 (row for row in rows if row[0].runtime is runtime), key=lambda row: len(row[0].encoded[row[1]])
             )
             lengths = [len(request.encoded[n]) for request, n in mine]
-            for start, end in cut(lengths, self._max_batch):
+            for start, end in cut(lengths):
                 self._run_batch(runtime, mine[start:end])
         with self._condition:
             self._waiting.extend(request for request in begun if request.missing)
@@ -202,17 +197,15 @@ def _tell(outcomes: list[_Outcome]) -> None:
             request.future.set_result(outcome)
 
 
-def cut(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Where to cut rows that are sorted by length into batches of at most `most`, so that they cost least.
+def cut(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Where to cut rows that are sorted by length into batches, so that they cost least.
 
     A batch costs its rows times its longest, and CALL_TOKENS. Dynamic programming over the places of the last cut.
     """
     cost, last = [0.0], [0]
     for end in range(1, len(lengths) + 1):
         longest = lengths[end - 1]
-        price, start = min(
-            (cost[start] + (end - start) * longest + CALL_TOKENS, start) for start in range(max(0, end - most), end)
-        )
+        price, start = min((cost[start] + (end - start) * longest + CALL_TOKENS, start) for start in range(end))
         cost.append(price)
         last.append(start)
     cuts, end = [], len(lengths)

@@ -7,9 +7,11 @@ Our routes are answered in front of BentoML's middleware (metrics of its own, tr
 never cancelled), which would cost more than they do; its probes and /metrics stay its own.
 """
 
+import asyncio
 import gc
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from uvicorn.protocols.http import auto
 
 from schemas.settings import Settings, load_settings
 from serving import access
@@ -30,6 +33,7 @@ from serving.outbox import Outbox
 from serving.registry import Registry
 
 EMBEDDED = "RATCHET_EMBEDDED_BROKER"
+ACCEPT_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1e-4, 2e-3
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>Ratchet inference API</title><link rel="stylesheet" href="docs/swagger-ui.css"></head>
@@ -68,11 +72,25 @@ def docs() -> Starlette:
     return Starlette(routes=[Route("/docs", lambda _: HTMLResponse(DOCS_PAGE)), Mount("/docs", assets)])
 
 
+class Patient(auto.AutoHTTPProtocol):  # type: ignore[misc]  # uvicorn chooses it as it starts
+    """uvicorn's HTTP, with a pause after each new connection, the longer the more are open.
+
+    Workers accept from one socket. Without the pause the one that wakes first takes a whole burst of connections, and keeps
+    them for as long as they live, while the others have nothing to do.
+    """
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let another worker have the next one."""
+        super().connection_made(transport)
+        time.sleep(min(LONGEST_PAUSE_SECONDS, ACCEPT_PAUSE_SECONDS * len(self.connections)))
+
+
 class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no types
     """A service that asks our routes first, and BentoML's app for everything else."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
         """The app that a worker runs."""
+        auto.AutoHTTPProtocol = Patient  # BentoML starts uvicorn next, and has no setting for it
         bento, page = super().to_asgi(is_main), docs()
 
         async def app(scope: Message, receive: Receive, send: Send) -> None:

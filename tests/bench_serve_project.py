@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from pipelines.training_round import round_folder, run_round
+from schemas.artifacts import WorkerHeartbeat
 from schemas.settings import Settings, load_settings
 from services.projects import create_project
 from serving.access import read_keys
@@ -49,6 +50,10 @@ class Project:
         live = champion.model_version if champion else None
         if live != version:
             self.registry.promote(version, expected=live, token=None, actor="bench")
+
+    def alive(self) -> list[WorkerHeartbeat]:
+        """Heartbeats of workers that live: those of a server that was ended stay for a while."""
+        return [worker for worker in self.registry.workers(60) if psutil.pid_exists(int(worker.worker))]
 
     @property
     def header(self) -> str:
@@ -139,6 +144,7 @@ def ratchet(bank: Project, version: str) -> Iterator[tuple[str, psutil.Process, 
         command = [*module("bentoml"), "serve", "serving.service:RatchetService", "--port", str(port)]
         url = f"http://127.0.0.1:{port}"
         with server(command, environment, CACHE / "serving.log", f"{url}/readyz") as process:
+            wait_until(lambda: len(bank.alive()) == bank.settings.serving.workers, timeout_s=30)
             yield url, process, broker
     shutil.rmtree(outbox)
 

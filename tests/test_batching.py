@@ -80,7 +80,7 @@ async def test_answers_are_those_of_the_model_in_the_order_asked(batcher: MicroB
     answers = await asyncio.gather(*(batcher.submit(texts, 10) for texts in asked))
     for texts, answer in zip(asked, answers, strict=True):
         assert np.abs(answer.probabilities - runtime.probabilities(texts)).max() < 1e-5
-    assert max(runtime.calls) <= 32
+    assert max(runtime.calls) <= 8
 
 
 async def test_one_text_does_not_wait_behind_256(batcher: MicroBatcher, runtime: Held) -> None:
@@ -93,7 +93,7 @@ async def test_one_text_does_not_wait_behind_256(batcher: MicroBatcher, runtime:
     runtime.gate.set()
     await small
     assert not big.done()
-    assert sum(runtime.calls) <= 1 + 16, "the held text and one turn"
+    assert sum(runtime.calls) <= 1 + 8, "the held text and one turn"
     await asyncio.gather(held, big)
 
 
@@ -182,8 +182,8 @@ async def test_without_a_model_and_after_the_end_it_says_so(runtime: Held) -> No
 
 
 def test_rows_are_cut_where_it_costs_least() -> None:
-    assert cut([5], 8) == [(0, 1)]
-    assert cut([5] * 20, 8) == [(0, 4), (4, 12), (12, 20)]
-    assert cut([4, 4, 4, 4, 90], 8) == [(0, 4), (4, 5)], "padding four short rows to 90 costs more than a call"
-    assert cut([10, 11, 12], 8) == [(0, 3)]
-    assert cut([], 8) == []
+    assert cut([5]) == [(0, 1)]
+    assert cut([5] * 20) == [(0, 20)]
+    assert cut([4, 4, 4, 4, 90]) == [(0, 4), (4, 5)], "padding four short rows to 90 costs more than a call"
+    assert cut([10, 11, 12]) == [(0, 3)]
+    assert cut([]) == []

@@ -72,7 +72,7 @@ def docs() -> Starlette:
     return Starlette(routes=[Route("/docs", lambda _: HTMLResponse(DOCS_PAGE)), Mount("/docs", assets)])
 
 
-class Patient(auto.AutoHTTPProtocol):  # type: ignore[misc]  # uvicorn chooses it as it starts
+class Patient(auto.AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses it as it starts
     """uvicorn's HTTP, with a pause after each new connection, the longer the more are open.
 
     Workers accept from one socket. Without the pause the one that wakes first takes a whole burst of connections, and keeps

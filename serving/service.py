@@ -51,6 +51,17 @@ def settings_from_environment() -> Settings:
     return load_settings(text, os.environ, root=path.parent if path else Path.cwd())
 
 
+def log_our_own() -> None:
+    """Our lines go to standard error at INFO. BentoML has set up the root logger by now, which lets warnings alone through."""
+    ours = logging.getLogger("ratchet")
+    if not ours.handlers:
+        lines = logging.StreamHandler()
+        lines.setFormatter(logging.Formatter("%(asctime)s %(process)d %(name)s %(message)s"))
+        ours.addHandler(lines)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
+
+
 class Routes:
     """Our routes as an ASGI app that exists only once the worker has built it."""
 
@@ -118,7 +129,8 @@ class RatchetService:
     """One worker: a live model, a batcher, an outbox and the routes over them."""
 
     def __init__(self) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(message)s")
+        log_our_own()
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the other cores are the other workers'
         settings = settings_from_environment()
         serving = settings.serving
         keys = access.read_keys(settings.path(settings.access.keys))

@@ -1,6 +1,6 @@
 """Calibration: fit the map from logits to honest probabilities, and the scores of prediction sets.
 
-Turns logits with the truth into a `Calibration`, which is part of the artefact. training_round.py calls `fit` on fair rows
+Turns logits with the truth into a `Calibration`, which is part of the artefact. candidates.py calls `fit` on fair rows
 that do not judge; training uses the temperature to compare epochs. Pure functions; serving only applies what is fitted.
 
 Several kinds of map compete, "none" among them, on rows that they were not fitted on (cross-validation); a richer one has to

@@ -1,6 +1,6 @@
 """From a trained classifier to what serves: merge the adapter, export to ONNX, quantise.
 
-Turns a torch classifier into the files of a model version, and those into smaller ones. training_round.py calls it, and
+Turns a torch classifier into the files of a model version, and those into smaller ones. candidates.py calls it, and
 serves the fastest that stands in for full precision. It deliberately does not distil or prune yet (docs/architecture.md,
 Critiques).
 """

@@ -1,6 +1,6 @@
 """LoRA fine-tuning: probe first, then adapters with the head warm-started from it, kept only if they help.
 
-Turns a dataset's rows into a trained classifier and its metric history. training_round.py calls `train`. It deliberately
+Turns a dataset's rows into a trained classifier and its metric history. candidates.py calls `train`. It deliberately
 knows no registry and no gates; how a model is fitted once is fitting.py.
 
 Recipe: linear probing then fine-tuning (LP-FT, Kumar et al. 2022). The number of epochs is chosen by NLL on rows that were

@@ -315,7 +315,7 @@ def test_a_compressed_artefact_with_worse_probabilities_is_stopped() -> None:
 
 
 def test_too_few_rows_leave_a_compressed_artefact_undecided() -> None:
-    right = share(110, 11)
+    right = share(135, 13)
     report = judge_compressed(evidence(right), evidence(moved(right, gained=1, lost=1)), Policy())
     assert report.verdict is Verdict.INSUFFICIENT
     assert gate(report, "accuracy").needed is not None

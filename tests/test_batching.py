@@ -1,6 +1,7 @@
 """The micro-batcher on a tiny real model whose calls a test can hold back: order, sharing, deadlines, bounds, versions."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,25 +20,33 @@ TEXTS = [text for text, _ in toy_rows(300, seed=5)]
 
 
 class Held(Runtime):
-    """A runtime that runs only while its gate is open, and remembers the rows of each call."""
+    """A runtime that may run so many rows and then waits, and remembers the rows of each call."""
 
     def __init__(self, directory: Path) -> None:
-        self.gate, self.entered = threading.Event(), threading.Event()
-        self.gate.set()
+        self.entered, self._changed = threading.Event(), threading.Condition()
+        self._allowed = math.inf
         self.calls: list[int] = []
         super().__init__(directory)
         self.calls.clear()
         self.entered.clear()
 
+    def allow(self, rows: float) -> None:
+        """From now on, so many rows."""
+        with self._changed:
+            self._allowed = rows
+            self._changed.notify_all()
+
     def run(self, encoded: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         self.entered.set()
-        assert self.gate.wait(10)
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._allowed > 0, 20)
+            self._allowed -= len(encoded)
         self.calls.append(len(encoded))
         return super().run(encoded)
 
     async def hold(self, batcher: MicroBatcher) -> "asyncio.Task[Answer]":
         """Keep the batcher's thread busy with one text."""
-        self.gate.clear()
+        self.allow(0)
         self.entered.clear()
         task = asyncio.create_task(batcher.submit(["held"], 10))
         await asyncio.to_thread(self.entered.wait, 10)
@@ -70,7 +79,7 @@ def clock() -> Clock:
 def batcher(runtime: Held, clock: Clock) -> Iterator[MicroBatcher]:
     made = MicroBatcher(lambda: (runtime, 1), max_batch=8, max_queue=300, clock=clock)
     yield made
-    runtime.gate.set()
+    runtime.allow(math.inf)
     made.close()
 
 
@@ -78,9 +87,9 @@ async def test_answers_are_those_of_the_model_in_the_order_asked(batcher: MicroB
     sizes = [1, 30, 2, 1, 7]
     asked = [TEXTS[sum(sizes[:n]) : sum(sizes[: n + 1])] for n in range(len(sizes))]
     answers = await asyncio.gather(*(batcher.submit(texts, 10) for texts in asked))
+    assert max(runtime.calls) <= 8
     for texts, answer in zip(asked, answers, strict=True):
         assert np.abs(answer.probabilities - runtime.probabilities(texts)).max() < 1e-5
-    assert max(runtime.calls) <= 8
 
 
 async def test_one_text_does_not_wait_behind_256(batcher: MicroBatcher, runtime: Held) -> None:
@@ -89,11 +98,10 @@ async def test_one_text_does_not_wait_behind_256(batcher: MicroBatcher, runtime:
     await asyncio.sleep(0)
     small = asyncio.create_task(batcher.submit([TEXTS[0]], 10))
     await asyncio.sleep(0)
-    runtime.calls.clear()
-    runtime.gate.set()
-    await small
+    runtime.allow(1 + 8)  # the held text and one turn
+    await asyncio.wait_for(small, 10)
     assert not big.done()
-    assert sum(runtime.calls) <= 1 + 8, "the held text and one turn"
+    runtime.allow(math.inf)
     await asyncio.gather(held, big)
 
 
@@ -118,7 +126,7 @@ async def test_a_late_request_is_refused_before_any_work(batcher: MicroBatcher, 
     await asyncio.sleep(0)
     runtime.calls.clear()
     clock.now = 20
-    runtime.gate.set()
+    runtime.allow(math.inf)
     with pytest.raises(DeadlinePassed):
         await late
     await asyncio.gather(held, patient)
@@ -131,7 +139,7 @@ async def test_the_queue_is_bounded_and_frees_itself(batcher: MicroBatcher, runt
     await asyncio.sleep(0)
     with pytest.raises(QueueFull):
         await batcher.submit(TEXTS[:100], 10)
-    runtime.gate.set()
+    runtime.allow(math.inf)
     await asyncio.gather(held, *waiting)
     await batcher.submit(TEXTS[:300], 10)
 
@@ -145,7 +153,7 @@ async def test_what_the_model_raises_fails_those_requests_alone(batcher: MicroBa
     runtime.run = broken  # type: ignore[method-assign]
     failing = asyncio.create_task(batcher.submit(TEXTS[:20], 10))
     await asyncio.sleep(0)
-    runtime.gate.set()
+    runtime.allow(math.inf)
     await held
     with pytest.raises(RuntimeError, match="out of memory"):
         await failing
@@ -159,13 +167,13 @@ async def test_a_request_keeps_the_version_that_it_began_with(version: Path, tmp
     new = Held(copied(version, tmp_path / "new", model_version="new"))
     live = [(old, 1)]
     batcher = MicroBatcher(lambda: live[0], max_batch=4, max_queue=300)
-    old.gate.clear()
+    old.allow(0)
     began = asyncio.create_task(batcher.submit(TEXTS[:60], 10))
     await asyncio.to_thread(old.entered.wait, 10)
     live[0] = (new, 2)
     fresh = asyncio.create_task(batcher.submit(TEXTS[:60], 10))
     await asyncio.sleep(0)
-    old.gate.set()
+    old.allow(math.inf)
     first, second = await asyncio.gather(began, fresh)
     batcher.close()
     assert (first.runtime, first.generation, sum(old.calls)) == (old, 1, 60)

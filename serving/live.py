@@ -8,10 +8,12 @@ The version before stays loaded, so a rollback is at once. Versions are known by
 loaded twice.
 """
 
+import ctypes
 import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ from serving.runtime import Runtime
 log = logging.getLogger("ratchet.live")
 
 HEARTBEAT_SECONDS = 5.0
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class LiveModel:
@@ -116,6 +119,7 @@ class LiveModel:
             self._error, self._refused = None, None
             log.info("serving %s, generation %d", champion.model_version, champion.generation)
             self._remember(champion)
+            _trim()
         self._beat()
 
     def _warm(self, digest: str) -> Runtime | None:
@@ -149,3 +153,9 @@ class LiveModel:
         else:
             self._live = (runtime, champion)
             log.info("the registry is away: serving the last good %s", champion.model_version)
+
+
+def _trim() -> None:
+    """Give freed memory back to the system: glibc keeps most of what a version held, and would grow with every swap."""
+    if _TRIM is not None:
+        _TRIM(0)

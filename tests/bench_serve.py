@@ -241,6 +241,7 @@ def swap() -> list[Figure]:
             sizes.append(sum(memory(process)))
     still, moving = percentile(rest, 0.99), percentile(moved, 0.99)
     print(f"p99 at rest {still:.1f} ms, in windows with a swap {moving:.1f} ms; slowest swaps {sorted(delays)[-5:]} s")
+    print(f"memory in MB after each tenth swap: {[round(size / 1e6) for size in sizes[1::10]]}")
     ratio = moving / still
     return [
         _figure("swaps: failed requests", failed, "<=", 0, requests),

@@ -1,0 +1,44 @@
+"""Targets: equal ones have one text, and what is none is refused."""
+
+import pytest
+
+from schemas.targets import BadTarget, Task, canonical, labels_of
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "text"),
+    [
+        ("classification", "card arrival", "card arrival"),
+        ("multilabel", ["b", "a", "b"], '["a", "b"]'),
+        ("multilabel", [], "[]"),
+        ("regression", 3, "3.0"),
+        ("regression", 2.5, "2.5"),
+        ("generation", "Hello.", "Hello."),
+    ],
+)
+def test_a_target_has_one_text(task: Task, value: object, text: str) -> None:
+    assert canonical(task, value) == text
+
+
+@pytest.mark.parametrize(
+    ("task", "value"),
+    [
+        ("classification", " "),
+        ("classification", 3),
+        ("multilabel", "a"),
+        ("multilabel", ["a", ""]),
+        ("regression", True),
+        ("regression", float("nan")),
+        ("regression", "3"),
+        ("generation", None),
+    ],
+)
+def test_what_is_no_target_is_refused(task: Task, value: object) -> None:
+    with pytest.raises(BadTarget, match="expected"):
+        canonical(task, value)
+
+
+def test_labels_are_read_back() -> None:
+    assert labels_of("multilabel", canonical("multilabel", ["é", "a"])) == ("a", "é")
+    assert labels_of("classification", "a") == ("a",)
+    assert labels_of("regression", "1.0") == ()

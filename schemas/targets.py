@@ -28,7 +28,9 @@ def canonical(task: Task, value: object) -> str:
     """The canonical text of a label, list of labels, number or text. Raises BadTarget."""
     match task:
         case "multilabel":
-            if not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(v, str) and v for v in value):
+            if not isinstance(value, list | tuple | set | frozenset) or not all(
+                isinstance(v, str) and v for v in value
+            ):
                 raise BadTarget(f"{value!r}: expected a list of labels")
             return json.dumps(sorted(set(value)), ensure_ascii=False)
         case "regression":

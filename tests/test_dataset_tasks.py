@@ -90,6 +90,18 @@ def test_every_label_is_voted_on(given: list[list[str]], labels: list[str] | Non
     assert (found.label if found else None) == (None if labels is None else canonical("multilabel", labels))
 
 
+def test_a_thumbs_down_weighs_against_the_labels_that_were_shown() -> None:
+    down = row(["a"], "rejection", "multilabel", weight=0.5)
+    for others, expected in (
+        ([], ('["a"]', 0.5, True)),
+        ([["a"]], ('["a"]', 0.5, False)),
+        ([["b"]], ('["b"]', 1.0, False)),
+    ):
+        found = aggregate("t", [down, *(row(own, task="multilabel") for own in others)], Drops(), "multilabel")
+        assert found is not None
+        assert (found.label, found.weight, found.rejects) == expected
+
+
 def test_feedback_becomes_a_target_of_its_task() -> None:
     base = replace(said("some text", "x", 1), predicted_label="3.0")
     kinds: list[tuple[str, object]] = [

@@ -62,17 +62,21 @@ def most_votes(members: Sequence[Example]) -> Elected | None:
 
 
 def majority_of_each(members: Sequence[Example]) -> Elected | None:
-    """The labels that have more votes than they lack; a tie over any label is nobody's."""
-    given = [(set(labels_of("multilabel", e.label)), e.votes) for e in members]
+    """The labels that have more votes than they lack; a tie over any label is nobody's. Rejections weigh only against the very
+    labels that come out.
+    """
+    given = [(set(labels_of("multilabel", e.label)), e.votes) for e in members if not e.rejects]
+    if not given:
+        return most_votes(members)
     total = sum(votes for _, votes in given)
     margins = {
         label: 2 * sum(votes for labels, votes in given if label in labels) - total
         for label in set().union(*(labels for labels, _ in given))
     }
-    if 0 in margins.values():
-        return None
-    chosen = [label for label, margin in margins.items() if margin > 0]
-    return Elected(canonical("multilabel", chosen), min([total, *map(abs, margins.values())]))
+    elected = canonical("multilabel", [label for label, margin in margins.items() if margin > 0])
+    against = sum(e.votes for e in members if e.rejects and e.label == elected)
+    weight = min([total, *map(abs, margins.values())]) - against
+    return Elected(elected, weight) if weight > 0 else None
 
 
 def middle(members: Sequence[Example]) -> Elected:

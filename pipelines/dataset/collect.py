@@ -2,9 +2,9 @@
 
 Turns FileRow and FeedbackRow into Example; build.py calls it first. It deliberately cleans nothing.
 
-A correction or confirmation is a target; a thumbs-up is a weak one. A thumbs-down says which label it is not (a complementary
-label: Ishida et al. 2017); of several labels, or of a number, it does not say what is wrong. A score rates an answer and names
-no target, comments are for people.
+A correction or confirmation is a target; a thumbs-up is a weak one. A thumbs-down says which label, or which labels together, it
+is not (a complementary label: Ishida et al. 2017); of a number it does not say what is wrong. A score rates an answer and
+names no target, comments are for people.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from datetime import UTC
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import FileRow
 from pipelines.features import FeedbackRow
-from schemas.targets import BadTarget, Task, canonical
+from schemas.targets import LABELLED, BadTarget, Task, canonical
 
 RATING_WEIGHT = 0.5
 UNTAUGHT = {
@@ -51,7 +51,7 @@ def from_feedback(feedback: Iterable[FeedbackRow], drops: Drops, task: Task) -> 
                 source, weight = "confirmation" if label == row.predicted_label else "correction", 1.0
             case "rating", "up":
                 source, label, weight = "rating", row.predicted_label, RATING_WEIGHT
-            case "rating", "down" if task == "classification":
+            case "rating", "down" if task in LABELLED:
                 source, label, weight = "rejection", row.predicted_label, RATING_WEIGHT
             case kind, _:
                 drops.add(UNTAUGHT.get(kind, f"{kind}: no label"), row.text)

@@ -172,12 +172,22 @@ class Conformal(Frozen):
     scores: list[float] = Field(default_factory=list)
 
 
+class IntervalCalibration(Frozen):
+    """Regression: a factor on the claimed spread, and the normalised errors that intervals are cut from, ascending."""
+
+    factor: float = Field(default=1.0, gt=0)
+    scores: list[float] = Field(default_factory=list)
+    fitted_rows: int = 0
+    nll_before: float | None = None
+    nll_after: float | None = None
+
+
 class Calibration(Frozen):
-    """A fitted calibration map over logits, chosen by cross-validated NLL, and the scores of its prediction sets.
+    """A fitted calibration map over logits, chosen by cross-validated NLL, and the scores of its prediction sets or intervals.
 
     none: softmax(logits). temperature: softmax(logits / temperature). vector: softmax(scale * logits + shift).
     platt, isotonic: for two labels; the second one's probability is a sigmoid, or a monotone line through knots, of the
-    difference of logits.
+    difference of logits. In multilabel models a sigmoid stands in place of softmax; numbers have no map.
     """
 
     kind: Literal["none", "temperature", "vector", "platt", "isotonic"] = "none"
@@ -192,16 +202,7 @@ class Calibration(Frozen):
     nll_after: float | None = None
     held_out_nll: dict[str, float] = Field(default_factory=dict, description="kind -> cross-validated NLL")
     conformal: Conformal | None = None
-
-
-class IntervalCalibration(Frozen):
-    """Regression: a factor on the claimed spread, and the normalised errors that intervals are cut from, ascending."""
-
-    factor: float = Field(default=1.0, gt=0)
-    scores: list[float] = Field(default_factory=list)
-    fitted_rows: int = 0
-    nll_before: float | None = None
-    nll_after: float | None = None
+    intervals: IntervalCalibration | None = Field(default=None, description="regression")
 
 
 class SequenceCalibration(Frozen):
@@ -214,7 +215,7 @@ class SequenceCalibration(Frozen):
 
 
 class Golden(Frozen):
-    """Inputs with the calibrated probabilities that the artefact gave when it was made."""
+    """Inputs with the calibrated outputs (probabilities, or a number) that the artefact gave when it was made."""
 
     texts: list[str]
     probabilities: list[list[float]]

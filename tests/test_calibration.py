@@ -9,7 +9,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from pipelines import calibration, conformal, intervals, measures, sequence_confidence
-from schemas.artifacts import Calibration, Conformal, Golden, IntervalCalibration
+from schemas.artifacts import Calibration, Conformal, IntervalCalibration
 from serving import calibration as applied
 
 Logits = tuple[Any, Any, Any, Any]
@@ -174,21 +174,6 @@ def test_thinned_scores_keep_the_promise() -> None:
     for coverage in (0.5, 0.9, 0.99):
         exact = applied.threshold(whole.tolist(), coverage)
         assert exact <= applied.threshold(thin.scores, coverage) <= exact + 0.01
-
-
-def test_golden_sets_tell_other_sets() -> None:
-    own, truth, other, _ = digits()
-    fitted = calibration.fit(own, truth)
-    probabilities = applied.apply(fitted, other[:8])
-    inside = applied.prediction_sets(fitted.conformal, probabilities, applied.GOLDEN_COVERAGE)
-    golden = Golden(
-        texts=["x"] * 8, probabilities=probabilities.tolist(), sets=[np.flatnonzero(r).tolist() for r in inside]
-    )
-    assert applied.golden_sets_hold(fitted, golden)
-    assert fitted.conformal is not None
-    narrow = fitted.model_copy(update={"conformal": Conformal(scores=[0.0] * 600)})
-    assert not applied.golden_sets_hold(narrow, golden)
-    assert applied.golden_sets_hold(narrow, golden.model_copy(update={"sets": []})), "made before there were sets"
 
 
 def test_a_calibration_of_an_earlier_version_is_read() -> None:

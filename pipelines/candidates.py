@@ -16,6 +16,7 @@ from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.policy import load_policy
 from pipelines.training.model import Encoder, base_model_sha256
+from pipelines.training.tasks import task_for
 from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, RoundRecord
 from schemas.settings import Settings
@@ -81,10 +82,10 @@ def _full_precision(
     target.mkdir()
     base_sha256 = base_model_sha256(encoder.path)
     trained = train(
+        task_for(settings.model.task, dataset.labels, [*dataset.train, *dataset.validation]),
         encoder,
         dataset.train,
         dataset.validation,
-        dataset.labels,
         settings.training,
         progress,
         rejections=dataset.rejections,

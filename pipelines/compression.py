@@ -1,6 +1,6 @@
-"""From a trained classifier to what serves: merge the adapter, export to ONNX, quantise.
+"""From a trained model to what serves: merge the adapter, export to ONNX, quantise.
 
-Turns a torch classifier into the files of a model version, and those into smaller ones. candidates.py calls it, and
+Turns a torch model into the files of a model version, and those into smaller ones. candidates.py calls it, and
 serves the fastest that stands in for full precision. It deliberately does not distil or prune yet (docs/architecture.md,
 Critiques).
 """
@@ -25,14 +25,14 @@ from safetensors.torch import save_file
 from pipelines import evaluation, gates
 from pipelines.dataset.files import FileRow
 from pipelines.policy import Policy
-from pipelines.training.model import Classifier, Encoder
+from pipelines.training.model import Encoder, TextModel
 from schemas.artifacts import GateResult, Verdict
 from serving.runtime import Runtime
 
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 256, 8, 3
 
 
-def save_adapter(model: Classifier, directory: Path) -> None:
+def save_adapter(model: TextModel, directory: Path) -> None:
     """Write adapter/ and head.safetensors: what, with the base model, gives the version again."""
     model.encoder.save_pretrained(directory / "adapter", save_embedding_layers=False)
     (directory / "adapter" / "README.md").unlink(missing_ok=True)
@@ -40,10 +40,11 @@ def save_adapter(model: Classifier, directory: Path) -> None:
     save_file(head, directory / "head.safetensors")
 
 
-def export(model: Classifier, encoder: Encoder, directory: Path) -> None:
+def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
     """Merge a copy and write model.onnx and tokenizer.json.
 
-    The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and gives logits [batch, k].
+    The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and gives `logits` [batch, k],
+    whatever the task.
     """
     # A copy: the frozen weights of `model` are the base model's own, and merging adds to them in place.
     merged = copy.deepcopy(model)

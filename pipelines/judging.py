@@ -20,8 +20,9 @@ from pipelines.evaluation import Evidence
 from pipelines.gates import Facts
 from pipelines.policy import Policy
 from pipelines.serving_try import try_in_fresh_process
+from pipelines.training.classification import Classification
 from pipelines.training.model import Encoder
-from pipelines.training.trainer import probe_logits
+from pipelines.training.trainer import probe_outputs
 from schemas.artifacts import DatasetManifest, EvaluationReport
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
@@ -74,7 +75,8 @@ def gather(
         for name, model in models.items()
     }
     progress(0.8)
-    logits = probe_logits(encoder, [*dataset.train, *dataset.validation], dataset.labels, texts, settings)
+    used = [*dataset.train, *dataset.validation]
+    logits = probe_outputs(Classification(dataset.labels), encoder, used, texts, settings)
     probe = evaluation.score(applied.softmax(logits), dataset.labels, judge, version="probe", split="reference")
     return Judged(found["candidate"], probe, found.get("champion"), flips)
 

@@ -154,7 +154,13 @@ class TrainingSettings(Group):
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of the adapter")
     head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, on adapter matrices")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability that a training row's target gives away")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
+    adapted_layers: int | None = Field(
+        None,
+        ge=1,
+        description="uppermost layers that carry adapters; those below run once a round; unset: the upper half",
+    )
     lora_rank: int = Field(8, ge=1, description="r")
     lora_alpha: int = Field(16, ge=1, description="scale is alpha / r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="on adapter inputs")

@@ -293,8 +293,9 @@ def _measure(settings: Settings, registry: Registry, test: list[Article], record
     from pipelines.dataset.files import FileRow
     from pipelines.dataset.rows import training_rows
     from pipelines.evaluation import evaluate
+    from pipelines.training.classification import Classification
     from pipelines.training.model import Encoder, base_model_path
-    from pipelines.training.trainer import probe_logits
+    from pipelines.training.trainer import probe_outputs
     from pipelines.training_round import round_folder
     from serving.runtime import Runtime
 
@@ -306,7 +307,8 @@ def _measure(settings: Settings, registry: Registry, test: list[Article], record
     report = evaluate(runtime, rows, split="test").report
     encoder = Encoder(base_model_path(settings.model.base_model), settings.model.max_length)
     given = training_rows(round_folder(settings, record.round_id))
-    logits = probe_logits(encoder, given, runtime.labels, [row.text for row in rows], settings.training)
+    task, texts = Classification(runtime.labels), [row.text for row in rows]
+    logits = probe_outputs(task, encoder, given, texts, settings.training)
     right = [runtime.labels[best] == row.label for best, row in zip(logits.argmax(axis=1), rows, strict=True)]
     return {
         "accuracy": report.accuracy,

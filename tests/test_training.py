@@ -12,12 +12,13 @@ from pipelines import compression
 from pipelines.calibration import fit_temperature, row_nll
 from pipelines.dataset.examples import Example
 from pipelines.training import trainer
-from pipelines.training.fitting import Fit, _losses, batch_size, tokenise
+from pipelines.training.classification import Classification
+from pipelines.training.fitting import Fit, batch_size
 from pipelines.training.lower_layers import LowerStates
 from pipelines.training.model import (
     BaseModelMissing,
-    Classifier,
     Encoder,
+    TextModel,
     UnknownArchitecture,
     adapter_targets,
     base_model_path,
@@ -26,11 +27,12 @@ from pipelines.training.model import (
     with_lora,
 )
 from pipelines.training.probe import fit_probe
-from pipelines.training.trainer import Trained, probe_logits, train
+from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.settings import TrainingSettings
 from tests.fakes import TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)
+TASK = Classification(LABELS)
 RECIPE = TrainingSettings(epochs=4, threads=1, learning_rate=5e-3, lora_dropout=0.0)
 
 
@@ -44,7 +46,7 @@ def examples(n: int, seed: int) -> list[Example]:
 
 
 def fit(encoder: Encoder, rows: Sequence[Example], held: Sequence[Example], **recipe: object) -> Trained:
-    return train(encoder, rows, held, LABELS, RECIPE.model_copy(update=recipe), lambda _: None)
+    return train(TASK, encoder, rows, held, RECIPE.model_copy(update=recipe), lambda _: None)
 
 
 def answers(trained: Trained, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
@@ -64,16 +66,16 @@ def test_embedding_is_the_mean_over_tokens_and_padding_does_not_count(encoder: E
 def test_lower_layers_run_once_give_what_the_whole_model_gives(encoder: Encoder) -> None:
     rows = examples(9, seed=4)
     texts = [row.text for row in rows]
-    model = Classifier(with_lora(encoder, RECIPE), encoder.width, np.ones((3, encoder.width)), np.zeros(3))
+    model = TextModel(with_lora(encoder, RECIPE), encoder.width, np.ones((3, encoder.width)), np.zeros(3))
     whole = model.eval()(**encoder.batch(texts)).detach().numpy()
-    with Fit(model, encoder, tokenise(encoder, rows, LABELS), [0], RECIPE) as opened:
-        np.testing.assert_allclose(opened.logits(range(9)), whole, atol=1e-4)
+    with Fit(TASK, model, TASK.rows(encoder, rows, RECIPE), [0], RECIPE) as opened:
+        np.testing.assert_allclose(opened.outputs(range(9)), whole, atol=1e-4)
     np.testing.assert_allclose(model(**encoder.batch(texts)).detach().numpy(), whole, atol=1e-5)
 
 
 def test_states_that_do_not_fit_are_run_again(encoder: Encoder) -> None:
     ids = encoder.tokenizer([text for text, _ in toy_rows(6, seed=5)])["input_ids"]
-    kept, none = LowerStates(encoder, ids), LowerStates(encoder, ids, max_bytes=0)
+    kept, none = LowerStates(encoder, ids, 1), LowerStates(encoder, ids, 1, max_bytes=0)
     for one, other in zip(kept.batch([4, 1]), none.batch([4, 1]), strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
 
@@ -102,7 +104,7 @@ def test_adapters_are_kept_when_they_help_on_rows_not_trained_on(
     weak = RECIPE.model_copy(update=recipe)
     nll = [
         row_nll(logits / fit_temperature(logits, truth), truth).mean()
-        for logits in (answers(trained, encoder, texts), probe_logits(encoder, rows, LABELS, texts, weak))
+        for logits in (answers(trained, encoder, texts), probe_outputs(TASK, encoder, rows, texts, weak))
     ]
     assert nll[0] < nll[1]
     curve = [float(line["held_out_nll"]) for line in trained.history if line["phase"] == "search"]
@@ -116,7 +118,7 @@ def test_the_probe_ships_with_an_untouched_adapter_when_nothing_can_be_learned(e
     texts = [text for text, _ in toy_rows(5, seed=7)]
     every = [*rows, *examples(24, seed=2)]
     np.testing.assert_allclose(
-        answers(trained, encoder, texts), probe_logits(encoder, every, LABELS, texts, RECIPE), atol=1e-3
+        answers(trained, encoder, texts), probe_outputs(TASK, encoder, every, texts, RECIPE), atol=1e-3
     )
 
 
@@ -135,13 +137,13 @@ def test_the_same_rows_in_another_order_give_the_same_model(encoder: Encoder) ->
 
 def test_a_label_without_rows_is_improbable_and_weights_count(encoder: Encoder) -> None:
     rows = [row for row in examples(30, seed=1) if row.label != LABELS[0]]
-    logits = probe_logits(encoder, rows, LABELS, ["goal match"], RECIPE)
+    logits = probe_outputs(TASK, encoder, rows, ["goal match"], RECIPE)
     assert logits.argmax() != 0
     points = np.array([[0.0], [0.1], [1.0], [1.1]], dtype=np.float32)
     light = fit_probe(points, ["a", "a", "b", "b"], ["a", "b"], c=1.0, weights=[1, 1, 0.1, 0.1])
     even = fit_probe(points, ["a", "a", "b", "b"], ["a", "b"], c=1.0)
     middle = np.array([[0.55]], dtype=np.float32)
-    assert np.diff(light.logits(middle))[0, 0] < np.diff(even.logits(middle))[0, 0]
+    assert np.diff(light.outputs(middle))[0, 0] < np.diff(even.outputs(middle))[0, 0]
 
 
 def test_the_adapter_and_the_export_are_the_model(encoder: Encoder, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_the_adapter_and_the_export_are_the_model(encoder: Encoder, tmp_path: Pa
     # base model + adapter + head are enough to make it again
     head = load_file(tmp_path / "head.safetensors")
     again = PeftModel.from_pretrained(Encoder(encoder.path, 32).model, tmp_path / "adapter")
-    rebuilt = Classifier(again, encoder.width, head["weight"].astype(float), head["bias"].astype(float)).eval()
+    rebuilt = TextModel(again, encoder.width, head["weight"].astype(float), head["bias"].astype(float)).eval()
     np.testing.assert_allclose(rebuilt(**encoder.batch(texts)).detach().numpy(), expected, atol=1e-4)
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".onnx", ".json", ".safetensors"}
 
@@ -178,10 +180,10 @@ def test_other_architectures_start_from_lower_states_too(encoder: Encoder, tmp_p
     encoder.tokenizer.save_pretrained(tmp_path)
     other = Encoder(tmp_path, max_length=32)
     rows = examples(10, seed=4)
-    model = Classifier(with_lora(other, RECIPE), other.width, np.ones((3, other.width)), np.zeros(3)).eval()
+    model = TextModel(with_lora(other, RECIPE), other.width, np.ones((3, other.width)), np.zeros(3)).eval()
     whole = model(**other.batch([row.text for row in rows])).detach().numpy()
-    with Fit(model, other, tokenise(other, rows, LABELS), [0], RECIPE) as opened:
-        np.testing.assert_allclose(opened.logits(range(10)), whole, atol=1e-4)
+    with Fit(TASK, model, TASK.rows(other, rows, RECIPE), [0], RECIPE) as opened:
+        np.testing.assert_allclose(opened.outputs(range(10)), whole, atol=1e-4)
 
 
 def test_base_models_are_found_hashed_or_refused_by_name(encoder: Encoder, tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_small_sets_get_small_batches() -> None:
 
 def test_a_rejection_teaches_what_a_text_is_not(encoder: Encoder) -> None:
     logits = torch.tensor([[4.0, 0.0, 0.0], [4.0, 0.0, 0.0], [40.0, 0.0, 0.0]], requires_grad=True)
-    losses = _losses(logits, torch.tensor([0, 0, 0]), torch.tensor([False, True, True]))
+    losses = TASK.losses(logits, torch.tensor([0, 0, 0]), torch.tensor([False, True, True]), 0.0)
     p = float(torch.softmax(logits[0], dim=0)[0].detach())
     np.testing.assert_allclose(losses.detach()[:2].numpy(), [-np.log(p), -np.log(1 - p)], rtol=1e-5)
     losses.sum().backward()
@@ -213,8 +215,8 @@ def test_a_rejection_teaches_what_a_text_is_not(encoder: Encoder) -> None:
     rows, label = examples(60, seed=1), LABELS[0]
     texts = [text for text, _ in toy_rows(24, seed=77)]
     rejections = [Example(text=text, label=label, source="rejection", weight=0.5) for text in texts]
-    plain = train(encoder, rows, [], LABELS, RECIPE, lambda _: None)
-    taught = train(encoder, rows, [], LABELS, RECIPE, lambda _: None, rejections=rejections)
+    plain = train(TASK, encoder, rows, [], RECIPE, lambda _: None)
+    taught = train(TASK, encoder, rows, [], RECIPE, lambda _: None, rejections=rejections)
     if plain.method == taught.method == "lora":
         before, after = (np.exp(answers(t, encoder, texts)) for t in (plain, taught))
         share = [float((p[:, 0] / p.sum(axis=1)).mean()) for p in (before, after)]

@@ -92,12 +92,13 @@ def two_sample(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[fl
     """
     n = min(len(one), len(other)) // 2 * 2
     rows = np.vstack([one[:n], other[:n]])
-    truth = np.repeat(["one", "other"], n)
+    names = np.array(["one", "other"])
+    truth = np.repeat(names, n)
     fold = np.arange(2 * n) % 2
     right = 0
     for held in (0, 1):
-        fitted = fit_probe(rows[fold != held], truth[fold != held].tolist(), ["one", "other"], c=1.0)
-        best = np.array(fitted.labels)[fitted.logits(rows[fold == held]).argmax(axis=1)]
+        fitted = fit_probe(rows[fold != held], truth[fold != held].tolist(), names.tolist(), c=1.0)
+        best = names[fitted.outputs(rows[fold == held]).argmax(axis=1)]
         right += int((best == truth[fold == held]).sum())
     return right / (2 * n), float(binomtest(right, 2 * n, 0.5, alternative="greater").pvalue)
 

@@ -97,7 +97,7 @@ def _agreement(
 def _probe_judge(c: float) -> Judge:
     def judge(rows: NDArray[np.float32], labels: NDArray[np.str_], asked: NDArray[np.float32]) -> NDArray[np.str_]:
         names = sorted(set(labels.tolist()))
-        best = fit_probe(rows, labels.tolist(), names, c=c).logits(asked).argmax(axis=1)
+        best = fit_probe(rows, labels.tolist(), names, c=c).outputs(asked).argmax(axis=1)
         found: NDArray[np.str_] = np.array(names)[best]
         return found
 

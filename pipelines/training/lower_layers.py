@@ -1,11 +1,11 @@
 """The layers below the first adapter, run once: they never change in a round, and neither does what comes out of them.
 
-Turns texts into the hidden states that the adapted layers start from, and lets a model start from those. trainer.py uses
-both, so that an epoch runs the layers above alone. It deliberately knows no labels and no optimiser.
+Turns token ids into the hidden states that the adapted layers start from, and lets a model start from those: the `Inputs` of
+an encoder's tasks, so that an epoch runs the layers above alone. It deliberately knows no labels and no optimiser.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines.training.model import Encoder, first_adapted, layers_of
+from pipelines.training.model import Encoder, TextModel, layers_of
 
 MAX_BYTES = 1 << 30
 
@@ -65,10 +65,10 @@ def starting_from_states(model: Any, first: int) -> Iterator[Replay]:
 
 
 class LowerStates:
-    """Hidden states of n texts below the first adapted layer, kept while they fit into MAX_BYTES, else run again."""
+    """Hidden states of n texts below layer `first`, kept while they fit into MAX_BYTES, else run again."""
 
-    def __init__(self, encoder: Encoder, ids: Sequence[Sequence[int]], max_bytes: int = MAX_BYTES) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: Encoder, ids: Sequence[Sequence[int]], first: int, max_bytes: int = MAX_BYTES) -> None:
+        self._encoder, self._first = encoder, first
         self._ids = [torch.tensor(row) for row in ids]
         self.lengths: NDArray[np.int64] = np.array([len(row) for row in ids], dtype=np.int64)
         self._kept: dict[int, torch.Tensor] = {}
@@ -79,6 +79,19 @@ class LowerStates:
             rows = order[start : start + 32]
             states, _ = self._run(rows)
             self._kept.update({row: states[n, : self.lengths[row]].clone() for n, row in enumerate(rows)})
+
+    @contextlib.contextmanager
+    def feeding(self, model: TextModel) -> Iterator[Callable[[Sequence[int]], torch.Tensor]]:
+        """Inside, the model starts from the states of the rows asked for: numbers [b] -> outputs [b, k]."""
+        with starting_from_states(model.encoder.get_base_model(), self._first) as replay:
+
+            def forward(rows: Sequence[int]) -> torch.Tensor:
+                replay.states, mask = self.batch(rows)
+                # The embeddings are set aside: only the shape of what stands in for token ids matters.
+                outputs: torch.Tensor = model(mask, mask)
+                return outputs
+
+            yield forward
 
     def batch(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """States [len(rows), longest, width] and attention mask [len(rows), longest], padded with zeros."""
@@ -93,7 +106,7 @@ class LowerStates:
         pad = base.config.pad_token_id or 0
         ids = nn.utils.rnn.pad_sequence([self._ids[row] for row in rows], batch_first=True, padding_value=pad)
         mask = self._mask(rows)
-        with skipping(base, range(first_adapted(self._encoder), len(layers_of(base)))):
+        with skipping(base, range(self._first, len(layers_of(base)))):
             states: torch.Tensor = base(input_ids=ids, attention_mask=mask).last_hidden_state
         return states, mask
 

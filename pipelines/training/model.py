@@ -1,4 +1,4 @@
-"""The classifier: a pretrained encoder, mean-pooled, with a linear head; LoRA on its upper layers.
+"""The model of an encoder's tasks: a pretrained encoder, mean-pooled, with a linear head; LoRA on its upper layers.
 
 Turns a base model's folder and a probe's weights into a torch module. trainer.py trains it, compression.py exports it. It
 deliberately knows no data. Mean pooling because sentence encoders are pretrained that way; the CLS pooler is not.
@@ -105,8 +105,8 @@ def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
 
 
-class Classifier(nn.Module):  # type: ignore[misc]  # torch is not followed
-    """Encoder, mean pooling, linear head: input_ids and attention_mask [n, length] -> logits [n, k]."""
+class TextModel(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """Encoder, mean pooling, linear head: input_ids and attention_mask [n, length] -> outputs [n, k]."""
 
     def __init__(self, encoder: Any, width: int, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
         super().__init__()
@@ -117,10 +117,10 @@ class Classifier(nn.Module):  # type: ignore[misc]  # torch is not followed
             self.head.bias.copy_(torch.from_numpy(bias))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Logits."""
+        """Outputs: logits, or a number."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        logits: torch.Tensor = self.head(mean_pool(hidden, attention_mask))
-        return logits
+        outputs: torch.Tensor = self.head(mean_pool(hidden, attention_mask))
+        return outputs
 
 
 def adapter_targets(path: Path) -> list[str]:
@@ -136,13 +136,14 @@ def layers_of(model: Any) -> Any:
     return (model.transformer if model.config.model_type == "distilbert" else model.encoder).layer
 
 
-def first_adapted(encoder: Encoder) -> int:
-    """Index of the lowest layer that carries an adapter: the upper half does."""
-    return len(layers_of(encoder.model)) // 2
+def first_adapted(encoder: Encoder, settings: TrainingSettings) -> int:
+    """Index of the lowest layer that carries an adapter: unset, the upper half does."""
+    layers = len(layers_of(encoder.model))
+    return layers // 2 if settings.adapted_layers is None else max(0, layers - settings.adapted_layers)
 
 
 def with_lora(encoder: Encoder, settings: TrainingSettings) -> Any:
-    """The base model with untouched LoRA adapters on the attention of its upper half.
+    """The base model with untouched LoRA adapters on the attention of its upper layers.
 
     The modules are new, the frozen weights are the encoder's own: merge a deep copy, never this.
     """
@@ -154,7 +155,7 @@ def with_lora(encoder: Encoder, settings: TrainingSettings) -> Any:
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=adapter_targets(encoder.path),
-        layers_to_transform=list(range(first_adapted(encoder), layers)),
+        layers_to_transform=list(range(first_adapted(encoder, settings), layers)),
     )
     shared: dict[int, Any] = {id(weights): weights for weights in encoder.model.parameters()}
     return get_peft_model(copy.deepcopy(encoder.model, shared), config)

@@ -1,25 +1,27 @@
-"""The logistic probe: a regularised linear head on frozen embeddings.
+"""The probe: a regularised linear head on frozen embeddings, logistic or ridge.
 
-Turns embeddings and labels into a head. A round starts from it, must beat it, and is compared with it; the quarantine
+Turns embeddings and targets into a head. A round starts from it, must beat it, and is compared with it; the quarantine
 judges by it. It deliberately never touches the encoder.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+ALPHAS = np.logspace(-3, 4, 15)
+
 
 @dataclass(frozen=True)
 class Probe:
-    """weight [k, width] and bias [k] in the order of `labels`."""
+    """weight [k, width] and bias [k]."""
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
-    labels: list[str]
 
-    def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    def outputs(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
         """[n, width] -> [n, k]."""
         return np.asarray(embeddings @ self.weight.T + self.bias)
 
@@ -37,15 +39,13 @@ def fit_probe(
     A label of `order` without rows gets a zero row and a bias below every other: improbable, not impossible.
     """
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
 
     index = {label: n for n, label in enumerate(order)}
     present = sorted(set(labels), key=lambda label: index[label])
     width = embeddings.shape[1]
     weight, bias = np.zeros((len(order), width)), np.zeros(len(order))
     if len(present) > 1:
-        # One thread: BLAS threads that fight torch's for the cores make this a hundred times slower.
-        with threadpool_limits(1):
+        with _one_thread():
             model = LogisticRegression(C=c, max_iter=300).fit(embeddings, list(labels), sample_weight=weights)
         coefficients, intercepts = model.coef_, model.intercept_
         if len(model.classes_) == 2:
@@ -57,4 +57,51 @@ def fit_probe(
         weight[rows], bias[rows] = coefficients, intercepts
     absent = [n for label, n in index.items() if label not in set(present)]
     bias[absent] = bias.min() - 4.0
-    return Probe(weight, bias, list(order))
+    return Probe(weight, bias)
+
+
+def fit_one_vs_rest(
+    embeddings: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    *,
+    c: float,
+    weights: Sequence[float] | None = None,
+) -> Probe:
+    """A logistic regression for each column of `targets` [n, k], which are 0 or 1, with inverse regularisation `c`.
+
+    A column that is always the same gets a zero row and the log-odds of its rows with half a row on either side.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    rows, k = targets.shape
+    weight, bias = np.zeros((k, embeddings.shape[1])), np.zeros(k)
+    with _one_thread():
+        for n, column in enumerate(targets.T):
+            positive = int(column.sum())
+            if 0 < positive < rows:
+                model = LogisticRegression(C=c, max_iter=300).fit(embeddings, column, sample_weight=weights)
+                weight[n], bias[n] = model.coef_[0], model.intercept_[0]
+            else:
+                bias[n] = np.log((positive + 0.5) / (rows - positive + 0.5))
+    return Probe(weight, bias)
+
+
+def fit_ridge(
+    embeddings: NDArray[np.float32], targets: NDArray[np.float64], *, weights: Sequence[float] | None = None
+) -> Probe:
+    """Ridge regression on [n] numbers; its regularisation is the best of ALPHAS by leave-one-out error."""
+    from sklearn.linear_model import RidgeCV
+
+    if len(targets) < 2:
+        return Probe(np.zeros((1, embeddings.shape[1])), np.full(1, targets.mean() if len(targets) else 0.0))
+    with _one_thread():
+        model = RidgeCV(alphas=ALPHAS).fit(embeddings.astype(np.float64), targets, sample_weight=weights)
+    return Probe(model.coef_[None, :], np.array([model.intercept_]))
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """BLAS threads that fight torch's for the cores make a fit a hundred times slower."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits

@@ -1,0 +1,57 @@
+"""Classification: one of k labels, by softmax.
+
+A `Task` for texts of which exactly one label is true. Made by tasks.py; knows no round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from pipelines import metrics
+from pipelines.calibration import fit_temperature, row_nll
+from pipelines.dataset.examples import Example
+from pipelines.training.encoder_task import EncoderTask, not_this
+from pipelines.training.probe import Probe, fit_probe
+from schemas.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Classification(EncoderTask):
+    """Outputs are logits [n, k] in the order of `labels`, targets their numbers [n]."""
+
+    labels: Sequence[str]
+    name: Literal["classification"] = "classification"
+    calibration: Literal["softmax"] = "softmax"
+
+    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
+        """Number of each label [n]."""
+        index = {label: n for n, label in enumerate(self.labels)}
+        return np.array([index[e.label] for e in examples], dtype=np.int64)
+
+    def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
+        """Multinomial logistic regression."""
+        weights = [e.weight for e in examples]
+        return fit_probe(embeddings, [e.label for e in examples], self.labels, c=settings.probe_c, weights=weights)
+
+    def losses(
+        self, outputs: torch.Tensor, targets: torch.Tensor, rejects: torch.Tensor, smoothing: float
+    ) -> torch.Tensor:
+        """Cross-entropy [b]; of a rejection, that of "not this label" (negative learning: Kim et al. 2019)."""
+        losses: torch.Tensor = functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
+        if rejects.any():
+            wrong = functional.cross_entropy(outputs[rejects], targets[rejects], reduction="none")
+            losses = losses.index_put((rejects,), not_this(wrong))
+        return losses
+
+    def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """NLL [n] after the temperature that suits these rows best."""
+        return row_nll(kept / fit_temperature(kept, targets), targets)
+
+    def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Accuracy and its kin."""
+        return metrics.classification(targets, kept.argmax(axis=1))

@@ -1,0 +1,100 @@
+"""What the trainer asks of a task: everything that differs between classifying, tagging, estimating and writing.
+
+Turns the name of a task into one. trainer.py and fitting.py train whatever keeps these promises; a task is one small module
+beside this one, with linear heads on encoders in encoder_task.py. Nothing here knows optimisers, epochs or files.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.dataset.examples import Example
+from schemas.settings import TrainingSettings
+from schemas.targets import Task as TaskName
+
+CalibrationKind = Literal["softmax", "sigmoid", "interval", "sequence"]
+Forward = Callable[[Sequence[int]], torch.Tensor]
+
+
+class Inputs(Protocol):
+    """n tokenised texts, and how a model is fed with them: whole, or with what frozen layers gave once."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens [n] of each."""
+
+    def feeding(self, model: Any) -> AbstractContextManager[Forward]:
+        """Inside: row numbers [b] -> the model's outputs [b, ...]. After it the model is whole again."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n rows ready for training: inputs, targets [n, ...] as the task has them, weights [n], complementary or not [n]."""
+
+    inputs: Inputs
+    targets: NDArray[Any]
+    weights: NDArray[np.float32]
+    rejects: NDArray[np.bool_]
+
+
+class Task(Protocol):
+    """What a round's model answers. Outputs are torch's while training, numpy's while epochs are compared."""
+
+    @property
+    def name(self) -> TaskName:
+        """As in the settings."""
+
+    @property
+    def calibration(self) -> CalibrationKind:
+        """What makes its outputs honest."""
+
+    @property
+    def learns_rejections(self) -> bool:
+        """Whether "not this target" teaches it anything; if not, such rows do not reach it."""
+
+    def rows(self, base: Any, examples: Sequence[Example], settings: TrainingSettings) -> Rows:
+        """Tokenised rows of examples in their order."""
+
+    def start(self, base: Any, examples: Sequence[Example], settings: TrainingSettings) -> Any:
+        """A torch module to be trained, with adapters that change nothing yet: what the cheapest method makes of the rows."""
+
+    def losses(
+        self, outputs: torch.Tensor, targets: torch.Tensor, rejects: torch.Tensor, smoothing: float
+    ) -> torch.Tensor:
+        """Training loss [b] of each row; `rejects` [b] says that a target is complementary, `smoothing` is of labels."""
+
+    def kept(self, outputs: torch.Tensor, targets: torch.Tensor) -> NDArray[Any]:
+        """What of a batch's outputs [b, ...] is needed to compare epochs."""
+
+    def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """NLL [n] of rows that were not trained on, after this contender's own temperature where the task has one."""
+
+    def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """The task's metrics on the same rows."""
+
+    def finish(self, model: Any) -> None:
+        """Make a trained module answer in the unit of its targets."""
+
+
+def task_for(name: TaskName, labels: Sequence[str], examples: Sequence[Example] = ()) -> Task:
+    """The task of a round over these labels; `examples` set the scale of a number."""
+    match name:
+        case "classification":
+            from pipelines.training.classification import Classification
+
+            return Classification(labels)
+        case "multilabel":
+            from pipelines.training.multilabel import Multilabel
+
+            return Multilabel(labels)
+        case "regression":
+            from pipelines.training.regression import Regression
+
+            return Regression.of(examples)
+        case "generation":
+            raise NotImplementedError("generation is not trained yet")

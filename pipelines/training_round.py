@@ -178,7 +178,9 @@ def _judge(
 
     progress("gates", 0.0)
     look = registry.looks_since_promotion() + 1
-    must_pass = read_rows(settings.path(settings.gates.must_pass)) if settings.gates.must_pass else []
+    must_pass = (
+        read_rows(settings.path(settings.gates.must_pass), settings.model.task) if settings.gates.must_pass else []
+    )
     before = _dataset_of(record.champion_version, registry)
     facts = judging.facts(judged, candidate, dataset, directory, policy, look=look, must_pass=must_pass, before=before)
     verdict = gates.judge(

@@ -1,17 +1,18 @@
 """The candidate: a round's dataset becomes a model version, in a directory whose manifest is written last.
 
 training_round.py asks for it and judges what comes; what each step does is training/, compression.py and calibration.py.
-It deliberately knows no champion, no registry and no verdict but one: whether int8 may stand in for full precision.
+It deliberately knows no champion, no registry and no verdict but one: what may stand in for full precision.
 """
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipelines import calibration, compression, evaluation, judging
+from pipelines import calibration, compression, distillation, evaluation, judging
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.policy import load_policy
@@ -28,6 +29,7 @@ from serving.runtime import Runtime
 GOLDEN_ROWS = 8
 INT8_TOLERANCE = 1e-2  # of golden outputs: processors differ in how they add int8 products
 TRIALS = "compression.json"
+TRAFFIC_TEXTS = 5000  # of recent predictions, that a student learns from beside the round's own
 
 
 def make(
@@ -36,25 +38,35 @@ def make(
     encoder: Encoder,
     settings: Settings,
     folder: Path,
-    progress: Callable[[float], None],
+    progress: Callable[[str, float], None],
+    traffic: Callable[[int], Sequence[str]],
 ) -> Path:
     """The candidate's directory, below the round's `folder`; as it is if an earlier attempt finished it.
 
-    Trained, merged, exported, calibrated, and compressed if the smaller artefact stands in for full precision.
+    Trained, merged, exported, calibrated, and compressed if a smaller artefact stands in for full precision: of those that
+    do, the fastest. `traffic` gives so many texts of recent predictions.
     """
     target = folder / "version"
     if _is_finished(target, dataset):
         return target
     full = folder / "full"
     if not _is_finished(full, dataset):
-        _full_precision(full, record, dataset, encoder, settings, progress)
+        _full_precision(full, record, dataset, encoder, settings, lambda share: progress("training", share))
     chosen, tried = full, []
     if settings.serving.artifact == "auto":
-        small = folder / "int8"
-        _compress(full, small, dataset, settings)
+        smaller = [folder / "int8"]
+        _compress(full, full / "model.onnx", smaller[0], "int8", dataset, settings)
+        if settings.training.student_layers:
+            smaller.append(folder / "student")
+            if not _is_finished(smaller[1], dataset):
+                texts = _unjudged(traffic(TRAFFIC_TEXTS), dataset)
+                _distil(
+                    full, smaller[1], texts, dataset, encoder, settings, lambda share: progress("distillation", share)
+                )
         policy = load_policy(settings.path(settings.gates.policy).read_text())
-        tried = [compression.stand_in(Runtime(full), Runtime(small), dataset.judge, policy)]
-        chosen = small if tried[0].passed else full
+        tried = [compression.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
+        passed = [(trial.seconds, path) for trial, path in zip(tried, smaller, strict=True) if trial.passed]
+        chosen = min(passed)[1] if passed else full
     (folder / TRIALS).write_text(json.dumps([trial.result.model_dump(mode="json") for trial in tried]))
     shutil.rmtree(target, ignore_errors=True)
     chosen.rename(target)
@@ -116,16 +128,39 @@ def _full_precision(
     _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]], settings)
 
 
-def _compress(full: Path, target: Path, dataset: Dataset, settings: Settings) -> None:
-    """The same version with an int8 model, calibrated anew: a calibration belongs to the exact artefact."""
+def _compress(full: Path, model: Path, target: Path, artifact: str, dataset: Dataset, settings: Settings) -> None:
+    """The same version with an ONNX `model` as int8, calibrated anew: a calibration belongs to the exact artefact."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(full, target, ignore=shutil.ignore_patterns("manifest.json", "model.onnx"))
-    compression.quantise(full / "model.onnx", target / "model.onnx")
+    compression.quantise(model, target / "model.onnx")
     golden = Golden(texts=[], probabilities=[], tolerance=INT8_TOLERANCE)
-    changes = {"artifact": "int8", "calibration": Calibration(), "golden": golden}
+    changes = {"artifact": artifact, "calibration": Calibration(), "golden": golden}
     manifest = verify(full).model_copy(update=changes)
     write_manifest(target, manifest)
     _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]], settings)
+
+
+def _distil(
+    full: Path,
+    target: Path,
+    traffic: Sequence[str],
+    dataset: Dataset,
+    encoder: Encoder,
+    settings: Settings,
+    progress: Callable[[float], None],
+) -> None:
+    """A student of the version in `full`, as int8."""
+    texts = [*(row.text for row in [*dataset.train, *dataset.validation]), *traffic]
+    student = distillation.distil(distillation.load_teacher(full, encoder), encoder, texts, settings.training, progress)
+    with tempfile.TemporaryDirectory(dir=full.parent) as exported:
+        compression.export(student, encoder, Path(exported))
+        _compress(full, Path(exported) / "model.onnx", target, compression.STUDENT, dataset, settings)
+
+
+def _unjudged(texts: Sequence[str], dataset: Dataset) -> list[str]:
+    """Texts without those that judge or calibrate: a student that learnt its teacher's answers to them would look too alike."""
+    held = {row.text.casefold() for row in [*dataset.judge, *dataset.calibration]}
+    return [text for text in texts if text.casefold() not in held]
 
 
 def trials(folder: Path) -> list[GateResult]:

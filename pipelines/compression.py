@@ -1,8 +1,7 @@
 """From a trained model to what serves: merge the adapter, export to ONNX, quantise.
 
 Turns a torch model into the files of a model version, and those into smaller ones. candidates.py calls it, and
-serves the fastest that stands in for full precision. It deliberately does not distil or prune yet (docs/architecture.md,
-Critiques).
+serves the fastest that stands in for full precision. It deliberately trains nothing: a student comes from distillation.py.
 """
 
 import contextlib
@@ -29,6 +28,7 @@ from pipelines.training.model import Encoder, TextModel
 from schemas.artifacts import GateResult, Verdict
 from serving.runtime import Runtime
 
+STUDENT = "student-int8"
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 256, 8, 3
 
 
@@ -41,14 +41,15 @@ def save_adapter(model: TextModel, directory: Path) -> None:
 
 
 def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
-    """Merge a copy and write model.onnx and tokenizer.json.
+    """Merge a copy, if there is an adapter, and write model.onnx and tokenizer.json.
 
     The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and gives `logits` [batch, k],
     whatever the task.
     """
     # A copy: the frozen weights of `model` are the base model's own, and merging adds to them in place.
     merged = copy.deepcopy(model)
-    merged.encoder = merged.encoder.merge_and_unload()
+    if hasattr(merged.encoder, "merge_and_unload"):
+        merged.encoder = merged.encoder.merge_and_unload()
     merged.eval()
     example: Any = encoder.batch(["one text", "another text, somewhat longer"])
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=encoder.max_length)}
@@ -102,9 +103,9 @@ def stand_in(full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Pol
     """Judge an artefact against the full-precision model that it was made from, both calibrated, on rows that judge."""
     before = evaluation.evaluate(full, rows, split="reference")
     after = evaluation.evaluate(other, rows, split="reference")
-    judged = gates.judge_compressed(before, after, policy)
-    slow, fast = _seconds((full, other), [row.text for row in rows[:TIMED_TEXTS]])
     name = other.manifest.artifact
+    judged = gates.judge_compressed(before, after, policy, student=name == STUDENT)
+    slow, fast = _seconds((full, other), [row.text for row in rows[:TIMED_TEXTS]])
     serves = "serves" if judged.verdict is Verdict.PASS else f"does not serve ({', '.join(judged.stopped_by())})"
     sentences = "; ".join(result.sentence for result in judged.results)
     result = judged.results[0].model_copy(

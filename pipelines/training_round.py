@@ -98,7 +98,10 @@ def run_round(
         missing = "two labels to train on" if len(present) < 2 else "reference rows to judge by"
         return _end(registry, folder, round_id, RoundState.SKIPPED, f"nothing to do: without {missing}")
 
-    directory = candidates.make(record, dataset, encoder, settings, folder, lambda share: progress("training", share))
+    def traffic(limit: int) -> list[str]:
+        return [text for text, _ in features.recent_predictions(limit)] if features else []
+
+    directory = candidates.make(record, dataset, encoder, settings, folder, progress, traffic)
     _crash_at("training")
 
     report = round_report.sealed(directory)

@@ -239,7 +239,7 @@ class ModelManifest(Frozen):
     round_id: str
     dataset_fingerprint: str
     method: str
-    artifact: str = Field(default="fp32", description="how the served model.onnx was made: fp32 or int8")
+    artifact: str = Field(default="fp32", description="how the served model.onnx was made: fp32, int8, or student-int8")
     seed: int | None = None
     code_version: str | None = None
     calibration: Calibration

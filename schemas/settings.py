@@ -167,6 +167,10 @@ class TrainingSettings(Group):
     probe_c: float = Field(
         1.0, gt=0, description="inverse regularisation of the logistic probe that warm-starts the head"
     )
+    student_layers: int | None = Field(
+        None, ge=1, description="layers of a distilled student that competes to be served; unset: none is made"
+    )
+    student_epochs: int = Field(6, ge=1, description="of distillation; minutes for thousands of texts on two cores")
     nice: int = Field(10, ge=0, le=19, description="how far a round yields to serving on the same machine")
     threads: int | None = Field(None, ge=1, description="of torch; unset: all cores")
     mlflow_uri: str | None = Field(

@@ -1,12 +1,13 @@
 """The candidate: a round's dataset becomes a model version, in a directory whose manifest is written last.
 
 training_round.py asks for it and judges what comes; what each step does is training/, compression.py and calibration.py.
-It deliberately knows no champion, no registry and no verdict but one: whether int8 may stand in for full precision.
+It deliberately knows no registry, and no verdict but one: whether int8 may stand in for full precision.
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from pipelines import calibration, compression, evaluation, judging
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.policy import load_policy
+from pipelines.training.champion import CannotContinue, Champion, open_champion
+from pipelines.training.log import History, Progress
 from pipelines.training.model import Encoder, base_model_sha256
 from pipelines.training.tasks import task_for
 from pipelines.training.trainer import train
@@ -24,6 +27,8 @@ from serving import calibration as applied
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
 from serving.calibration import GOLDEN_COVERAGE
 from serving.runtime import Runtime
+
+log = logging.getLogger("ratchet.candidates")
 
 GOLDEN_ROWS = 8
 INT8_TOLERANCE = 1e-2  # of golden outputs: processors differ in how they add int8 products
@@ -36,18 +41,20 @@ def make(
     encoder: Encoder,
     settings: Settings,
     folder: Path,
-    progress: Callable[[float], None],
+    progress: Progress,
+    champion: Path | None = None,
 ) -> Path:
     """The candidate's directory, below the round's `folder`; as it is if an earlier attempt finished it.
 
-    Trained, merged, exported, calibrated, and compressed if the smaller artefact stands in for full precision.
+    Trained, merged, exported, calibrated, and compressed if the smaller artefact stands in for full precision. `champion` is the
+    verified directory of the version that it goes on from or that teaches it, where the settings say so.
     """
     target = folder / "version"
     if _is_finished(target, dataset):
         return target
     full = folder / "full"
     if not _is_finished(full, dataset):
-        _full_precision(full, record, dataset, encoder, settings, progress)
+        _full_precision(full, record, dataset, encoder, settings, progress, champion)
     chosen, tried = full, []
     if settings.serving.artifact == "auto":
         small = folder / "int8"
@@ -76,11 +83,13 @@ def _full_precision(
     dataset: Dataset,
     encoder: Encoder,
     settings: Settings,
-    progress: Callable[[float], None],
+    progress: Progress,
+    champion: Path | None,
 ) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     base_sha256 = base_model_sha256(encoder.path)
+    before, note = _before(champion, base_sha256, settings)
     trained = train(
         task_for(settings.model.task, dataset.labels, [*dataset.train, *dataset.validation]),
         encoder,
@@ -89,11 +98,12 @@ def _full_precision(
         settings.training,
         progress,
         rejections=dataset.rejections,
+        champion=before,
     )
-    compression.save_adapter(trained.model, target)
+    compression.save_weights(trained.model, target)
     compression.export(trained.model, encoder, target)
     (target / "dataset.json").write_text(dataset.manifest.model_dump_json(indent=2))
-    (target / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in trained.history))
+    (target / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*note, *trained.history]))
     manifest = ModelManifest(
         model_version=f"{record.created_at:%Y%m%d-%H%M%S}-{record.round_id[-6:]}",
         model_name=settings.model.name,
@@ -114,6 +124,18 @@ def _full_precision(
     )
     write_manifest(target, manifest)
     _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]], settings)
+
+
+def _before(champion: Path | None, base_sha256: str, settings: Settings) -> tuple[Champion | None, History]:
+    """The champion as training sees it, if the settings ask for it and its weights can be used, and a line that says so."""
+    if champion is None or (settings.training.start == "base" and not settings.training.focal_distillation):
+        return None, []
+    try:
+        found = open_champion(champion, settings.model.task, base_sha256, settings.training)
+    except CannotContinue as error:
+        log.warning("training starts from the base model, without the champion: %s", error)
+        return None, [{"phase": "start", "weights": "base", "why": str(error)}]
+    return found, [{"phase": "start", "weights": settings.training.start, "champion": found.version}]
 
 
 def _compress(full: Path, target: Path, dataset: Dataset, settings: Settings) -> None:

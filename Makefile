@@ -19,8 +19,9 @@ install: .venv/.installed
 demo: install
 	$(BIN)/ratchet demo
 
+# Three at a time on two cores: a third of a run is waiting for brokers and child processes.
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 3
 
 lint: install
 	$(BIN)/ruff check .

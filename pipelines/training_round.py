@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from pipelines import candidates, gates, judging, round_report
+from pipelines import candidates, gates, judging, round_report, tracking
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import read_rows
 from pipelines.dataset.report import write_report
@@ -122,8 +122,10 @@ def run_round(
 
     progress("promotion", 0.0)
     manifest = read_manifest(directory)
-    digest = store.put(round_report.sealed_folder(directory))
+    sealed = round_report.sealed_folder(directory)
+    digest = store.put(sealed)
     registry.register_version(manifest, digest, servable=verdict.verdict is Verdict.PASS)
+    tracking.log_version(settings, sealed)
     _crash_at("promotion")
     if verdict.verdict is not Verdict.PASS:
         state = RoundState.REJECTED if verdict.verdict is Verdict.FAIL else RoundState.INSUFFICIENT
@@ -185,7 +187,9 @@ def _judge(
 
     progress("gates", 0.0)
     look = registry.looks_since_promotion() + 1
-    must_pass = read_rows(settings.path(settings.gates.must_pass)) if settings.gates.must_pass else []
+    must_pass = (
+        read_rows(settings.path(settings.gates.must_pass), settings.model.task) if settings.gates.must_pass else []
+    )
     before = _dataset_of(record.champion_version, registry)
     facts = judging.facts(judged, candidate, dataset, directory, policy, look=look, must_pass=must_pass, before=before)
     verdict = gates.judge(

@@ -201,6 +201,9 @@ class TrainingSettings(Group):
     )
     nice: int = Field(10, ge=0, le=19, description="how far a round yields to serving on the same machine")
     threads: int | None = Field(None, ge=1, description="of torch; unset: all cores")
+    mlflow_uri: str | None = Field(
+        None, description="MLflow tracking server or database to log rounds to (extra `mlflow`); unset: none"
+    )
 
 
 class GateSettings(Group):
@@ -289,8 +292,15 @@ class Settings(Group):
     @property
     def registry_url(self) -> str:
         """The registry's URL with a relative SQLite path made absolute."""
+        return self._database(self.registry.url)
+
+    @property
+    def mlflow_uri(self) -> str | None:
+        """MLflow's address with a relative SQLite path made absolute."""
+        return self._database(self.training.mlflow_uri) if self.training.mlflow_uri else None
+
+    def _database(self, url: str) -> str:
         prefix = "sqlite:///"
-        url = self.registry.url
         return prefix + str(self.path(url.removeprefix(prefix))) if url.startswith(prefix) else url
 
     @property

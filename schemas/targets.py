@@ -10,6 +10,7 @@ import math
 from typing import Literal
 
 Task = Literal["classification", "multilabel", "regression", "generation"]
+Built = Literal["classification", "multilabel", "regression"]  # what `ratchet init --task` takes
 
 # The column of a labelled file that holds the target.
 COLUMNS: dict[Task, str] = {
@@ -18,6 +19,8 @@ COLUMNS: dict[Task, str] = {
     "regression": "target",
     "generation": "completion",
 }
+# Tasks whose targets are made of a taxonomy's labels.
+LABELLED: tuple[Task, ...] = ("classification", "multilabel")
 
 
 class BadTarget(ValueError):
@@ -36,11 +39,56 @@ def canonical(task: Task, value: object) -> str:
         case "regression":
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise BadTarget(f"{value!r}: expected a finite number")
-            return repr(float(value))
+            return repr(float(value) + 0.0)  # no -0.0
         case _:
             if not isinstance(value, str) or not value.strip():
                 raise BadTarget(f"{value!r}: expected a {'label' if task == 'classification' else 'text'}")
             return value
+
+
+def from_cell(task: Task, cell: object) -> str:
+    """The canonical text of what a file's cell holds. Raises BadTarget.
+
+    Labels may be a list, JSON or parted by `|`; a number may be written as text.
+    """
+    match task, cell:
+        case "multilabel", str(text):
+            return canonical(task, _listed(text))
+        case "regression", str(text):
+            try:
+                return canonical(task, float(text))
+            except ValueError:
+                raise BadTarget(f"{text!r}: expected a finite number, such as 3.5") from None
+        case "classification", _:
+            return canonical(task, str(cell).strip())
+    return canonical(task, cell)
+
+
+def _listed(text: str) -> object:
+    if not text.startswith("["):
+        return [label.strip() for label in text.split("|")]
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise BadTarget(f"{text!r}: expected labels as a JSON list, or parted by |") from None
+
+
+def text_of(value: str | float | list[str]) -> str:
+    """The canonical text of a value whose task its type tells."""
+    return canonical(
+        "multilabel" if isinstance(value, list) else "classification" if isinstance(value, str) else "regression",
+        value,
+    )
+
+
+def value_of(task: Task, target: str) -> str | float | list[str]:
+    """What a canonical text says: the inverse of `canonical`."""
+    match task:
+        case "multilabel":
+            return list(labels_of(task, target))
+        case "regression":
+            return float(target)
+    return target
 
 
 def labels_of(task: Task, target: str) -> tuple[str, ...]:

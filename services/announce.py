@@ -1,7 +1,7 @@
-"""Announce a promotion on the topic `<model>.promotions`.
+"""Announce a promotion: on the topic `<model>.promotions`, and to MLflow where there is one.
 
 Turns a champion into a `ModelPromoted` message. Rounds, approvals and rollbacks call it after the registry has the fact.
-It is a hint only, so nothing that goes wrong here is anybody's failure, and it takes 2 seconds at most.
+It is a hint only, so nothing that goes wrong here is anybody's failure, and the message takes 2 seconds at most.
 """
 
 import logging
@@ -17,7 +17,14 @@ TIMEOUT_S = 2.0
 
 
 def announce(settings: Settings, registry: Registry, champion: Champion) -> None:
-    """Publish, if there is a broker to publish to. Never raises."""
+    """Publish, if there is a broker to publish to, then move MLflow's alias. Never raises."""
+    _publish(settings, registry, champion)
+    from pipelines.tracking import follow_champion
+
+    follow_champion(settings, champion.model_version)
+
+
+def _publish(settings: Settings, registry: Registry, champion: Champion) -> None:
     from services.projects import running_up
 
     up = running_up(settings)

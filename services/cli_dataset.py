@@ -56,12 +56,13 @@ def dataset_build(out: Path, config: Path, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="file to write")
 @config_option
 def dataset_export(round_id: str | None, kind: str, out: Path, config: Path) -> None:
-    """Write training and validation rows for training elsewhere: chat fine-tuning JSONL, or text and label."""
+    """Write training and validation rows for training elsewhere: chat fine-tuning JSONL, or text and target."""
     import json
 
     from pipelines.dataset.formats import chat_lines, check_chat
     from pipelines.dataset.rows import training_rows
     from pipelines.training_round import round_folder
+    from schemas.targets import COLUMNS, value_of
 
     with opened(config) as (settings, registry):
         if round_id:
@@ -70,12 +71,13 @@ def dataset_export(round_id: str | None, kind: str, out: Path, config: Path) -> 
         else:
             built, _, _ = _build(settings, registry)
             rows = [*built.train, *built.validation]
-        labels = registry.active_labels()
+        labels, task = registry.active_labels(), settings.model.task
     if kind == "chat":
-        lines = chat_lines(rows, labels)
+        lines = chat_lines(rows, labels, task)
         check_chat(lines)
     else:
-        lines = [json.dumps({"text": e.text, "label": e.label}, ensure_ascii=False) for e in rows]
+        found = [{"text": e.text, COLUMNS[task]: value_of(task, e.label)} for e in rows]
+        lines = [json.dumps(row, ensure_ascii=False) for row in found]
     beside = out.with_name(f"{out.name}.tmp")
     beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     beside.rename(out)

@@ -42,6 +42,7 @@ def examine(config: Path) -> list[Check]:
         "disk": _disk,
         "broker": _broker,
         "serving": _serving,
+        **({"mlflow": _mlflow} if settings.training.mlflow_uri else {}),
     }
     for part, look in parts.items():
         try:
@@ -140,6 +141,12 @@ def _serving(settings: Settings) -> Check:
     except (OSError, ValueError) as error:
         return Check("serving", "FAIL" if up else "warn", f"{url} does not answer: {error}")
     return _compared(settings, url, served)
+
+
+def _mlflow(settings: Settings) -> Check:
+    from pipelines.tracking import look
+
+    return Check("mlflow", "ok", look(settings))
 
 
 def _compared(settings: Settings, url: str, served: dict[str, object]) -> Check:

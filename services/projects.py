@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.settings import Settings, load_settings, render_settings
+from schemas.targets import COLUMNS, LABELLED, Task, labels_of
 
 if TYPE_CHECKING:
     from serving.registry import Registry
@@ -54,6 +55,7 @@ def create_project(
     *,
     seed: Path,
     reference: Path | None,
+    task: Task = "classification",
     labels: Sequence[str] = (),
     base_model: str | None = None,
     name: str | None = None,
@@ -62,7 +64,7 @@ def create_project(
     """Make a project folder; nothing half-made stays if something is wrong.
 
     Raises:
-        ProjectError: the folder is not empty, or there are fewer than two labels.
+        ProjectError: the folder is not empty, there is nothing to tell apart, or the task has no labels to name.
         BadFile: seed or reference cannot be read.
 
     """
@@ -74,9 +76,13 @@ def create_project(
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ProjectError(f"{folder} is not an empty folder")
-    found = [{row.label for row in read_rows(path)} for path in (seed, reference) if path]
+    if labels and task not in LABELLED:
+        raise ProjectError(f"--labels {','.join(labels)}: {task} has no labels")
+    found = [{row.label for row in read_rows(path, task)} for path in (seed, reference) if path]
     if len(found[0]) < 2:
-        raise ProjectError(f"{seed}: column label holds {', '.join(found[0])} alone; there is nothing to tell apart")
+        held = f"{seed}: column {COLUMNS[task]} holds {', '.join(found[0])} alone"
+        raise ProjectError(f"{held}; there is nothing to tell apart")
+    named = {label for targets in found for target in targets for label in labels_of(task, target)}
     existed = folder.exists()
     try:
         (folder / "data").mkdir(parents=True)
@@ -86,7 +92,7 @@ def create_project(
             shutil.copyfile(reference, folder / f"data/reference{reference.suffix.lower()}")
             dataset["reference"] = f"data/reference{reference.suffix.lower()}"
         chosen = name or re.sub(r"[^a-z0-9_-]+", "-", folder.absolute().name.lower()).strip("-_")[:63] or "model"
-        model: dict[str, object] = {"name": chosen}
+        model: dict[str, object] = {"name": chosen, "task": task}
         if base_model:
             model["base_model"] = str(Path(base_model).absolute()) if Path(base_model).is_dir() else base_model
         wanted: dict[str, Mapping[str, object]] = {"model": model, "dataset": dataset}
@@ -100,7 +106,7 @@ def create_project(
         registry = Registry(settings.registry_url, settings.model.name)
         try:
             registry.migrate()
-            registry.set_labels([*sorted(set().union(*found)), *labels])
+            registry.set_labels([*sorted(named), *labels])
         finally:
             registry.close()
     except BaseException:
@@ -116,6 +122,8 @@ def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
     """Put the labels of seed and reference into a registry that has none: it was set after `ratchet init`."""
     from pipelines.dataset.files import read_rows
 
-    if not registry.labels():
+    task = settings.model.task
+    if task in LABELLED and not registry.labels():
         paths = [settings.path(path) for path in (settings.dataset.seed, settings.dataset.reference) if path]
-        registry.set_labels(sorted({row.label for path in paths for row in read_rows(path)}))
+        rows = [row for path in paths for row in read_rows(path, task)]
+        registry.set_labels(sorted({label for row in rows for label in labels_of(task, row.label)}))

@@ -185,7 +185,7 @@ def main() -> None:
             wrong.append(sentence)
 
     named = os.environ.get("RATCHET_E2E_DATA")
-    seed, reference, traffic = split(read_rows(Path(named)) if named else bbc())
+    seed, reference, traffic = split(read_rows(Path(named), "classification") if named else bbc())
     with project(seed, reference) as walk:
         print(f"{len({row.label for row in seed})} labels, {len(seed)} seed and {len(reference)} reference rows")
         begun = time.monotonic()

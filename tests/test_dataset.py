@@ -166,10 +166,10 @@ def test_a_side_once_given_is_kept_and_the_fingerprint_is_the_rows() -> None:
 def test_a_bad_file_is_named_with_row_and_column(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadFile, match=said) as caught:
-        read_rows(tmp_path / name)
+        read_rows(tmp_path / name, "classification")
     assert name in str(caught.value)
 
 
 def test_rows_of_files_are_anonymised_and_keep_their_metadata(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label,channel\nmail bob@example.org,x,ios\n")
-    assert read_rows(tmp_path / "a.csv") == [FileRow("mail <EMAIL>", "x", {"channel": "ios"})]
+    assert read_rows(tmp_path / "a.csv", "classification") == [FileRow("mail <EMAIL>", "x", {"channel": "ios"})]

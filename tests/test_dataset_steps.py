@@ -67,7 +67,7 @@ def test_every_text_left_out_has_a_reason_and_an_example() -> None:
         row("dies ist ein deutscher Satz über das Wetter und die Bank in der Stadt"),
     ]
     tokens = Tokens(lambda texts: [len(text.split()) + 2 for text in texts], limit=30)
-    kept = clean(rows, {"money"}, drops, min_chars=2, language="en", tokens=tokens)
+    kept = clean(rows, {"money"}, drops, task="classification", min_chars=2, language="en", tokens=tokens)
     assert [e.text for e in kept] == ["the bank and the loan", "the market is up"]
     assert drops.counts == {
         "empty": 1,
@@ -95,9 +95,14 @@ def test_names_and_places_are_replaced_and_placeholders_stay() -> None:
             yield [(one.index(name), one.index(name) + len(name), kind) for name, kind in spans]
 
     assert names.redact([text], find) == ["<PERSON> mailed <EMAIL> from <PLACE> on Monday"]
-    assert clean([row(text)], {"money"}, Drops(), min_chars=1, names=lambda texts: names.redact(texts, find))[
-        0
-    ].text == ("<PERSON> mailed <EMAIL> from <PLACE> on Monday")
+    assert clean(
+        [row(text)],
+        {"money"},
+        Drops(),
+        task="classification",
+        min_chars=1,
+        names=lambda texts: names.redact(texts, find),
+    )[0].text == ("<PERSON> mailed <EMAIL> from <PLACE> on Monday")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +122,7 @@ def test_one_row_stands_for_a_cluster_with_the_votes_of_all(
     members: list[Example], label: str | None, weight: float | None
 ) -> None:
     drops = Drops()
-    found = aggregate("the leader", members, drops)
+    found = aggregate("the leader", members, drops, "classification")
     assert (found.label if found else None, found.weight if found else None) == (label, weight)
     assert drops.counts.total() == len(members) - (found is not None)
     assert found is None or (found.text == "the leader" and not found.rejects)
@@ -125,7 +130,10 @@ def test_one_row_stands_for_a_cluster_with_the_votes_of_all(
 
 def test_thumbs_down_alone_says_what_a_text_is_not() -> None:
     found = aggregate(
-        "t", [row("t", "a", "rejection", weight=0.5), row("t", "b", "rejection", weight=0.5)] * 2, Drops()
+        "t",
+        [row("t", "a", "rejection", weight=0.5), row("t", "b", "rejection", weight=0.5)] * 2,
+        Drops(),
+        "classification",
     )
     assert found is not None
     assert found.rejects
@@ -181,7 +189,9 @@ def test_beyond_what_is_embedded_the_quarantine_reads_words() -> None:
         raise AssertionError("embedded all the same")
 
     texts, labels, people = zip(*rows, strict=True)
-    assert quarantined(texts, labels, people, [True] * len(rows), embed=never, probe_c=1.0) == {"liar"}
+    assert quarantined(texts, labels, people, [True] * len(rows), task="classification", embed=never, probe_c=1.0) == {
+        "liar"
+    }
 
 
 def test_formats_of_every_task() -> None:
@@ -222,7 +232,7 @@ def test_generation_costs_on_the_completion_alone(tiny_base: Path) -> None:
 
 def test_the_chat_export_keeps_the_published_rules() -> None:
     rows = [row(f'text "{n}"\nwith a line', "a") for n in range(12)]
-    lines = formats.chat_lines(rows, ["a", "b"])
+    lines = formats.chat_lines(rows, ["a", "b"], "classification")
     formats.check_chat(lines)
     assert [m["role"] for m in json.loads(lines[0])["messages"]] == ["system", "user", "assistant"]
 
@@ -241,7 +251,7 @@ def test_the_chat_export_keeps_the_published_rules() -> None:
     ],
 )
 def test_what_breaks_a_rule_of_the_chat_format_is_refused_by_row(line: str, rule: str) -> None:
-    good = formats.chat_lines([row(f"t{n}", "a") for n in range(10)], ["a"])
+    good = formats.chat_lines([row(f"t{n}", "a") for n in range(10)], ["a"], "classification")
     with pytest.raises(formats.BadFormat, match=f"row 11.*{rule}"):
         formats.check_chat([*good, line])
     with pytest.raises(formats.BadFormat, match="needs 10"):
@@ -254,10 +264,13 @@ def test_a_hugging_face_folder_is_read_and_any_other_folder_refused(tmp_path: Pa
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"]), "channel": Value("string")})
     rows = {"text": ["mail bob@example.org", "b"], "label": [1, 0], "channel": ["ios", None]}
     Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "hf"))
-    assert read_rows(tmp_path / "hf") == [FileRow("mail <EMAIL>", "yes", {"channel": "ios"}), FileRow("b", "no")]
+    assert read_rows(tmp_path / "hf", "classification") == [
+        FileRow("mail <EMAIL>", "yes", {"channel": "ios"}),
+        FileRow("b", "no"),
+    ]
     (tmp_path / "other").mkdir()
     with pytest.raises(BadFile, match="not of a Hugging Face dataset"):
-        read_rows(tmp_path / "other")
+        read_rows(tmp_path / "other", "classification")
 
 
 def embed(texts: Sequence[str]) -> "np.ndarray":
@@ -282,7 +295,7 @@ def test_the_page_is_whole_in_itself_and_escapes_what_people_wrote() -> None:
     found = Simulation(seed=3, rows=0).build(rows)
     tokens = Tokens(lambda texts: [len(text.split()) for text in texts], limit=100)
     against = {"live traffic": toy_rows(60, seed=6), "nothing": []}
-    described = profile(found, embed=embed, tokens=tokens, max_length=8, against=against)
+    described = profile(found, task="classification", embed=embed, tokens=tokens, max_length=8, against=against)
     assert described.rows_by_side["train"] == len(found.train)
     assert sum(described.token_counts) == len(found.train)
     assert described.cut_share > 0.9

@@ -1,54 +1,103 @@
 """Aggregation: one row stands for a cluster of near-duplicates, with the votes of all.
 
-Turns the members of a cluster into one example, or none where they disagree. build.py calls it for every cluster. It
+Turns the members of a cluster into one example, or none where they disagree. groups.py calls it for every cluster. It
 deliberately knows no sides.
 
 Files outvote people: what was curated is not overruled by feedback. A thumbs-down takes its weight from the label that it
-rejects.
+rejects. How votes become one target is ELECTIONS' to say, by task.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pipelines.dataset.examples import SOURCES, Drops, Example
+from schemas.targets import Task, canonical, labels_of
 
 
-def aggregate(text: str, members: Sequence[Example], drops: Drops) -> Example | None:
+@dataclass(frozen=True)
+class Elected:
+    """A target, what the votes for it come to, and what becomes of rows that say otherwise."""
+
+    label: str
+    weight: float
+    rejects: bool = False
+    others: str = "outvoted"
+
+
+def aggregate(text: str, members: Sequence[Example], drops: Drops, task: Task) -> Example | None:
     """The example that trains for these near-duplicates of `text`; all other members are counted as dropped.
 
-    The label has the most votes; a tie is nobody's. Its weight is what the votes come to, at most 1.
+    Its weight is what the votes come to, at most 1.
+    """
+    elected = ELECTIONS[task](members)
+    if elected is None:
+        for e in members:
+            drops.add("disagreement", e.text)
+        return None
+    agrees = [e.label == elected.label and e.rejects == elected.rejects for e in members]
+    chosen = min([e for e, same in zip(members, agrees, strict=True) if same] or members, key=_rank)
+    for e, same in zip(members, agrees, strict=True):
+        if e is not chosen:
+            drops.add("duplicate" if same else elected.others, e.text)
+    return replace(chosen, text=text, label=elected.label, weight=min(1.0, elected.weight))
+
+
+def most_votes(members: Sequence[Example]) -> Elected | None:
+    """The label with the most votes; a tie is nobody's. Without a label left, the one most rejected is ruled out, unless
+    somebody had given another.
     """
     votes: Counter[str] = Counter()
     for e in members:
         votes[e.label] += -e.votes if e.rejects else e.votes  # type: ignore[assignment]  # votes have fractions
     ranked = sorted(votes.items(), key=lambda vote: (-vote[1], vote[0]))
     label, most = ranked[0]
-    if most <= 0:
-        return _rejected(text, members, ranked[-1][0], drops)
-    if len(ranked) > 1 and ranked[1][1] == most:
-        _drop(members, None, label, "disagreement", drops)
-        return None
-    chosen = min((e for e in members if e.label == label and not e.rejects), key=_rank)
-    _drop(members, chosen, label, "outvoted", drops)
-    return replace(chosen, text=text, weight=min(1.0, most))
-
-
-def _rejected(text: str, members: Sequence[Example], label: str, drops: Drops) -> Example | None:
-    """Without a label left, the one most rejected is ruled out, unless somebody had given it."""
+    if most > 0:
+        tied = len(ranked) > 1 and ranked[1][1] == most
+        return None if tied else Elected(label, most)
     if not all(e.rejects for e in members):
-        _drop(members, None, label, "disagreement", drops)
         return None
-    chosen = min((e for e in members if e.label == label), key=_rank)
-    _drop(members, chosen, label, "outvoted", drops)
-    return replace(chosen, text=text)
+    label = ranked[-1][0]
+    return Elected(label, max(e.weight for e in members if e.label == label), rejects=True)
 
 
-def _drop(members: Sequence[Example], chosen: Example | None, label: str, reason: str, drops: Drops) -> None:
-    for e in members:
-        if e is not chosen:
-            agrees = chosen is not None and e.label == label and e.rejects == chosen.rejects
-            drops.add("duplicate" if agrees else reason, e.text)
+def majority_of_each(members: Sequence[Example]) -> Elected | None:
+    """The labels that have more votes than they lack; a tie over any label is nobody's. Rejections weigh only against the very
+    labels that come out.
+    """
+    given = [(set(labels_of("multilabel", e.label)), e.votes) for e in members if not e.rejects]
+    if not given:
+        return most_votes(members)
+    total = sum(votes for _, votes in given)
+    margins = {
+        label: 2 * sum(votes for labels, votes in given if label in labels) - total
+        for label in set().union(*(labels for labels, _ in given))
+    }
+    elected = canonical("multilabel", [label for label, margin in margins.items() if margin > 0])
+    against = sum(e.votes for e in members if e.rejects and e.label == elected)
+    weight = min([total, *map(abs, margins.values())]) - against
+    return Elected(elected, weight) if weight > 0 else None
+
+
+def middle(members: Sequence[Example]) -> Elected:
+    """The weighted median of the numbers, the mean of two if it lies between them."""
+    ordered = sorted((float(e.label), e.votes) for e in members)
+    total = sum(votes for _, votes in ordered)
+    below, found = 0.0, list[float]()
+    for number, votes in ordered:
+        if below <= total / 2 <= below + votes:
+            found.append(number)
+        below += votes
+    label = canonical("regression", (found[0] + found[-1]) / 2)
+    return Elected(label, total, others="merged into a median")
+
+
+ELECTIONS: Mapping[Task, Callable[[Sequence[Example]], Elected | None]] = {
+    "classification": most_votes,
+    "multilabel": majority_of_each,
+    "regression": middle,
+    "generation": most_votes,
+}
 
 
 def _rank(example: Example) -> tuple[int, str, str, str]:

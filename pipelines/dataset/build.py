@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipelines.dataset import balance, split
 from pipelines.dataset.clean import Tokens, clean, tidy
 from pipelines.dataset.collect import from_feedback, from_files
+from pipelines.dataset.counted import Counted
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import FileRow
 from pipelines.dataset.groups import JUDGING, Groups
@@ -89,13 +90,14 @@ def build(
         since: up to when feedback is old, for replay; None: all is new.
 
     """
-    wanted, name, drops = settings.dataset, settings.model.name, Drops()
+    wanted, name, task, drops = settings.dataset, settings.model.name, settings.model.task, Drops()
     names = installed_tier() if wanted.names else None
-    given = [*from_files(seed, "seed"), *from_files(domain, "domain"), *from_feedback(feedback, drops)]
+    given = [*from_files(seed, "seed"), *from_files(domain, "domain"), *from_feedback(feedback, drops, task)]
     examples = clean(
         given,
         set(labels),
         drops,
+        task=task,
         min_chars=wanted.min_chars,
         language=wanted.language,
         tokens=tokens,
@@ -108,14 +110,14 @@ def build(
     rows = from_files(reference or (), "seed")
     texts = [tidy(e.text) for e in rows]
     curated = [replace(e, text=text) for e, text in zip(rows, names(texts) if names else texts, strict=True)]
-    groups = Groups(curated, examples, lambda text: split.cluster_key(name, text), ledger.sides)
+    groups = Groups(curated, examples, lambda text: split.cluster_key(name, text), ledger.sides, task)
     reference_drops = Drops()
     held_out, sides = _reference(groups, wanted, reference_drops)
     audit = groups.audit(drops)
     merged = groups.merge(drops)
     keys = [groups.key[e.text] for e in merged]
     policy = split.Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
-    decided = split.decide(merged, keys, groups.known, policy, reference_rows=len(sides))
+    decided = split.decide(merged, keys, groups.known, policy, task=task, reference_rows=len(sides))
     in_force = ledger.record_sides({**sides, **dict(zip(keys, decided, strict=True))})
     groups.drop_between(in_force, drops)
     on = defaultdict[str, list[Example]](list)
@@ -132,6 +134,7 @@ def build(
     validation = drops.keep(on["validation"], lambda e: not e.rejects, "rejection: does not validate")
     for side in JUDGING:
         held_out[side] += drops.keep(on[side], lambda e: not e.rejects, "rejection: does not judge")
+    counted = Counted.over(task, labels, [e.label for e in train])
     manifest = DatasetManifest(
         fingerprint=_fingerprint(
             (side, e.text, e.label, e.source, round(e.weight, 9))
@@ -147,7 +150,7 @@ def build(
         rows_held_out=sum(map(len, held_out.values())) - len(sides),
         rows_audit=len(audit),
         rows_by_source=dict(sorted(Counter(e.source for e in [*train, *validation]).items())),
-        rows_by_label=dict(sorted(Counter(e.label for e in [*train, *validation]).items())),
+        rows_by_label=counted.rows(e.label for e in [*train, *validation]),
         dropped=dict(sorted(drops.counts.items())),
         dropped_examples=dict(sorted(drops.examples.items())),
         quarantined_people=sorted(people),
@@ -192,6 +195,7 @@ def _quarantined(
         [e.label for e in given],
         [e.person for e in given],
         [e.source == "correction" for e in given],
+        task=settings.model.task,
         embed=embed,
         probe_c=settings.training.probe_c,
     )

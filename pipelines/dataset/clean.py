@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from pipelines.dataset.examples import Drops, Example
+from schemas.targets import Task, labels_of
 from serving.anonymise import anonymise
 
 PASSES = 4
@@ -62,6 +63,7 @@ def clean(
     labels: set[str],
     drops: Drops,
     *,
+    task: Task,
     min_chars: int,
     language: str | None = None,
     tokens: Tokens | None = None,
@@ -73,6 +75,7 @@ def clean(
         examples: in any order.
         labels: the taxonomy.
         drops: told of every row left out.
+        task: what labels are.
         min_chars: letters and digits that a text must have.
         language: ISO 639-1 code of the only language wanted; None: any.
         tokens: the base model's; None: no limit.
@@ -88,7 +91,7 @@ def clean(
         else:
             rows.append(example if text == example.text else replace(example, text=text))
     rows = drops.keep(rows, lambda e: len(_WORD.findall(e.text[: 8 * min_chars])) >= min_chars, "too short")
-    rows = drops.keep(rows, lambda e: e.label in labels, "label not in the taxonomy")
+    rows = drops.keep(rows, lambda e: labels.issuperset(labels_of(task, e.label)), "label not in the taxonomy")
     if tokens is not None:
         # no token is shorter than a character
         long = sorted({e.text for e in rows if len(e.text) > tokens.limit - 2})

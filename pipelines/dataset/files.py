@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from schemas.targets import COLUMNS, BadTarget, Task, from_cell
 from serving.anonymise import anonymise
 
 
@@ -18,40 +19,47 @@ class BadFile(ValueError):
 
 @dataclass(frozen=True)
 class FileRow:
-    """One labelled text, anonymised; other columns as metadata."""
+    """One labelled text, anonymised; other columns as metadata. `label` is the target's canonical text, whatever the task."""
 
     text: str
     label: str
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_rows(path: Path) -> list[FileRow]:
-    """Every row of a file with columns `text` and `label`. Raises BadFile."""
+def read_rows(path: Path, task: Task) -> list[FileRow]:
+    """Every row of a file with columns `text` and the one of the task's target (schemas/targets.py). Raises BadFile."""
+    target = COLUMNS[task]
     try:
-        records = _records(path)
+        records = _records(path, target)
     except OSError as error:
         raise BadFile(f"{path}: {error.strerror or error}") from error
     except (ValueError, UnicodeDecodeError) as error:
         raise BadFile(f"{path}: {error}") from error
     if not records:
         raise BadFile(f"{path}: no rows")
-    for column in ("text", "label"):
+    for column in ("text", target):
         if column not in records[0]:
             raise BadFile(f"{path}: no column {column!r}; it has {', '.join(map(str, records[0]))}")
     rows = []
     for number, record in enumerate(records, start=2 if path.suffix == ".csv" else 1):
-        values = {key: "" if value is None else str(value).strip() for key, value in record.items() if key is not None}
-        for column in ("text", "label"):
+        given = {key: value for key, value in record.items() if key is not None}
+        values = {key: "" if value is None else str(value).strip() for key, value in given.items()}
+        for column in ("text", target):
             if not values.get(column):
-                raise BadFile(f"{path}: row {number}: {column} is empty")
-        metadata = {k: anonymise(v) for k, v in values.items() if k not in ("text", "label") and v}
-        rows.append(FileRow(anonymise(values["text"]), values["label"], metadata))
+                hint = "; [] says that a row has no labels" if column == "labels" else ""
+                raise BadFile(f"{path}: row {number}: {column} is empty{hint}")
+        try:
+            label = from_cell(task, given[target] if isinstance(given[target], list) else values[target])
+        except BadTarget as error:
+            raise BadFile(f"{path}: row {number}: {target} is {error}") from error
+        metadata = {k: anonymise(v) for k, v in values.items() if k not in ("text", target) and v}
+        rows.append(FileRow(anonymise(values["text"]), label, metadata))
     return rows
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def _records(path: Path, target: str) -> list[dict[str, Any]]:
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, target)
     match path.suffix.lower():
         case ".csv":
             import csv
@@ -77,7 +85,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
             raise BadFile(f"expected .csv, .jsonl or .parquet, not {other!r}")
 
 
-def _folder(path: Path) -> list[dict[str, Any]]:
+def _folder(path: Path, target: str) -> list[dict[str, Any]]:
     """Every row of a folder that `save_to_disk` of Hugging Face datasets wrote; labels by name, all splits."""
     from datasets import ClassLabel, DatasetDict, load_from_disk
 
@@ -87,8 +95,9 @@ def _folder(path: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for part in loaded.values() if isinstance(loaded, DatasetDict) else [loaded]:
         rows: list[dict[str, Any]] = part.to_list()
-        kind = part.features.get("label")
-        if isinstance(kind, ClassLabel):
-            rows = [{**row, "label": kind.int2str(row["label"])} for row in rows]
+        kind = part.features.get(target)
+        named = getattr(kind, "feature", kind)  # of a list of labels, its members'
+        if isinstance(named, ClassLabel):
+            rows = [{**row, target: named.int2str(row[target])} for row in rows]
         found += rows
     return found

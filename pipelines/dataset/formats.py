@@ -9,11 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.dataset.examples import Example
+from schemas.targets import Task
 
 IGNORED = -100  # the label of a token that costs nothing (torch's cross entropy)
 ROLES = ("system", "user", "assistant", "tool", "function", "developer")
 LEAST_CHAT_ROWS = 10
 MOST_BYTES = 512 * 1024 * 1024
+
+ASKED: Mapping[Task, str] = {
+    "classification": "Answer with the one label that fits the text: {labels}.",
+    "multilabel": "Answer with a JSON list of the labels that fit the text, of these: {labels}.",
+    "regression": "Answer with the number that fits the text.",
+    "generation": "Answer.",
+}
 
 Message = Mapping[str, str]
 
@@ -79,9 +87,9 @@ def generation(prompt: str | Sequence[Message], completion: str, tokenizer: Any)
     return {"input_ids": whole, "labels": [*([IGNORED] * len(before)), *whole[len(before) :]]}
 
 
-def chat_lines(rows: Iterable[Example], labels: Sequence[str]) -> list[str]:
-    """Chat fine-tuning JSONL: the system message names the labels, the user says the text, the assistant answers the label."""
-    system = f"Answer with the one label that fits the text: {', '.join(labels)}."
+def chat_lines(rows: Iterable[Example], labels: Sequence[str], task: Task) -> list[str]:
+    """Chat fine-tuning JSONL: the system message says what is asked, the user says the text, the assistant answers the target."""
+    system = ASKED[task].format(labels=", ".join(labels))
     lines = []
     for row in rows:
         said = {"system": system, "user": row.text, "assistant": row.label}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pipelines.dataset.aggregate import aggregate
 from pipelines.dataset.deduplicate import cluster
 from pipelines.dataset.examples import FROM_FILES, Drops, Example
+from schemas.targets import Task
 
 JUDGING = ("calibration", "test")
 IN_REFERENCE, IN_AUDIT, BRIDGE, DUPLICATE = "in the reference", "in the audit sample", "bridge", "duplicate"
@@ -26,6 +27,7 @@ class Groups:
         examples: all other rows, tidy.
         key_of: text -> its key in the ledger.
         sides: keys -> the sides in force, of those that have one.
+        task: by which votes are counted.
 
     """
 
@@ -35,7 +37,9 @@ class Groups:
         examples: Sequence[Example],
         key_of: Callable[[str], str],
         sides: Callable[[Iterable[str]], dict[str, str]],
+        task: Task,
     ) -> None:
+        self._task = task
         self._reference = _by_text(curated)
         audited = _by_text(e for e in examples if e.audit)
         self._audit = {text: rows for text, rows in audited.items() if text not in self._reference}
@@ -86,7 +90,7 @@ class Groups:
             rows = given
             if self.known.get(self.key[self._texts[n]]) in JUDGING:
                 rows = drops.keep(given, lambda e: e.source in FROM_FILES, IN_REFERENCE)  # people do not judge
-            example = aggregate(self._texts[n], rows, drops) if rows else None
+            example = aggregate(self._texts[n], rows, drops, self._task) if rows else None
             if example is not None:
                 merged.append(example)
         return merged
@@ -117,7 +121,7 @@ class Groups:
                     members[leaders[0]] += rows[self._texts[n]]
                 else:
                     drops.add(DUPLICATE if leaders else IN_REFERENCE, self._texts[n], len(rows[self._texts[n]]))
-        found = (aggregate(self._texts[n], group, drops) for n, group in members.items())
+        found = (aggregate(self._texts[n], group, drops, self._task) for n, group in members.items())
         return [e for e in found if e is not None]
 
     def _in_order(self, rows: Mapping[str, list[Example]]) -> list[str]:

@@ -14,9 +14,11 @@ from scipy.stats import binomtest, chi2_contingency
 
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.clean import Tokens
+from pipelines.dataset.counted import Counted
 from pipelines.dataset.examples import Example
 from pipelines.training.probe import fit_probe
 from schemas.artifacts import DatasetProfile, Drift
+from schemas.targets import Task
 
 SAMPLE = 200  # texts of each side that are embedded, so that the cost has a bound
 COUNTED = 5000  # texts whose tokens are counted
@@ -30,6 +32,7 @@ Labelled = tuple[str, str]  # text, label
 def profile(
     dataset: Dataset,
     *,
+    task: Task,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     tokens: Tokens,
     max_length: int,
@@ -39,6 +42,7 @@ def profile(
 
     Args:
         dataset: as built.
+        task: what labels are.
         embed: texts -> [n, width].
         tokens: how the base model counts.
         max_length: tokens at which texts are cut.
@@ -52,7 +56,8 @@ def profile(
         "calibration": [(r.text, r.label) for r in dataset.calibration],
         "test": [(r.text, r.label) for r in dataset.judge],
     }
-    counts = {side: Counter(label for _, label in rows) for side, rows in sides.items()}
+    names = Counted.over(task, dataset.labels, [e.label for e in train])
+    counts = {side: names.rows(label for _, label in rows) for side, rows in sides.items()}
     people = Counter(e.person for e in train if e.person)
     slices = Counter(f"{key}={value}" for e in train for key, value in e.metadata.items()).most_common()
     lengths = np.percentile([len(e.text) for e in train] or [0], QUANTILES)
@@ -62,9 +67,9 @@ def profile(
     )
     return DatasetProfile(
         rows_by_side={side: len(rows) for side, rows in sides.items()},
-        rows_by_label={label: {side: counts[side][label] for side in sides} for label in dataset.labels},
+        rows_by_label={name: {side: counts[side].get(name, 0) for side in sides} for name in names.names},
         rows_by_source=dict(Counter(e.source for e in train).most_common()),
-        missing_labels=[label for label in dataset.labels if not counts["train"][label]],
+        missing_labels=[label for label in dataset.labels if not counts["train"].get(label)],
         people=len(people),
         largest_person_share=max(people.values(), default=0) / max(1, len(train)),
         slices=dict(slices[:SLICES]),
@@ -73,7 +78,7 @@ def profile(
         token_edges=[round(edge) for edge in edges.tolist()],
         token_counts=histogram.tolist(),
         cut_share=float((counted > max_length).mean()),
-        drift=[_drift(name, sides["train"], rows, embed) for name, rows in against.items()],
+        drift=[_drift(name, sides["train"], rows, names, embed) for name, rows in against.items()],
     )
 
 
@@ -107,9 +112,10 @@ def _drift(
     name: str,
     own: Sequence[Labelled],
     others: Sequence[Labelled],
+    counted: Counted,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
 ) -> Drift:
-    mine, theirs = (Counter(label for _, label in rows) for rows in (own, others))
+    mine, theirs = (counted.rows(label for _, label in rows) for rows in (own, others))
     distance = accuracy = p_texts = None
     if len(own) >= 4 and len(others) >= 4:
         a, b = (embed([text for text, _ in _sample(rows, SAMPLE)]) for rows in (own, others))
@@ -118,7 +124,7 @@ def _drift(
         accuracy, p_texts = two_sample(a, b)
     labels = sorted({*mine, *theirs})
     comparable = len(labels) > 1 and bool(own) and bool(others)
-    table = [[counts[label] for label in labels] for counts in (mine, theirs)]
+    table = [[counts.get(label, 0) for label in labels] for counts in (mine, theirs)]
     return Drift(
         against=name,
         rows=len(others),

@@ -51,8 +51,8 @@ Judged on {{ n(m.reference_rows) }} rows, calibrated on {{ n(m.reference_calibra
 {% for reason, count in m.reference_dropped.items() %}<tr><td>reference: {{ reason }}<td class="n">{{ n(count) }}<td></tr>
 {% endfor %}</table></div>
 
-<h2>Labels</h2>
-<div class="scroll"><table><tr><th>label{% for side in p.rows_by_side %}<th class="n">{{ side }}{% endfor %}</tr>
+<h2>{{ what | capitalize }}s</h2>
+<div class="scroll"><table><tr><th>{{ what }}{% for side in p.rows_by_side %}<th class="n">{{ side }}{% endfor %}</tr>
 {% for label, sides in p.rows_by_label.items() %}<tr><td>{{ label }}
 {%- for side in p.rows_by_side %}<td class="n">{{ n(sides.get(side, 0)) }}{% endfor %}</tr>{% endfor %}</table></div>
 
@@ -63,14 +63,14 @@ Characters: {% for q, v in p.characters.items() %}{{ q }} {{ n(v) }}{{ ", " if n
 {{ "%.1f" | format(100 * p.cut_share) }} % of the texts are cut to the model's length.</p>
 
 <h2>Drift of the training rows</h2>
-<div class="scroll"><table><tr><th>against<th class="n">rows<th class="n">label PSI<th class="n">χ² p
+<div class="scroll"><table><tr><th>against<th class="n">rows<th class="n">{{ what }} PSI<th class="n">χ² p
 <th class="n">embedding distance<th class="n">told apart<th class="n">p</tr>
 {% for d in p.drift %}<tr><td>{{ d.against }}<td class="n">{{ n(d.rows) }}
 {%- for v in (d.psi, d.chi2_p, d.embedding_distance, d.two_sample_accuracy, d.two_sample_p) %}<td class="n">
 {{- "-" if v is none else "%.3g" | format(v) }}{% endfor %}</tr>{% else %}<tr><td>nothing to compare with yet</tr>{% endfor %}
 </table></div>
-<p class="soft">PSI above 0.25 is a shift of labels. "Told apart" is the accuracy of a classifier that guesses which of the two
-a text is from: 0.5 is no difference.</p>
+<p class="soft">PSI above 0.25 is a shift of {{ what }}s. "Told apart" is the accuracy of a classifier that guesses which of the
+two a text is from: 0.5 is no difference.</p>
 </body></html>
 """
 
@@ -90,6 +90,7 @@ def render(name: str, manifest: DatasetManifest, profile: DatasetProfile) -> str
         m=manifest,
         p=profile,
         plots=plots,
+        what=_what(manifest),
         others=others,
         dropped=sum(manifest.dropped.values()),
         n=lambda value: f"{value:,.0f}",
@@ -99,13 +100,17 @@ def render(name: str, manifest: DatasetManifest, profile: DatasetProfile) -> str
 def _plots(manifest: DatasetManifest, profile: DatasetProfile) -> list[tuple[str, Markup]]:
     labels = {label: sides.get("train", 0) for label, sides in profile.rows_by_label.items()}
     bars = {
-        "training rows by label": labels,
+        f"training rows by {_what(manifest)}": labels,
         "training rows by source": profile.rows_by_source,
         "rows dropped, by reason": manifest.dropped,
         "training rows by slice": profile.slices,
     }
     found = [(title + _of(counts), _bars(counts)) for title, counts in bars.items() if counts]
     return [*found, ("tokens of a text", _histogram(profile.token_edges, profile.token_counts))]
+
+
+def _what(manifest: DatasetManifest) -> str:
+    return "label" if manifest.labels else "target"
 
 
 def _of(counts: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ correction contradicts the champion by its nature, and is judged by a judge fitt
 
 Only corrections are compared with corrections: they are about hard texts, so an honest person who only corrects agrees
 with any judge far less often than one who also confirms. A label that nobody else has used much is not held against
-the one who brings it.
+the one who brings it. Lists of labels and numbers are hardly ever met exactly: there distances from the judge are compared.
 
 Up to EMBEDDED_ROWS the judge is the probe on the encoder's embeddings, which training computes anyway. Beyond, embedding
 would cost more than all other steps together, and so many rows teach a judge over words as well: naive Bayes on hashed
@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
+from scipy.stats import hypergeom, norm, rankdata
 
 from pipelines.training.probe import fit_probe
+from schemas.targets import Task, labels_of
 
 EMBEDDED_ROWS = 5000
 FOLDS = 5
@@ -42,18 +43,19 @@ def quarantined(
     people: Sequence[str | None],
     corrections: Sequence[bool],
     *,
+    task: Task,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     probe_c: float,
 ) -> set[str]:
-    """People to leave out: they agree less than half as often as everybody else, and that is no accident.
-
-    No accident: one-sided Fisher exact test (Fisher 1922) of their corrections against everybody else's, at ALPHA.
+    """People to leave out: their corrections agree less than half as often as everybody else's, and that is no accident at
+    ALPHA.
 
     Args:
         texts: one an example.
-        labels: n labels.
+        labels: n targets.
         people: n authors; None (seed rows, nameless feedback) always trains the judge and is never judged.
         corrections: whether each row contradicts the prediction that was shown.
+        task: what labels are.
         embed: texts -> [n, width].
         probe_c: inverse regularisation of the probe.
 
@@ -61,21 +63,42 @@ def quarantined(
     authors = sorted({person for person in people if person is not None})
     if len(authors) < LEAST_PEOPLE:
         return set()
-    if len(texts) <= EMBEDDED_ROWS:
-        rows, judge = embed(texts), _probe_judge(probe_c)
-    else:
-        rows, judge = _words(texts), _word_judge
+    embedded = len(texts) <= EMBEDDED_ROWS
+    rows = embed(texts) if embedded else _words(texts)
     number = {person: n for n, person in enumerate(authors)}
     who = np.array([-1 if person is None else number[person] for person in people])
-    agrees, counts = _agreement(rows, np.array(labels), who, judge)
-    counts &= np.array(corrections) & (who >= 0)
-    n = np.bincount(who[counts], minlength=len(authors))
-    k = np.bincount(who[counts & agrees], minlength=len(authors))
+    asked = np.array(corrections) & (who >= 0)
+    if task == "classification":
+        judge = _probe_judge(probe_c) if embedded else _word_judge
+        found = _disagreeing(*_agreement(rows, np.array(labels), who, judge), who, asked)
+    else:
+        found = _farther(_distances(rows, _as_numbers(task, labels), who)[asked], who[asked])
+    return {authors[i] for i in found}
+
+
+def _disagreeing(
+    agrees: NDArray[np.bool_], judged: NDArray[np.bool_], who: NDArray[np.int64], asked: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Authors less than half as often agreed with as everybody else: one-sided Fisher exact test (Fisher 1922)."""
+    counts, authors = asked & judged, int(who.max()) + 1
+    n = np.bincount(who[counts], minlength=authors)
+    k = np.bincount(who[counts & agrees], minlength=authors)
     m, j = n.sum() - n, k.sum() - k
     suspects = (n >= LEAST_ROWS) & (m > 0) & (k * m < RATIO * j * n)
     # the lower tail of Fisher's test: k or fewer agreeing rows among this person's n
-    chance = hypergeom.cdf(k, n + m, k + j, n)
-    return {authors[i] for i in np.flatnonzero(suspects & (chance < ALPHA))}
+    return np.flatnonzero(suspects & (hypergeom.cdf(k, n + m, k + j, n) < ALPHA))
+
+
+def _farther(distances: NDArray[np.float64], who: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Authors whose rows are less than half as often nearer than somebody else's as they are farther: one-sided
+    Mann-Whitney test (Mann & Whitney 1947) by its normal approximation.
+    """
+    n = np.bincount(who)
+    m = len(who) - n
+    farther = np.bincount(who, weights=rankdata(distances)) - n * (n + 1) / 2  # pairs with a row of somebody else
+    spread = np.sqrt(n * m * (len(who) + 1) / 12)
+    suspects = (n >= LEAST_ROWS) & (n * m - farther < RATIO * farther)
+    return np.flatnonzero(suspects & (norm.sf((farther - n * m / 2) / np.maximum(spread, 1e-12)) < ALPHA))
 
 
 def _agreement(
@@ -92,6 +115,28 @@ def _agreement(
         given = Counter(labels[rest & (folds >= 0)].tolist())
         judged[mine] = [given[label] >= KNOWN_LABEL_ROWS for label in labels[mine].tolist()]
     return agrees, judged
+
+
+def _distances(rows: Any, targets: NDArray[np.float64], who: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How far each row's target [n, k] is from a ridge regression that was fitted on other people's rows: [n]."""
+    from sklearn.linear_model import Ridge
+
+    folds = np.where(who < 0, -1, who % FOLDS)
+    away = np.zeros(len(targets))
+    for fold in range(min(FOLDS, int(who.max()) + 1)):
+        mine, rest = folds == fold, folds != fold
+        said = Ridge().fit(rows[rest], targets[rest]).predict(rows[mine]).reshape(-1, targets.shape[1])
+        away[mine] = ((said - targets[mine]) ** 2).sum(axis=1)
+    return away
+
+
+def _as_numbers(task: Task, labels: Sequence[str]) -> NDArray[np.float64]:
+    """[n, 1] numbers; or [n, k], 1 where a row has a label."""
+    if task == "regression":
+        return np.array([[float(label)] for label in labels])
+    given = [labels_of(task, label) for label in labels]
+    names = sorted(set().union(*given))
+    return np.array([[float(name in own) for name in names] for own in given])
 
 
 def _probe_judge(c: float) -> Judge:

@@ -27,7 +27,7 @@ class Traffic(Protocol):
     """What is asked of the feature store."""
 
     def recent_predictions(self, limit: int) -> list[tuple[str, str]]:
-        """Text and predicted label of the newest predictions."""
+        """Text and predicted target of the newest predictions."""
 
 
 def write_report(
@@ -45,6 +45,7 @@ def write_report(
             against["the champion's training rows"] = [(e.text, e.label) for e in rows]
     found = profile(
         dataset,
+        task=settings.model.task,
         embed=encoder.embed,
         tokens=Tokens(encoder.token_counts, encoder.token_limit),
         max_length=encoder.max_length,

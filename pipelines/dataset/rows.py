@@ -35,17 +35,17 @@ def collect_and_build(
     since: datetime | None = None,
 ) -> Dataset:
     """The dataset of the project's files and this feedback; see `build`. Raises BadFile."""
-    reference = settings.dataset.reference
+    task, reference = settings.model.task, settings.dataset.reference
     return build(
-        read_rows(settings.path(settings.dataset.seed)),
-        read_rows(settings.path(reference)) if reference else None,
+        read_rows(settings.path(settings.dataset.seed), task),
+        read_rows(settings.path(reference), task) if reference else None,
         feedback,
         labels=labels,
         cut=cut,
         settings=settings,
         embed=encoder.embed,
         ledger=ledger,
-        domain=[row for path in settings.dataset.domain for row in read_rows(settings.path(path))],
+        domain=[row for path in settings.dataset.domain for row in read_rows(settings.path(path), task)],
         tokens=Tokens(encoder.token_counts, encoder.token_limit),
         since=since,
     )

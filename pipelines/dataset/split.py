@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.dataset.examples import FROM_FILES, Example
+from schemas.targets import Task, labels_of
 
 Side = Literal["train", "validation", "calibration", "test"]
 LEAST_TRAINING_ROWS = 2  # a label
@@ -39,7 +40,13 @@ def held_out_side(key: str, policy: Policy) -> Side:
 
 
 def decide(
-    rows: Sequence[Example], keys: Sequence[str], known: Mapping[str, str], policy: Policy, *, reference_rows: int
+    rows: Sequence[Example],
+    keys: Sequence[str],
+    known: Mapping[str, str],
+    policy: Policy,
+    *,
+    task: Task,
+    reference_rows: int,
 ) -> list[str]:
     """Sides of `rows`, one a cluster.
 
@@ -51,24 +58,29 @@ def decide(
         keys: their clusters' keys.
         known: the ledger.
         policy: the project's.
+        task: what labels are.
         reference_rows: rows of the curated reference in use.
 
     """
     side: dict[str, str] = {key: known[key] for key in keys if key in known}
     # a rejection teaches, but is no row of its label
     in_training = Counter(
-        e.label for e, key in zip(rows, keys, strict=True) if side.get(key) == "train" and not e.rejects
+        label
+        for e, key in zip(rows, keys, strict=True)
+        if side.get(key) == "train" and not e.rejects
+        for label in labels_of(task, e.label)
     )
     held_out = reference_rows + sum(s in ("calibration", "test") for s in side.values())
     fresh = sorted((key, n) for n, key in enumerate(keys) if key not in known)
     newest = _newest([rows[n] for _, n in fresh], policy.validation) if policy.by == "time" else ""
-    waiting = Counter(rows[n].label for _, n in fresh if not rows[n].rejects)
+    waiting = Counter(label for _, n in fresh if not rows[n].rejects for label in labels_of(task, rows[n].label))
     for key, n in fresh:
         e = rows[n]
         wanted: str = "train"
         if not e.rejects:
-            waiting[e.label] -= 1
-            enough = in_training[e.label] + waiting[e.label] >= LEAST_TRAINING_ROWS
+            own = labels_of(task, e.label)
+            waiting.subtract(own)
+            enough = all(in_training[label] + waiting[label] >= LEAST_TRAINING_ROWS for label in own)
             draws = held_out < TEST_ROWS and reference_rows < STANDING_REFERENCE and e.source in FROM_FILES
             if enough and draws and _share(key, 1) < TEST_SHARE:
                 wanted = held_out_side(key, policy)
@@ -76,7 +88,7 @@ def decide(
             elif enough and _validates(e, key, policy, newest):
                 wanted = "validation"
             else:
-                in_training[e.label] += 1
+                in_training.update(own)
         side[key] = wanted
     return [side[key] for key in keys]
 

@@ -1,0 +1,52 @@
+"""Counting: how many rows there are of what.
+
+Turns targets into the names that they count under: their labels, or for numbers the bin that they lie in. build.py and
+profile.py count with it. It deliberately compares nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from pipelines.report_plots import ticks
+from schemas.targets import Task, labels_of
+
+FEW_VALUES = 12  # so few different numbers count each by itself
+OUTLYING = 1  # percent at either end that do not stretch the bins
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Names in their order; `edges` [len(names) - 1] part the numbers that they stand for."""
+
+    task: Task
+    names: Sequence[str]
+    edges: Sequence[float] = field(default=())
+
+    @classmethod
+    def over(cls, task: Task, labels: Sequence[str], targets: Sequence[str]) -> "Counted":
+        """The names for targets like these, under a taxonomy of `labels`."""
+        if task != "regression" or not targets:
+            return cls(task, labels)
+        numbers = sorted({float(target) for target in targets})
+        if len(numbers) <= FEW_VALUES:
+            return cls(task, [f"{n:g}" for n in numbers], [(a + b) / 2 for a, b in pairwise(numbers)])
+        low, high = np.percentile([float(target) for target in targets], (OUTLYING, 100 - OUTLYING))
+        edges = ticks(float(low), float(high), about=10)
+        between = [f"{a:g} to {b:g}" for a, b in pairwise(edges)]
+        return cls(task, [f"below {edges[0]:g}", *between, f"{edges[-1]:g} and more"], edges)
+
+    def of(self, target: str) -> Sequence[str]:
+        """The names that one target counts under."""
+        if not self.edges:
+            return labels_of(self.task, target)
+        return (self.names[int(np.searchsorted(self.edges, float(target), side="right"))],)
+
+    def rows(self, targets: Iterable[str]) -> Mapping[str, int]:
+        """Name -> how many of these targets, without those that none has."""
+        counts = Counter(name for target in targets for name in self.of(target))
+        unnamed = sorted(counts.keys() - set(self.names))  # labels that were retired
+        return {name: counts[name] for name in [*self.names, *unnamed] if counts[name]}

@@ -1,0 +1,71 @@
+"""MLflow: a round is logged once, its aliases follow, and a server that is away stops nothing."""
+
+from typing import Any
+
+import pytest
+
+from pipelines import round_report, tracking
+from pipelines.policy import DEFAULT_POLICY
+from pipelines.training_round import round_folder, run_round
+from schemas.artifacts import RoundState
+from schemas.settings import Settings
+from services.announce import announce
+from serving.artifacts import ArtifactStore
+from serving.registry import Registry
+
+
+def tracked(settings: Settings, uri: str) -> Settings:
+    return settings.model_copy(update={"training": settings.training.model_copy(update={"mlflow_uri": uri})})
+
+
+def run(settings: Settings, registry: Registry) -> Any:
+    settings.path("policy.toml").write_text(DEFAULT_POLICY)
+    record = registry.claim_round(reason="test", cut={}, token=None)
+    assert record is not None
+    return run_round(
+        record.round_id,
+        settings=settings,
+        registry=registry,
+        store=ArtifactStore(settings.location(settings.artifacts.url)),
+        features=None,
+        token=None,
+        progress=lambda *_: None,
+        announce=lambda champion: announce(settings, registry, champion),
+    )
+
+
+def test_a_round_is_logged_once_and_the_aliases_follow(settings: Settings, registry: Registry) -> None:
+    from mlflow import MlflowClient
+
+    settings = tracked(settings, "sqlite:///state/mlflow.db")
+    record = run(settings, registry)
+    assert record.state is RoundState.PROMOTED, record.detail
+
+    client = MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
+    name = settings.model.name
+    for alias in ("candidate", "champion"):
+        assert client.get_model_version_by_alias(name, alias).tags[tracking.VERSION] == record.candidate_version
+    sealed = round_report.sealed_folder(round_folder(settings, record.round_id) / "version")
+    tracking.log_version(settings, sealed)  # as a round that is resumed does
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    [logged] = client.search_runs([experiment.experiment_id])
+    assert logged.data.tags["verdict"] == "pass"
+    assert logged.data.params["training.epochs"] == "2"
+    assert logged.data.metrics["candidate.accuracy"] == record.evaluations["candidate"].accuracy
+    curve = client.get_metric_history(logged.info.run_id, "search.held_out_nll")
+    assert [point.step for point in curve] == list(range(len(curve)))
+    assert len(curve) > 1
+    files = {file.path for file in client.list_artifacts(logged.info.run_id, "model")}
+    assert {"model/report.html", "model/manifest.json", "model/history.jsonl"} <= files
+
+
+def test_a_server_that_is_away_stops_nothing(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    settings = tracked(settings, "http://127.0.0.1:1")
+    tracking.log_version(settings, settings.root)
+    tracking.follow_champion(settings, "v")
+    assert "was not logged to MLflow: MlflowException" in caplog.text
+    assert "champion was not moved to v: MlflowException" in caplog.text

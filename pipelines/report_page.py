@@ -85,7 +85,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], 
         (f"Loss in the {last} phase", "step", steps, {"training": "loss"}),
         ("Learning rate", "step", steps, {"adapter": "learning_rate", "head": "head_learning_rate"}),
     ]
-    found = []
+    found: list[tuple[str, list[str], str]] = []
     for title, x, lines, wanted in charts:
         series = {
             name.replace("_", " "): [(line[x], line[key]) for line in lines if line.get(key) is not None]

@@ -1,13 +1,15 @@
 """The candidate: a round's dataset becomes a model version, in a directory whose manifest is written last.
 
 training_round.py asks for it and judges what comes; what each step does is training/, compression.py and calibration.py.
-It deliberately knows no champion, no registry and no verdict but one: what may stand in for full precision.
+It deliberately knows no registry, and no verdict but one: what may stand in for full precision.
 """
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,19 @@ from pipelines import calibration, compression, distillation, evaluation, judgin
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.policy import load_policy
+from pipelines.training.champion import CannotContinue, Champion, open_champion
+from pipelines.training.log import History, Progress
 from pipelines.training.model import Encoder, base_model_sha256
 from pipelines.training.tasks import task_for
 from pipelines.training.trainer import train
-from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, RoundRecord
+from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, Pace, RoundRecord
 from schemas.settings import Settings
 from serving import calibration as applied
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
 from serving.calibration import GOLDEN_COVERAGE
 from serving.runtime import Runtime
+
+log = logging.getLogger("ratchet.candidates")
 
 GOLDEN_ROWS = 8
 INT8_TOLERANCE = 1e-2  # of golden outputs: processors differ in how they add int8 products
@@ -38,20 +44,23 @@ def make(
     encoder: Encoder,
     settings: Settings,
     folder: Path,
-    progress: Callable[[str, float], None],
+    progress: Callable[[str, float, Pace | None], None],
     traffic: Callable[[int], Sequence[str]],
+    champion: Path | None = None,
 ) -> Path:
     """The candidate's directory, below the round's `folder`; as it is if an earlier attempt finished it.
 
     Trained, merged, exported, calibrated, and compressed if a smaller artefact stands in for full precision: of those that
-    do, the fastest. `traffic` gives so many texts of recent predictions.
+    do, the fastest. `traffic` gives so many texts of recent predictions. `champion` is the verified directory of the version
+    that it goes on from or that teaches it, where the settings say so.
     """
     target = folder / "version"
     if _is_finished(target, dataset):
         return target
     full = folder / "full"
     if not _is_finished(full, dataset):
-        _full_precision(full, record, dataset, encoder, settings, lambda share: progress("training", share))
+        told = partial(progress, "training")
+        _full_precision(full, record, dataset, encoder, settings, told, champion)
     chosen, tried = full, []
     if settings.serving.artifact == "auto":
         smaller = [folder / "int8"]
@@ -59,10 +68,8 @@ def make(
         if settings.training.student_layers:
             smaller.append(folder / "student")
             if not _is_finished(smaller[1], dataset):
-                texts = _unjudged(traffic(TRAFFIC_TEXTS), dataset)
-                _distil(
-                    full, smaller[1], texts, dataset, encoder, settings, lambda share: progress("distillation", share)
-                )
+                told = partial(progress, "distillation")
+                _distil(full, smaller[1], _unjudged(traffic(TRAFFIC_TEXTS), dataset), dataset, encoder, settings, told)
         policy = load_policy(settings.path(settings.gates.policy).read_text())
         tried = [compression.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
         passed = [(trial.seconds, path) for trial, path in zip(tried, smaller, strict=True) if trial.passed]
@@ -88,11 +95,13 @@ def _full_precision(
     dataset: Dataset,
     encoder: Encoder,
     settings: Settings,
-    progress: Callable[[float], None],
+    progress: Progress,
+    champion: Path | None,
 ) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     base_sha256 = base_model_sha256(encoder.path)
+    before, note = _before(champion, base_sha256, settings)
     trained = train(
         task_for(settings.model.task, dataset.labels, [*dataset.train, *dataset.validation]),
         encoder,
@@ -101,11 +110,12 @@ def _full_precision(
         settings.training,
         progress,
         rejections=dataset.rejections,
+        champion=before,
     )
-    compression.save_adapter(trained.model, target)
+    compression.save_weights(trained.model, target)
     compression.export(trained.model, encoder, target)
     (target / "dataset.json").write_text(dataset.manifest.model_dump_json(indent=2))
-    (target / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in trained.history))
+    (target / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*note, *trained.history]))
     manifest = ModelManifest(
         model_version=f"{record.created_at:%Y%m%d-%H%M%S}-{record.round_id[-6:]}",
         model_name=settings.model.name,
@@ -128,6 +138,18 @@ def _full_precision(
     _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]], settings)
 
 
+def _before(champion: Path | None, base_sha256: str, settings: Settings) -> tuple[Champion | None, History]:
+    """The champion as training sees it, if the settings ask for it and its weights can be used, and a line that says so."""
+    if champion is None or (settings.training.start == "base" and not settings.training.focal_distillation):
+        return None, []
+    try:
+        found = open_champion(champion, settings.model.task, base_sha256, settings.training)
+    except CannotContinue as error:
+        log.warning("training starts from the base model, without the champion: %s", error)
+        return None, [{"phase": "start", "weights": "base", "why": str(error)}]
+    return found, [{"phase": "start", "weights": settings.training.start, "champion": found.version}]
+
+
 def _compress(full: Path, model: Path, target: Path, artifact: str, dataset: Dataset, settings: Settings) -> None:
     """The same version with an ONNX `model` as int8, calibrated anew: a calibration belongs to the exact artefact."""
     shutil.rmtree(target, ignore_errors=True)
@@ -147,11 +169,12 @@ def _distil(
     dataset: Dataset,
     encoder: Encoder,
     settings: Settings,
-    progress: Callable[[float], None],
+    progress: Progress,
 ) -> None:
     """A student of the version in `full`, as int8."""
     texts = [*(row.text for row in [*dataset.train, *dataset.validation]), *traffic]
-    student = distillation.distil(distillation.load_teacher(full, encoder), encoder, texts, settings.training, progress)
+    teacher = distillation.load_teacher(full, encoder, settings.training)
+    student = distillation.distil(teacher, encoder, texts, settings.training, progress)
     with tempfile.TemporaryDirectory(dir=full.parent) as exported:
         compression.export(student, encoder, Path(exported))
         _compress(full, Path(exported) / "model.onnx", target, compression.STUDENT, dataset, settings)

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from pipelines import evaluation, gates
 from pipelines.dataset.files import FileRow
 from pipelines.policy import Policy
+from pipelines.training.champion import ADAPTER, HEAD, WEIGHTS
 from pipelines.training.model import Encoder, TextModel
 from schemas.artifacts import GateResult, Verdict
 from serving.runtime import Runtime
@@ -32,23 +33,27 @@ STUDENT = "student-int8"
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 256, 8, 3
 
 
-def save_adapter(model: TextModel, directory: Path) -> None:
-    """Write adapter/ and head.safetensors: what, with the base model, gives the version again."""
-    model.encoder.save_pretrained(directory / "adapter", save_embedding_layers=False)
-    (directory / "adapter" / "README.md").unlink(missing_ok=True)
-    head = {name: tensor.detach().contiguous() for name, tensor in model.head.state_dict().items()}
-    save_file(head, directory / "head.safetensors")
+def save_weights(model: TextModel, directory: Path) -> None:
+    """Write head.safetensors and adapter/, or model.safetensors: what, with the base model, gives the version again."""
+    if model.adapted:
+        model.encoder.save_pretrained(directory / ADAPTER, save_embedding_layers=False)
+        (directory / ADAPTER / "README.md").unlink(missing_ok=True)
+    else:
+        save_file(
+            {name: t.detach().contiguous() for name, t in model.encoder.state_dict().items()}, directory / WEIGHTS
+        )
+    save_file({name: t.detach().contiguous() for name, t in model.head.state_dict().items()}, directory / HEAD)
 
 
 def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
-    """Merge a copy, if there is an adapter, and write model.onnx and tokenizer.json.
+    """Merge a copy and write model.onnx and tokenizer.json.
 
     The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and gives `logits` [batch, k],
     whatever the task.
     """
     # A copy: the frozen weights of `model` are the base model's own, and merging adds to them in place.
     merged = copy.deepcopy(model)
-    if hasattr(merged.encoder, "merge_and_unload"):
+    if merged.adapted:
         merged.encoder = merged.encoder.merge_and_unload()
     merged.eval()
     example: Any = encoder.batch(["one text", "another text, somewhat longer"])

@@ -10,14 +10,15 @@ no worse than KL divergence on logits).
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from pipelines.training.champion import HEAD, Champion
+from pipelines.training.log import Progress
 from pipelines.training.model import Encoder, TextModel, layers_of, mean_pool
 from schemas.settings import TrainingSettings
 
@@ -26,14 +27,14 @@ MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx_bf16")  # four times as fast there
 LEARNING_RATE, WARMUP_SHARE, WEIGHT_DECAY = 2e-4, 0.06, 0.01
 
 
-def load_teacher(directory: Path, encoder: Encoder) -> TextModel:
-    """The full-precision model of a version, its adapter merged."""
-    from peft import PeftModel
-
-    adapted = PeftModel.from_pretrained(copy.deepcopy(encoder.model), directory / "adapter")
-    head = load_file(directory / "head.safetensors")
-    merged = adapted.merge_and_unload()
-    teacher = TextModel(merged, encoder.width, head["weight"].double().numpy(), head["bias"].double().numpy())
+def load_teacher(directory: Path, encoder: Encoder, settings: TrainingSettings) -> TextModel:
+    """The full-precision model of a version made from `encoder`, its adapter merged."""
+    version = Champion(directory, "", [])
+    head = version.tensors(HEAD)
+    weights = version.apply(copy.deepcopy(encoder.model), settings)
+    teacher = TextModel(weights, encoder.width, head["weight"].double().numpy(), head["bias"].double().numpy())
+    if teacher.adapted:
+        teacher.encoder = teacher.encoder.merge_and_unload()
     teacher.eval()
     return teacher
 
@@ -49,7 +50,7 @@ def distil(
     encoder: Encoder,
     texts: Sequence[str],
     settings: TrainingSettings,
-    progress: Callable[[float], None],
+    progress: Progress,
 ) -> TextModel:
     """A student of `settings.student_layers` layers; the same texts in another order give the same one.
 
@@ -87,7 +88,7 @@ def distil(
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
-        progress((epoch + 1) / settings.student_epochs)
+        progress((epoch + 1) / settings.student_epochs, None)
     return student
 
 

@@ -43,7 +43,7 @@ def test_a_student_answers_as_its_teacher_on_texts_it_has_not_seen(encoder: Enco
     fresh = sorted({text for text, _ in toy_rows(60, seed=9)} - set(TEXTS), key=len)
     model = teacher(encoder)
     before = [parameter.clone() for parameter in model.parameters()]
-    student = distillation.distil(model, encoder, TEXTS, RECIPE, lambda _: None)
+    student = distillation.distil(model, encoder, TEXTS, RECIPE, lambda *_: None)
     assert (len(layers_of(student.encoder)), len(layers_of(model.encoder))) == (1, 2)
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     cut = distillation._start(model, 1)
@@ -54,7 +54,7 @@ def test_a_student_answers_as_its_teacher_on_texts_it_has_not_seen(encoder: Enco
 def test_the_order_of_its_texts_does_not_matter(encoder: Encoder) -> None:
     recipe = RECIPE.model_copy(update={"student_epochs": 1})
     one, other = (
-        distillation.distil(teacher(encoder), encoder, texts, recipe, lambda _: None) for texts in (TEXTS, TEXTS[::-1])
+        distillation.distil(teacher(encoder), encoder, texts, recipe, lambda *_: None) for texts in (TEXTS, TEXTS[::-1])
     )
     for left, right in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(left, right)
@@ -79,7 +79,7 @@ def test_a_round_serves_its_student_where_that_is_fastest_and_stands_in(settings
         store=store,
         features=None,
         token=None,
-        progress=lambda step, _: steps.append(step),
+        progress=lambda step, *_: steps.append(step),
     )
     assert "distillation" in steps
     folder = round_folder(settings, claimed.round_id)

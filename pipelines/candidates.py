@@ -1,30 +1,38 @@
 """The candidate: a round's dataset becomes a model version, in a directory whose manifest is written last.
 
 training_round.py asks for it and judges what comes; what each step does is training/, compression.py and calibration.py.
-It deliberately knows no champion, no registry and no verdict but one: whether int8 may stand in for full precision.
+It deliberately knows no registry, and no verdict but one: what may stand in for full precision.
 """
 
 import json
+import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from pipelines import compression, judging
+from pipelines import compression, distillation, judging
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation import judged_task
 from pipelines.policy import load_policy
+from pipelines.training.champion import CannotContinue, Champion, open_champion
+from pipelines.training.log import History, Progress
 from pipelines.training.model import Encoder, base_model_sha256
 from pipelines.training.tasks import task_for
 from pipelines.training.trainer import train
-from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, RoundRecord
+from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, Pace, RoundRecord
 from schemas.settings import Settings
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
 from serving.runtime import Runtime
 
+log = logging.getLogger("ratchet.candidates")
+
 GOLDEN_ROWS = 8
 INT8_TOLERANCE = 1e-2  # of golden outputs: processors differ in how they add int8 products
 TRIALS = "compression.json"
+TRAFFIC_TEXTS = 5000  # of recent predictions, that a student learns from beside the round's own
 
 
 def make(
@@ -33,25 +41,36 @@ def make(
     encoder: Encoder,
     settings: Settings,
     folder: Path,
-    progress: Callable[[float], None],
+    progress: Callable[[str, float, Pace | None], None],
+    traffic: Callable[[int], Sequence[str]],
+    champion: Path | None = None,
 ) -> Path:
     """The candidate's directory, below the round's `folder`; as it is if an earlier attempt finished it.
 
-    Trained, merged, exported, calibrated, and compressed if the smaller artefact stands in for full precision.
+    Trained, merged, exported, calibrated, and compressed if a smaller artefact stands in for full precision: of those that
+    do, the fastest. `traffic` gives so many texts of recent predictions. `champion` is the verified directory of the version
+    that it goes on from or that teaches it, where the settings say so.
     """
     target = folder / "version"
     if _is_finished(target, dataset):
         return target
     full = folder / "full"
     if not _is_finished(full, dataset):
-        _full_precision(full, record, dataset, encoder, settings, progress)
+        told = partial(progress, "training")
+        _full_precision(full, record, dataset, encoder, settings, told, champion)
     chosen, tried = full, []
     if settings.serving.artifact == "auto":
-        small = folder / "int8"
-        _compress(full, small, dataset, settings)
+        smaller = [folder / "int8"]
+        _compress(full, full / "model.onnx", smaller[0], "int8", dataset, settings)
+        if settings.training.student_layers:
+            smaller.append(folder / "student")
+            if not _is_finished(smaller[1], dataset):
+                told = partial(progress, "distillation")
+                _distil(full, smaller[1], _unjudged(traffic(TRAFFIC_TEXTS), dataset), dataset, encoder, settings, told)
         policy = load_policy(settings.path(settings.gates.policy).read_text())
-        tried = [compression.stand_in(Runtime(full), Runtime(small), dataset.judge, policy)]
-        chosen = small if tried[0].passed else full
+        tried = [compression.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
+        passed = [(trial.seconds, path) for trial, path in zip(tried, smaller, strict=True) if trial.passed]
+        chosen = min(passed)[1] if passed else full
     (folder / TRIALS).write_text(json.dumps([trial.result.model_dump(mode="json") for trial in tried]))
     shutil.rmtree(target, ignore_errors=True)
     chosen.rename(target)
@@ -73,11 +92,13 @@ def _full_precision(
     dataset: Dataset,
     encoder: Encoder,
     settings: Settings,
-    progress: Callable[[float], None],
+    progress: Progress,
+    champion: Path | None,
 ) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     base_sha256 = base_model_sha256(encoder.path)
+    before, note = _before(champion, base_sha256, settings)
     trained = train(
         task_for(settings.model.task, dataset.labels, [*dataset.train, *dataset.validation]),
         encoder,
@@ -86,11 +107,12 @@ def _full_precision(
         settings.training,
         progress,
         rejections=dataset.rejections,
+        champion=before,
     )
-    compression.save_adapter(trained.model, target)
+    compression.save_weights(trained.model, target)
     compression.export(trained.model, encoder, target)
     (target / "dataset.json").write_text(dataset.manifest.model_dump_json(indent=2))
-    (target / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in trained.history))
+    (target / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*note, *trained.history]))
     manifest = ModelManifest(
         model_version=f"{record.created_at:%Y%m%d-%H%M%S}-{record.round_id[-6:]}",
         model_name=settings.model.name,
@@ -113,16 +135,52 @@ def _full_precision(
     _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]], settings)
 
 
-def _compress(full: Path, target: Path, dataset: Dataset, settings: Settings) -> None:
-    """The same version with an int8 model, calibrated anew: a calibration belongs to the exact artefact."""
+def _before(champion: Path | None, base_sha256: str, settings: Settings) -> tuple[Champion | None, History]:
+    """The champion as training sees it, if the settings ask for it and its weights can be used, and a line that says so."""
+    if champion is None or (settings.training.start == "base" and not settings.training.focal_distillation):
+        return None, []
+    try:
+        found = open_champion(champion, settings.model.task, base_sha256, settings.training)
+    except CannotContinue as error:
+        log.warning("training starts from the base model, without the champion: %s", error)
+        return None, [{"phase": "start", "weights": "base", "why": str(error)}]
+    return found, [{"phase": "start", "weights": settings.training.start, "champion": found.version}]
+
+
+def _compress(full: Path, model: Path, target: Path, artifact: str, dataset: Dataset, settings: Settings) -> None:
+    """The same version with an ONNX `model` as int8, calibrated anew: a calibration belongs to the exact artefact."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(full, target, ignore=shutil.ignore_patterns("manifest.json", "model.onnx"))
-    compression.quantise(full / "model.onnx", target / "model.onnx")
+    compression.quantise(model, target / "model.onnx")
     golden = Golden(texts=[], probabilities=[], tolerance=INT8_TOLERANCE)
-    changes = {"artifact": "int8", "calibration": Calibration(), "golden": golden}
+    changes = {"artifact": artifact, "calibration": Calibration(), "golden": golden}
     manifest = verify(full).model_copy(update=changes)
     write_manifest(target, manifest)
     _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]], settings)
+
+
+def _distil(
+    full: Path,
+    target: Path,
+    traffic: Sequence[str],
+    dataset: Dataset,
+    encoder: Encoder,
+    settings: Settings,
+    progress: Progress,
+) -> None:
+    """A student of the version in `full`, as int8."""
+    texts = [*(row.text for row in [*dataset.train, *dataset.validation]), *traffic]
+    teacher = distillation.load_teacher(full, encoder, settings.training)
+    student = distillation.distil(teacher, encoder, texts, settings.training, progress)
+    with tempfile.TemporaryDirectory(dir=full.parent) as exported:
+        compression.export(student, encoder, Path(exported))
+        _compress(full, Path(exported) / "model.onnx", target, compression.STUDENT, dataset, settings)
+
+
+def _unjudged(texts: Sequence[str], dataset: Dataset) -> list[str]:
+    """Texts without those that judge or calibrate: a student that learnt its teacher's answers to them would look too alike."""
+    held = {row.text.casefold() for row in [*dataset.judge, *dataset.calibration]}
+    return [text for text in texts if text.casefold() not in held]
 
 
 def trials(folder: Path) -> list[GateResult]:

@@ -1,8 +1,7 @@
 """From a trained model to what serves: merge the adapter, export to ONNX, quantise.
 
 Turns a torch model into the files of a model version, and those into smaller ones. candidates.py calls it, and
-serves the fastest that stands in for full precision. It deliberately does not distil or prune yet (docs/architecture.md,
-Critiques).
+serves the fastest that stands in for full precision. It deliberately trains nothing: a student comes from distillation.py.
 """
 
 import contextlib
@@ -25,19 +24,25 @@ from safetensors.torch import save_file
 from pipelines import evaluation, gates
 from pipelines.dataset.files import FileRow
 from pipelines.policy import Policy
+from pipelines.training.champion import ADAPTER, HEAD, WEIGHTS
 from pipelines.training.model import Encoder, TextModel
 from schemas.artifacts import GateResult, Verdict
 from serving.runtime import Runtime
 
+STUDENT = "student-int8"
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 256, 8, 3
 
 
-def save_adapter(model: TextModel, directory: Path) -> None:
-    """Write adapter/ and head.safetensors: what, with the base model, gives the version again."""
-    model.encoder.save_pretrained(directory / "adapter", save_embedding_layers=False)
-    (directory / "adapter" / "README.md").unlink(missing_ok=True)
-    head = {name: tensor.detach().contiguous() for name, tensor in model.head.state_dict().items()}
-    save_file(head, directory / "head.safetensors")
+def save_weights(model: TextModel, directory: Path) -> None:
+    """Write head.safetensors and adapter/, or model.safetensors: what, with the base model, gives the version again."""
+    if model.adapted:
+        model.encoder.save_pretrained(directory / ADAPTER, save_embedding_layers=False)
+        (directory / ADAPTER / "README.md").unlink(missing_ok=True)
+    else:
+        save_file(
+            {name: t.detach().contiguous() for name, t in model.encoder.state_dict().items()}, directory / WEIGHTS
+        )
+    save_file({name: t.detach().contiguous() for name, t in model.head.state_dict().items()}, directory / HEAD)
 
 
 def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
@@ -48,7 +53,8 @@ def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
     """
     # A copy: the frozen weights of `model` are the base model's own, and merging adds to them in place.
     merged = copy.deepcopy(model)
-    merged.encoder = merged.encoder.merge_and_unload()
+    if merged.adapted:
+        merged.encoder = merged.encoder.merge_and_unload()
     merged.eval()
     example: Any = encoder.batch(["one text", "another text, somewhat longer"])
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=encoder.max_length)}
@@ -102,9 +108,9 @@ def stand_in(full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Pol
     """Judge an artefact against the full-precision model that it was made from, both calibrated, on rows that judge."""
     before = evaluation.evaluate(full, rows, split="reference")
     after = evaluation.evaluate(other, rows, split="reference")
-    judged = gates.judge_compressed(before, after, policy)
-    slow, fast = _seconds((full, other), [row.text for row in rows[:TIMED_TEXTS]])
     name = other.manifest.artifact
+    judged = gates.judge_compressed(before, after, policy, student=name == STUDENT)
+    slow, fast = _seconds((full, other), [row.text for row in rows[:TIMED_TEXTS]])
     serves = "serves" if judged.verdict is Verdict.PASS else f"does not serve ({', '.join(judged.stopped_by())})"
     sentences = "; ".join(result.sentence for result in judged.results)
     result = judged.results[0].model_copy(

@@ -84,15 +84,15 @@ def judge(
     return _report(results, policy, look=facts.look, previous=previous, bootstrap=champion is None)
 
 
-def judge_compressed(full: Evidence, compressed: Evidence, policy: Policy) -> GateReport:
-    """May a compressed artefact (int8, distilled, pruned) stand in for the full-precision model of the same round?
+def judge_compressed(full: Evidence, compressed: Evidence, policy: Policy, *, student: bool = False) -> GateReport:
+    """May a compressed artefact (int8, or a distilled student) stand in for the full-precision model of the same round?
 
     Both are scored on the same rows in the same order. Nothing is compared with the champion, so no evidence is spent:
     the report's look is 0.
     """
     rule = policy.compressed
     results = [
-        _agreement(full, compressed, rule),
+        _agreement(full, compressed, rule, rule.min_student_agreement if student else rule.min_agreement),
         compare.accuracy_holds(
             "accuracy", full, compressed, rule.accuracy_margin, rule.blocking, "the full-precision model's"
         ),
@@ -101,14 +101,14 @@ def judge_compressed(full: Evidence, compressed: Evidence, policy: Policy) -> Ga
     return _report(results, policy, look=0)
 
 
-def _agreement(full: Evidence, compressed: Evidence, policy: CompressedPolicy) -> GateResult:
+def _agreement(full: Evidence, compressed: Evidence, policy: CompressedPolicy, least: float) -> GateResult:
     n, same = compressed.report.n, int(full.alike(full.outputs, compressed.outputs).sum())
     return GateResult(
         gate="agreement",
-        verdict=Verdict.PASS if same / n >= policy.min_agreement else Verdict.FAIL,
+        verdict=Verdict.PASS if same / n >= least else Verdict.FAIL,
         blocking=policy.blocking,
         observed=same / n,
-        threshold=policy.min_agreement,
+        threshold=least,
         n=n,
         interval=paired.share_interval(same, n),
         sentence=f"{same} of {n} answers are the full-precision model's ({same / n:.2%})",

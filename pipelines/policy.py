@@ -98,9 +98,11 @@ min_gain_over_majority = 0.02
 
 [compressed]
 blocking = true
-# A smaller artefact (int8, distilled, pruned) against the full-precision model of the same round, on the same rows: the same
-# answer on at least this share of rows, accuracy and NLL not worse by more than the margins, with 95 % confidence.
+# A smaller artefact (int8, distilled) against the full-precision model of the same round, on the same rows: the same answer
+# on at least this share of rows, accuracy and NLL not worse by more than the margins, with 95 % confidence.
 min_agreement = 0.985
+# A distilled student is another model: it errs elsewhere, and need not err more often.
+min_student_agreement = 0.95
 accuracy_margin = 0.02
 nll_margin = 0.02
 """
@@ -190,6 +192,7 @@ class CompressedPolicy(_Gate):
     """How far a compressed artefact may be from the full-precision model."""
 
     min_agreement: float = Field(0.985, ge=0, le=1)
+    min_student_agreement: float = Field(0.95, ge=0, le=1)
     accuracy_margin: float = Field(0.02, gt=0, le=1)
     nll_margin: float = Field(0.02, gt=0)
 

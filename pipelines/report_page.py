@@ -17,6 +17,7 @@ from schemas.reports import Confusion, LabelScore, RoundReport, SliceChange
 
 MATRIX_LABELS = 12
 SHOWN_SLICES = 30
+DRAWN = ("accuracy", "macro_f1", "subset_accuracy", "r2", "spearman", "chrf", "rouge_l")  # three of a task at most
 WORDS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
 
 
@@ -105,13 +106,32 @@ def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
     return [(name, _number(value), said[name]) for name, value in candidate.figures.items()]
 
 
-def _curves(history: Sequence[Mapping[str, Any]]) -> str:
-    series = {
-        "held-out NLL": [(h["epoch"], h["held_out_nll"]) for h in history if h.get("held_out_nll") is not None],
-        "training loss": [(h["epoch"], h["train_loss"]) for h in history if h.get("train_loss") is not None],
+def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], str]]:
+    """Title, names of the lines and the chart, of each learning curve that has two points."""
+    epochs = [line for line in history if "epoch" in line]
+    last = next((line["phase"] for line in reversed(history) if "step" in line), None)
+    steps = [line for line in history if "step" in line and line["phase"] == last]
+    losses = {
+        "rows not trained on": "held_out_nll",
+        "training, while searching": "search_loss",
+        "training": "train_loss",
     }
-    drawn = {name: line for name, line in series.items() if len(line) > 1}
-    return report_plots.line_chart(drawn, "epoch", "loss") if drawn else ""
+    charts = [
+        ("Loss", "epoch", epochs, losses),
+        ("Measures on rows not trained on", "epoch", epochs, {key: key for key in DRAWN}),
+        (f"Loss in the {last} phase", "step", steps, {"training": "loss"}),
+        ("Learning rate", "step", steps, {"adapter": "learning_rate", "head": "head_learning_rate"}),
+    ]
+    found: list[tuple[str, list[str], str]] = []
+    for title, x, lines, wanted in charts:
+        series = {
+            name.replace("_", " "): [(line[x], line[key]) for line in lines if line.get(key) is not None]
+            for name, key in wanted.items()
+        }
+        drawn = {name: points for name, points in series.items() if len(points) > 1}
+        if drawn:
+            found.append((title, list(drawn), report_plots.line_chart(drawn, x, "")))
+    return found
 
 
 def _reliability(report: RoundReport) -> str:

@@ -13,6 +13,7 @@ from schemas.artifacts import ReliabilityBin
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 36
+MOST_DOTS = 30
 
 Points = Sequence[tuple[float, float]]
 
@@ -47,7 +48,7 @@ class _Axes:
 
 
 def line_chart(series: Mapping[str, Points], x_name: str, y_name: str) -> Markup:
-    """Lines with dots, one a series; colours a, b, c in the order of the mapping."""
+    """Lines, with dots while these can be told apart, one a series; colours a, b, c in the order of the mapping."""
     points = [point for line in series.values() for point in line]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     y_ticks = ticks(min(ys), max(ys))
@@ -60,7 +61,7 @@ def line_chart(series: Mapping[str, Points], x_name: str, y_name: str) -> Markup
         drawn += [
             f'<circle class="dot {colour}" cx="{axes.across(x):.1f}" cy="{axes.up(y):.1f}" r="3">'
             f"<title>{escape(name)}: {y:.4g} at {x:g}</title></circle>"
-            for x, y in line
+            for x, y in (line if len(line) <= MOST_DOTS else ())
         ]
     return _svg(drawn, f"{', '.join(series)} by {x_name}")
 

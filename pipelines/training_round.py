@@ -30,6 +30,7 @@ from schemas.artifacts import (
     Champion,
     DatasetManifest,
     GateResult,
+    Pace,
     RoundRecord,
     RoundState,
     Verdict,
@@ -42,7 +43,12 @@ from serving.runtime import Runtime
 
 log = logging.getLogger("ratchet.training_round")
 
-Progress = Callable[[str, float], None]
+
+class Progress(Protocol):
+    """Told of a step's name, its share from 0 to 1 and, while training, the pace."""
+
+    def __call__(self, step: str, share: float, pace: Pace | None = None, /) -> None:
+        """Show it."""
 
 
 class Feedback(Protocol):
@@ -75,7 +81,7 @@ def run_round(
         store: where the candidate goes.
         features: source of feedback; None before there is any.
         token: fencing token of the scheduler's lease; None when a person runs the round.
-        progress: called with a step's name and its share from 0 to 1.
+        progress: called with a step's name, its share from 0 to 1 and, while training, the pace.
         announce: told of a promotion; may fail, the registry is the truth.
 
     Raises:
@@ -99,7 +105,12 @@ def run_round(
         missing = "two different targets to train on" if len(present) < 2 else "reference rows to judge by"
         return _end(registry, folder, round_id, RoundState.SKIPPED, f"nothing to do: without {missing}")
 
-    directory = candidates.make(record, dataset, encoder, settings, folder, lambda share: progress("training", share))
+    champion, _ = _champion(record, registry, store, settings)
+
+    def traffic(limit: int) -> list[str]:
+        return [text for text, _ in features.recent_predictions(limit)] if features else []
+
+    directory = candidates.make(record, dataset, encoder, settings, folder, progress, traffic, champion)
     _crash_at("training")
 
     report = round_report.sealed(directory)
@@ -212,10 +223,18 @@ def _runtimes(
     """Candidate and champion, as they would be served but for the threads."""
     threads = judging.threads(settings.training)
     candidate = Runtime(directory, threads=threads)
+    champion, digest = _champion(record, registry, store, settings)
+    return candidate, Runtime(champion, digest, threads=threads) if champion else None
+
+
+def _champion(
+    record: RoundRecord, registry: Registry, store: ArtifactStore, settings: Settings
+) -> tuple[Path | None, str | None]:
+    """Verified directory and digest of the version that the round is gated against, if there is one."""
     if record.champion_version is None:
-        return candidate, None
+        return None, None
     digest = registry.version(record.champion_version).digest
-    return candidate, Runtime(store.fetch(digest, settings.path(settings.artifacts.cache)), digest, threads=threads)
+    return store.fetch(digest, settings.path(settings.artifacts.cache)), digest
 
 
 def _dataset_of(version: str | None, registry: Registry) -> DatasetManifest | None:

@@ -256,7 +256,7 @@ class ModelManifest(Frozen):
     round_id: str
     dataset_fingerprint: str
     method: str
-    artifact: str = Field(default="fp32", description="how the served model.onnx was made: fp32 or int8")
+    artifact: str = Field(default="fp32", description="how the served model.onnx was made: fp32, int8, or student-int8")
     seed: int | None = None
     code_version: str | None = None
     calibration: Calibration
@@ -282,6 +282,22 @@ FINAL_STATES = frozenset(
 )
 
 
+class Pace(Frozen):
+    """How a training is going at a moment."""
+
+    loss: float | None = Field(default=None, description="of the last step")
+    tokens_per_s: float | None = None
+    eta_s: float | None = Field(default=None, description="seconds to the end of training at most, as it goes now")
+
+    def __str__(self) -> str:
+        parts = [
+            "" if self.loss is None else f"loss {self.loss:.3f}",
+            "" if self.tokens_per_s is None else f"{self.tokens_per_s:,.0f} tokens/s",
+            "" if self.eta_s is None else f"{self.eta_s:.0f} s left",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
 class RoundRecord(Frozen):
     """A round as the registry knows it."""
 
@@ -290,6 +306,7 @@ class RoundRecord(Frozen):
     state: RoundState
     step: str | None = Field(default=None, description="the step it is in, or was in when it ended")
     progress: float | None = Field(default=None, ge=0, le=1)
+    pace: Pace | None = Field(default=None, description="while it trains")
     reason: str = Field(description="why it was triggered")
     cut: dict[str, int] = Field(default_factory=dict)
     champion_version: str | None = Field(default=None, description="the version it is gated against")

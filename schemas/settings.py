@@ -77,7 +77,9 @@ class DatasetSettings(Group):
         "none", description="weights: rare labels weigh more; cap: 5 times the median label's rows at most"
     )
     replay: float | None = Field(
-        1.0, ge=0, description="older feedback beside each newer row, beyond 10,000 older rows; unset: all of it"
+        1.0,
+        ge=0,
+        description="older feedback beside each newer row, beyond 10,000 if training starts from the base; unset: all",
     )
     quarantine: bool = Field(True, description="leave out people whose labels contradict everybody else's")
     audit_rate: float = Field(0.02, ge=0, le=1, description="share of predictions marked for labelling by a keyed hash")
@@ -144,29 +146,63 @@ class TriggerSettings(Group):
 
 
 class TrainingSettings(Group):
-    """The LoRA round."""
+    """How a round trains."""
 
-    start: Literal["base"] = Field("base", description="where a round's weights start")
+    method: Literal["lora", "head", "full"] = Field(
+        "lora",
+        description="what learns: adapters and head, a regularised head on the frozen base model, or all weights",
+    )
+    start: Literal["base", "champion"] = Field(
+        "base",
+        description="where a round's weights start; champion: its adapter and head go on, replay is held to its share",
+    )
     seed: int = Field(13, description="of everything random")
     epochs: int = Field(6, ge=0, description="at most; early stopping usually ends sooner; 0: the probe alone")
     patience: int = Field(2, ge=1, description="epochs without a better validation loss before stopping")
+    refit_below: int | None = Field(
+        None,
+        ge=0,
+        description="rows below which all rows, those of validation too, train once more for as many epochs as were best; "
+        "from there on the best checkpoint is kept; unset: always once more, unless the round starts from the champion",
+    )
     batch_size: int = Field(16, ge=1, description="rows a step, at most: a small set is cut smaller")
-    learning_rate: float = Field(1e-3, gt=0, description="peak rate of the adapter")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak rate of all but the head; unset: 1e-3 for lora, 5e-5 for full"
+    )
     head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on adapter matrices")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the rate for each layer further down from the uppermost"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on matrices but the head's")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability that a training row's target gives away")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the rate falls after that")
+    base_dropout: bool = Field(
+        False, description="the base model's own dropout while training, in the layers that change and those above"
+    )
+    focal_distillation: float = Field(
+        0.0,
+        ge=0,
+        description="weight of staying with the champion's probabilities where it is right, against negative flips; 0: off",
+    )
     adapted_layers: int | None = Field(
         None,
         ge=1,
         description="uppermost layers that carry adapters; those below run once a round; unset: the upper half",
     )
     lora_rank: int = Field(8, ge=1, description="r")
-    lora_alpha: int = Field(16, ge=1, description="scale is alpha / r")
+    lora_alpha: int | None = Field(None, ge=1, description="scale is alpha / r; unset: 2 r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="on adapter inputs")
+    lora_targets: Literal["query-value", "attention", "all"] = Field(
+        "query-value", description="matrices that carry adapters: some of attention, all of it, or those after it too"
+    )
     probe_c: float = Field(
         1.0, gt=0, description="inverse regularisation of the logistic probe that warm-starts the head"
     )
+    student_layers: int | None = Field(
+        None, ge=1, description="layers of a distilled student that competes to be served; unset: none is made"
+    )
+    student_epochs: int = Field(6, ge=1, description="of distillation; minutes for thousands of texts on two cores")
     nice: int = Field(10, ge=0, le=19, description="how far a round yields to serving on the same machine")
     threads: int | None = Field(None, ge=1, description="of torch; unset: all cores")
     mlflow_uri: str | None = Field(

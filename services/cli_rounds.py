@@ -16,7 +16,7 @@ import click
 from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
 
 if TYPE_CHECKING:
-    from schemas.artifacts import RoundRecord
+    from schemas.artifacts import Pace, RoundRecord
     from schemas.settings import Settings
     from serving.registry import Registry
 
@@ -106,30 +106,31 @@ def _cut(settings: "Settings", registry: "Registry") -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _progress() -> "Iterator[Callable[[str, float], None]]":
-    """A bar for each step on a terminal, plain lines elsewhere."""
+def _progress() -> "Iterator[Callable[[str, float, Pace | None], None]]":
+    """A bar for each step on a terminal, with the pace of training; plain lines elsewhere."""
     if not sys.stdout.isatty():
         started, last = time.monotonic(), [""]
 
-        def line(step: str, share: float) -> None:
+        def line(step: str, share: float, pace: "Pace | None") -> None:
             shown = f"{step} {10 * int(10 * share)} %"
             if shown != last[0]:
                 last[0] = shown
-                click.echo(f"{time.monotonic() - started:6.1f} s  {shown}")
+                click.echo(f"{time.monotonic() - started:6.1f} s  {shown}" + (f"  ({pace})" if pace else ""))
 
         yield line
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Progress(TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()) as bars:
+    pace_column = TextColumn("{task.fields[pace]}")
+    with Progress(TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn(), pace_column) as bars:
         tasks: dict[str, Any] = {}
 
-        def bar(step: str, share: float) -> None:
+        def bar(step: str, share: float, pace: "Pace | None") -> None:
             if step not in tasks:
                 for task in tasks.values():
-                    bars.update(task, completed=1)
-                tasks[step] = bars.add_task(step, total=1)
-            bars.update(tasks[step], completed=share)
+                    bars.update(task, completed=1, pace="")
+                tasks[step] = bars.add_task(step, total=1, pace="")
+            bars.update(tasks[step], completed=share, pace=str(pace or ""))
 
         yield bar
         for task in tasks.values():

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 
-from schemas.artifacts import RoundRecord
+from schemas.artifacts import Pace, RoundRecord
 from schemas.settings import Settings
 from services.file_locks import Held, held
 from serving.registry import Registry, RoundOver
@@ -25,7 +25,7 @@ from serving.registry import Registry, RoundOver
 BEAT_S = 2.0
 END_S = 15.0  # what a round may do after the registry has its end: write its report, tell the promotions topic
 
-Progress = Callable[[str, float], None]
+Progress = Callable[[str, float, Pace | None], None]
 
 
 class RoundBusy(RuntimeError):
@@ -126,12 +126,12 @@ class Heart:
         self._stop.set()
         self._thread.join(5)
 
-    def progress(self, step: str, share: float) -> None:
-        """Note and show how far the round is in which step."""
+    def progress(self, step: str, share: float, pace: Pace | None = None, /) -> None:
+        """Note and show how far the round is in which step, and how it goes."""
         if self._attempt is None:  # the first call comes right after the round was started
             self._attempt = self._registry.round(self._round_id).attempts
-        self._news = {"step": step, "progress": min(1.0, max(0.0, share))}
-        self._show(step, share)
+        self._news = {"step": step, "progress": min(1.0, max(0.0, share)), "pace": pace}
+        self._show(step, share, pace)
 
     def _run(self) -> None:
         while not self._stop.wait(BEAT_S):

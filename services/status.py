@@ -80,7 +80,7 @@ def _lag(settings: Settings) -> int | None:
 def _round(unfinished: RoundRecord | None) -> dict[str, Any] | None:
     if unfinished is None:
         return None
-    wanted = {"round_id", "state", "step", "progress", "reason", "attempts", "created_at", "heartbeat_at"}
+    wanted = {"round_id", "state", "step", "progress", "pace", "reason", "attempts", "created_at", "heartbeat_at"}
     return unfinished.model_dump(mode="json", include=wanted)
 
 
@@ -103,8 +103,9 @@ def _round_line(unfinished: RoundRecord | None) -> str:
     if unfinished is None:
         return "round      none"
     share = f" {unfinished.progress:.0%}" if unfinished.progress is not None else ""
+    pace = f" ({unfinished.pace})" if unfinished.pace else ""
     alive = f", alive {_ago(unfinished.heartbeat_at)}" if unfinished.heartbeat_at else ""
-    return f"round      {unfinished.round_id} {unfinished.state}: {unfinished.step or 'not begun'}{share}{alive}"
+    return f"round      {unfinished.round_id} {unfinished.state}: {unfinished.step or 'not begun'}{share}{pace}{alive}"
 
 
 def _ago(moment: datetime) -> str:

@@ -200,9 +200,7 @@ class Api:
             coverage=asked.options.coverage if asked.options else None,
         )
         self._post(events)
-        self._metrics.predictions.inc(len(texts))
         self._metrics.seconds.observe(time.perf_counter() - started)
-        self._metrics.generation.set(answer.generation)
         return 200, body
 
     async def feedback(self, request: Request) -> tuple[int, bytes]:
@@ -262,6 +260,9 @@ class Api:
     def flush(self) -> None:
         """Hand the predictions that linger to the outbox; also the last thing before it closes."""
         lingering, self._lingering = self._lingering, []
+        self._metrics.predictions.inc(len(lingering))
+        if champion := self._live.champion():
+            self._metrics.generation.set(champion.generation)
         for prediction_id, event in lingering:
             self._outbox.put_prediction_bytes(prediction_id, event)
 

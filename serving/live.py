@@ -26,7 +26,7 @@ from serving.runtime import Runtime
 log = logging.getLogger("ratchet.live")
 
 HEARTBEAT_SECONDS = 5.0
-_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+M_MMAP_THRESHOLD, MMAP_BYTES = -3, 128 * 1024  # of glibc: malloc.h, and its default
 
 
 class LiveModel:
@@ -53,6 +53,7 @@ class LiveModel:
 
     def start(self) -> None:
         """Load the champion if there is one, else the last good version of the cache; then follow."""
+        _glibc("mallopt", M_MMAP_THRESHOLD, MMAP_BYTES)
         self.follow()
         if self._live is None and self._last_good.exists():
             self._serve_last_good()
@@ -119,7 +120,7 @@ class LiveModel:
             self._error, self._refused = None, None
             log.info("serving %s, generation %d", champion.model_version, champion.generation)
             self._remember(champion)
-            _trim()
+            _glibc("malloc_trim", 0)
         self._beat()
 
     def _warm(self, digest: str) -> Runtime | None:
@@ -155,7 +156,13 @@ class LiveModel:
             log.info("the registry is away: serving the last good %s", champion.model_version)
 
 
-def _trim() -> None:
-    """Give freed memory back to the system: glibc keeps most of what a version held, and would grow with every swap."""
-    if _TRIM is not None:
-        _TRIM(0)
+def _glibc(function: str, *arguments: int) -> None:
+    """Call glibc's allocator, where that is what we run on.
+
+    By itself it keeps most of what a version held, and would grow with every swap: it raises the size from which memory is
+    mapped, and so given back, to the largest piece ever freed. Setting the size holds it where it is; trimming gives back
+    the small pieces.
+    """
+    found = getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
+    if found is not None:
+        found(*arguments)

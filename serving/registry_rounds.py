@@ -17,7 +17,9 @@ from serving import registry_tables as t
 from serving.registry_leases import Leases
 from serving.registry_versions import Versions
 
-NEWS = frozenset({"step", "progress", "dataset", "candidate_version", "evaluations", "gate_report", "cut", "detail"})
+NEWS = frozenset(
+    {"step", "progress", "pace", "dataset", "candidate_version", "evaluations", "gate_report", "cut", "detail"}
+)
 STARTABLE = frozenset({RoundState.CLAIMED, RoundState.RUNNING})
 PROMOTABLE = frozenset({RoundState.RUNNING, RoundState.AWAITING_APPROVAL})
 OVERRULABLE = frozenset({RoundState.REJECTED, RoundState.INSUFFICIENT})

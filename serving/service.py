@@ -34,6 +34,7 @@ from serving.registry import Registry
 
 EMBEDDED = "RATCHET_EMBEDDED_BROKER"
 ACCEPT_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1e-4, 2e-3
+PAUSED_SHARE, PAUSED_BURST_SECONDS = 0.02, 0.05
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>Ratchet inference API</title><link rel="stylesheet" href="docs/swagger-ui.css"></head>
@@ -87,13 +88,21 @@ class Patient(auto.AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvico
     """uvicorn's HTTP, with a pause after each new connection, the longer the more are open.
 
     Workers accept from one socket. Without the pause the one that wakes first takes a whole burst of connections, and keeps
-    them for as long as they live, while the others have nothing to do.
+    them for as long as they live, while the others have nothing to do. The pause stops the loop, though not the model: callers
+    who open a connection for every request may spend PAUSED_SHARE of it that way, beyond a burst.
     """
+
+    credit = PAUSED_BURST_SECONDS
+    credited_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let another worker have the next one."""
         super().connection_made(transport)
-        time.sleep(min(LONGEST_PAUSE_SECONDS, ACCEPT_PAUSE_SECONDS * len(self.connections)))
+        now = time.monotonic()
+        credit = min(PAUSED_BURST_SECONDS, Patient.credit + PAUSED_SHARE * (now - Patient.credited_at))
+        pause = min(LONGEST_PAUSE_SECONDS, ACCEPT_PAUSE_SECONDS * len(self.connections), credit)
+        Patient.credit, Patient.credited_at = credit - pause, now
+        time.sleep(pause)
 
 
 class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no types

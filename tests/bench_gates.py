@@ -276,7 +276,7 @@ def timed_round(settings: Settings, registry: Registry) -> tuple[RoundRecord, di
     assert claimed is not None
     starts: dict[str, float] = {}
 
-    def progress(step: str, share_done: float) -> None:
+    def progress(step: str, share_done: float, pace: object = None, /) -> None:
         starts.setdefault(step, time.perf_counter())
         print(f"  {step} {share_done:.0%}", end="\r", flush=True)
 

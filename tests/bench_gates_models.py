@@ -96,7 +96,7 @@ def _artefact(rows: list[FileRow], labels: list[str], seed: int, folder: Path) -
     examples = [Example(text=row.text, label=row.label, source="seed") for row in rows]
     spared = len(examples) * 15 // 100
     settings = TrainingSettings(seed=seed)
-    trained = train(Classification(labels), encoder, examples[spared:], examples[:spared], settings, lambda _: None)
+    trained = train(Classification(labels), encoder, examples[spared:], examples[:spared], settings, lambda *_: None)
     missing = Counter(labels) - Counter({row.label for row in rows})
     print(f"seed {seed}: {trained.method}, {len(missing)} labels without rows", flush=True)
     target = folder / "version"

@@ -36,13 +36,14 @@ from tests.bench_serve_load import (
     tree,
     wrk,
 )
-from tests.bench_serve_project import BASELINE_BODY, CACHE, Project, baseline, project, ratchet
+from tests.bench_serve_project import BASELINE_BODY, CACHE, Project, baseline, project, ratchet, student
 from tests.versions import copied
 
 SECONDS = float(os.environ.get("SECONDS_EACH", "15"))
 TAIL_SECONDS = float(os.environ.get("TAIL_SECONDS", "600"))
 MEMORY_REQUESTS = int(os.environ.get("MEMORY_REQUESTS", "1000000"))
 SWAPS, WINDOW_SECONDS = 50, 3
+STUDENT_LAYERS = int(os.environ.get("STUDENT_LAYERS", "3"))
 
 
 def grid() -> list[Figure]:
@@ -292,6 +293,45 @@ def bento() -> list[Figure]:
     ]
 
 
+def distilled() -> list[Figure]:
+    """A student of STUDENT_LAYERS layers beside int8 of all of them: speed of the session and over HTTP, and the test file."""
+    bank = project()
+    name, passed = student(bank, STUDENT_LAYERS)
+    rows = bank_texts("test")
+    labels = read_manifest(bank.full_directory).labels
+    rates, sessions, right = [], [], []
+    for version in (bank.auto, name):
+        with ratchet(bank, version) as (url, process, broker):
+            load = _load(bank, url, process, broker, callers=32)
+            found = _asked(
+                f"{url}/predict",
+                [text for text, _ in rows],
+                bank.header,
+                lambda chunk: {"items": [{"text": text} for text in chunk]},
+                labels,
+            )
+        _tell(version, load)
+        rates.append(load.rate)
+        sessions.append(bench_serve_bare.ceiling(bank.settings, bank.registry.version(version).digest, bank.texts))
+        right.append(found.argmax(axis=1) == np.array([labels.index(label) for _, label in rows]))
+    print(f"texts/s of the bare session {sessions}, accuracy {[each.mean() for each in right]}", flush=True)
+    lost, n = right[0].astype(float) - right[1], len(rows)
+    return [
+        _figure("student: bare session / int8's", sessions[1] / sessions[0], ">=", 1.7, n, baseline=sessions[0]),
+        _figure("student: throughput, 32 callers / int8's", rates[1] / rates[0], ">=", 1.7, n, baseline=rates[0]),
+        _figure(
+            "student: accuracy lost to int8",
+            float(lost.mean()),
+            "<=",
+            0.01,
+            n,
+            interval=_interval(lost),
+            baseline=float(right[0].mean()),
+        ),
+        _figure("student: stands in by its gate", float(passed), ">=", 1, n),
+    ]
+
+
 def _rotating(bank: Project) -> list[str]:
     """Three versions of the same files."""
     names = [f"{bank.auto}-{letter}" for letter in "abc"]
@@ -386,6 +426,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "tail": tail,
     "memory": flat,
     "bento": bento,
+    "student": distilled,
 }
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.training_round import round_folder, run_round
+from pipelines import candidates, compression
+from pipelines.policy import load_policy
+from pipelines.training.model import Encoder, base_model_path
+from pipelines.training_round import _dataset, round_folder, run_round
 from schemas.artifacts import WorkerHeartbeat
 from schemas.settings import Settings, load_settings
 from services.projects import create_project
@@ -24,9 +28,11 @@ from serving.access import read_keys
 from serving.artifacts import ArtifactStore, read_manifest, write_manifest
 from serving.broker import Topics, embedded_broker_command, ensure_topics
 from serving.registry import Registry
+from serving.runtime import Runtime
 from tests.bench_serve_load import Body, bank_texts, module, server
 from tests.conftest import write_rows
 from tests.fakes import free_port, wait_until
+from tests.versions import rewritten
 
 CACHE = Path(os.environ.get("RATCHET_BENCH_CACHE") or Path(tempfile.gettempdir()) / "ratchet-bench-serve")
 REFERENCE_ROWS = 2000
@@ -118,6 +124,36 @@ def _trained(settings: Settings) -> dict[str, str]:
     registry.register_version(manifest, store.put(copy), servable=True)
     registry.close()
     return {"auto": record.candidate_version, "full": manifest.model_version, "directory": str(copy)}
+
+
+def student(bank: Project, layers: int) -> tuple[str, bool]:
+    """A version distilled from the round's full-precision model, made once, and whether the round would have let it serve."""
+    name, folder = f"{bank.full}-{layers}-layers", bank.full_directory.parent / f"student-{layers}"
+    known = {version.model_version for version in bank.registry.versions()}
+    [record] = bank.registry.rounds()
+    encoder = Encoder(base_model_path(None), bank.settings.model.max_length)
+    dataset = _dataset(record, bank.settings, bank.registry, None, encoder)
+    if name not in known:
+        training = bank.settings.training.model_copy(update={"student_layers": layers})
+        settings = bank.settings.model_copy(update={"training": training})
+        started = time.monotonic()
+        candidates._distil(
+            bank.full_directory,
+            folder,
+            [],
+            dataset,
+            encoder,
+            settings,
+            lambda share, _: print(f"distilled {share:.0%}"),
+        )
+        print(f"distilling, exporting and calibrating took {time.monotonic() - started:.0f} s", flush=True)
+        store = ArtifactStore(bank.settings.location(bank.settings.artifacts.url))
+        made = rewritten(folder, model_version=name)
+        bank.registry.register_version(read_manifest(made), store.put(made), servable=True)
+    policy = load_policy(bank.settings.path(bank.settings.gates.policy).read_text())
+    trial = compression.stand_in(Runtime(bank.full_directory), Runtime(folder), dataset.judge, policy)
+    print(trial.result.sentence, flush=True)
+    return name, trial.passed
 
 
 @contextmanager

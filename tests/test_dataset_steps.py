@@ -143,21 +143,21 @@ def test_thumbs_down_alone_says_what_a_text_is_not() -> None:
     assert not any(e.rejects for e in [*built.train, *built.validation])
 
 
-def test_old_rows_are_replayed_up_to_a_ratio_beyond_a_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balance, "ALWAYS_REPLAYED", 10)
+def test_old_rows_are_replayed_up_to_a_ratio_beyond_a_floor() -> None:
     since = datetime(2026, 1, 2, tzinfo=UTC)
     old = [row(f"old {n}", order="2026-01-01T00:00:00+00:00") for n in range(50)]
     new = [row(f"new {n}", order="2026-01-03T00:00:00+00:00") for n in range(15)]
     seed = [row(f"seed {n}", source="seed") for n in range(5)]
     drops = Drops()
-    kept = balance.replay([*old, *new, *seed], since, 1.0, drops)
+    kept = balance.replay([*old, *new, *seed], since, 1.0, drops, always=10)
     assert Counter(e.text.split()[0] for e in kept) == {"old": 20, "new": 15, "seed": 5}
     assert drops.counts == {"not replayed": 30}
-    assert [e.text for e in balance.replay([*seed, *new, *old[::-1]], since, 1.0, Drops())].count("old 0") == [
-        e.text for e in kept
-    ].count("old 0")
-    for untouched in (balance.replay(old, None, 1.0, Drops()), balance.replay(old, since, None, Drops())):
-        assert untouched == old
+    again = balance.replay([*seed, *new, *old[::-1]], since, 1.0, Drops(), always=10)
+    assert {e.text for e in again} == {e.text for e in kept}
+    onwards = balance.replay([*old, *new[:5]], since, 1.0, Drops(), always=0)
+    assert Counter(e.text.split()[0] for e in onwards) == {"old": 5, "new": 5}
+    for moment, ratio in ((None, 1.0), (since, None)):
+        assert balance.replay(old, moment, ratio, Drops(), always=10) == old
 
 
 def test_rare_labels_weigh_more_or_frequent_ones_are_capped() -> None:

@@ -1,5 +1,6 @@
 """The report: gathered from evidence, sealed into the version, rendered to one page that stands alone."""
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -82,7 +83,15 @@ def report_of(judged: Judged, task: str, labels: Sequence[str] = (), policy: Pol
     record = RoundRecord(
         round_id="r1", model_name="toys", state=RoundState.RUNNING, reason="200 feedback", created_at=utc_now()
     )
-    history = '{"phase":"search","epoch":0,"held_out_nll":0.5}\n{"phase":"search","epoch":1,"held_out_nll":0.4}\n'
+    lines = [
+        *(
+            {"phase": "search", "epoch": n, "held_out_nll": 0.5 - n / 10, "accuracy": 0.8, "macro_recall": 0.7}
+            for n in (0, 1)
+        ),
+        *({"phase": "final", "step": n, "loss": 1 / n, "learning_rate": n / 1000} for n in range(1, 50)),
+        {"phase": "final", "epoch": 1, "train_loss": 0.3},
+    ]
+    history = "".join(json.dumps(line) + "\n" for line in lines)
     policy = policy or Policy()
     verdict = judge(judged.champion, judged.candidate, judged.probe, facts, policy, previous=Policy().values())
     made = manifest(list(labels)).model_copy(update={"task": task})
@@ -121,6 +130,15 @@ def test_the_page_says_the_verdict_first_and_then_everything() -> None:
     assert "sets" in page
     assert "/somewhere/secret" not in page
     assert page == report_page.render(report()), "the same report, the same page"
+
+
+def test_learning_curves_are_drawn_of_what_has_two_points() -> None:
+    page = report_page.render(report())
+    for title in ("Loss", "Measures on rows not trained on", "Loss in the final phase", "Learning rate"):
+        assert f"<h3>{title}</h3>" in page
+    assert "rows not trained on: 0.4 at 1" in page
+    assert "training: 0.3" not in page, "one point is no curve"
+    assert "macro recall" not in page
 
 
 @pytest.mark.parametrize("k", [2, 3, 40])

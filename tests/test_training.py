@@ -24,9 +24,10 @@ from pipelines.training.model import (
     base_model_path,
     base_model_sha256,
     mean_pool,
-    with_lora,
+    trainable_copy,
 )
 from pipelines.training.probe import fit_probe
+from pipelines.training.tasks import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.settings import TrainingSettings
 from tests.fakes import TOPICS, toy_rows
@@ -46,7 +47,7 @@ def examples(n: int, seed: int) -> list[Example]:
 
 
 def fit(encoder: Encoder, rows: Sequence[Example], held: Sequence[Example], **recipe: object) -> Trained:
-    return train(TASK, encoder, rows, held, RECIPE.model_copy(update=recipe), lambda _: None)
+    return train(TASK, encoder, rows, held, RECIPE.model_copy(update=recipe), lambda *_: None)
 
 
 def answers(trained: Trained, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
@@ -66,7 +67,7 @@ def test_embedding_is_the_mean_over_tokens_and_padding_does_not_count(encoder: E
 def test_lower_layers_run_once_give_what_the_whole_model_gives(encoder: Encoder) -> None:
     rows = examples(9, seed=4)
     texts = [row.text for row in rows]
-    model = TextModel(with_lora(encoder, RECIPE), encoder.width, np.ones((3, encoder.width)), np.zeros(3))
+    model = TextModel(trainable_copy(encoder, RECIPE), encoder.width, np.ones((3, encoder.width)), np.zeros(3))
     whole = model.eval()(**encoder.batch(texts)).detach().numpy()
     with Fit(TASK, model, TASK.rows(encoder, rows, RECIPE), [0], RECIPE) as opened:
         np.testing.assert_allclose(opened.outputs(range(9)), whole, atol=1e-4)
@@ -74,7 +75,7 @@ def test_lower_layers_run_once_give_what_the_whole_model_gives(encoder: Encoder)
 
 
 def test_states_that_do_not_fit_are_run_again(encoder: Encoder) -> None:
-    ids = encoder.tokenizer([text for text, _ in toy_rows(6, seed=5)])["input_ids"]
+    ids = [torch.tensor(row) for row in encoder.tokenizer([text for text, _ in toy_rows(6, seed=5)])["input_ids"]]
     kept, none = LowerStates(encoder, ids, 1), LowerStates(encoder, ids, 1, max_bytes=0)
     for one, other in zip(kept.batch([4, 1]), none.batch([4, 1]), strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
@@ -107,7 +108,7 @@ def test_adapters_are_kept_when_they_help_on_rows_not_trained_on(
         for logits in (answers(trained, encoder, texts), probe_outputs(TASK, encoder, rows, texts, weak))
     ]
     assert nll[0] < nll[1]
-    curve = [float(line["held_out_nll"]) for line in trained.history if line["phase"] == "search"]
+    curve = [float(line["held_out_nll"]) for line in trained.history if "held_out_nll" in line]
     assert min(curve) < curve[0]
 
 
@@ -153,7 +154,7 @@ def test_the_adapter_and_the_export_are_the_model(encoder: Encoder, tmp_path: Pa
     trained = fit(encoder, examples(60, seed=1), examples(24, seed=2), epochs=8)
     texts = [text for text, _ in toy_rows(7, seed=3)]
     expected = answers(trained, encoder, texts)
-    compression.save_adapter(trained.model, tmp_path)
+    compression.save_weights(trained.model, tmp_path)
     compression.export(trained.model, encoder, tmp_path)
     np.testing.assert_allclose(answers(trained, encoder, texts), expected, atol=1e-5)
     inputs = {name: tensor.numpy() for name, tensor in encoder.batch(texts).items()}
@@ -180,7 +181,7 @@ def test_other_architectures_start_from_lower_states_too(encoder: Encoder, tmp_p
     encoder.tokenizer.save_pretrained(tmp_path)
     other = Encoder(tmp_path, max_length=32)
     rows = examples(10, seed=4)
-    model = TextModel(with_lora(other, RECIPE), other.width, np.ones((3, other.width)), np.zeros(3)).eval()
+    model = TextModel(trainable_copy(other, RECIPE), other.width, np.ones((3, other.width)), np.zeros(3)).eval()
     whole = model(**other.batch([row.text for row in rows])).detach().numpy()
     with Fit(TASK, model, TASK.rows(other, rows, RECIPE), [0], RECIPE) as opened:
         np.testing.assert_allclose(opened.outputs(range(10)), whole, atol=1e-4)
@@ -194,7 +195,7 @@ def test_base_models_are_found_hashed_or_refused_by_name(encoder: Encoder, tmp_p
     assert base_model_sha256(encoder.path) == base_model_sha256(encoder.path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UnknownArchitecture, match="gpt2"):
-        adapter_targets(tmp_path)
+        adapter_targets(tmp_path, "query-value")
 
 
 def test_small_sets_get_small_batches() -> None:
@@ -203,7 +204,9 @@ def test_small_sets_get_small_batches() -> None:
 
 def test_a_rejection_teaches_what_a_text_is_not(encoder: Encoder) -> None:
     logits = torch.tensor([[4.0, 0.0, 0.0], [4.0, 0.0, 0.0], [40.0, 0.0, 0.0]], requires_grad=True)
-    losses = TASK.losses(logits, torch.tensor([0, 0, 0]), torch.tensor([False, True, True]), 0.0)
+    losses = TASK.losses(
+        logits, Batch(torch.tensor([0, 0, 0]), torch.ones(3), torch.tensor([False, True, True])), RECIPE
+    )
     p = float(torch.softmax(logits[0], dim=0)[0].detach())
     np.testing.assert_allclose(losses.detach()[:2].numpy(), [-np.log(p), -np.log(1 - p)], rtol=1e-5)
     losses.sum().backward()
@@ -215,8 +218,8 @@ def test_a_rejection_teaches_what_a_text_is_not(encoder: Encoder) -> None:
     rows, label = examples(60, seed=1), LABELS[0]
     texts = [text for text, _ in toy_rows(24, seed=77)]
     rejections = [Example(text=text, label=label, source="rejection", weight=0.5) for text in texts]
-    plain = train(TASK, encoder, rows, [], RECIPE, lambda _: None)
-    taught = train(TASK, encoder, rows, [], RECIPE, lambda _: None, rejections=rejections)
+    plain = train(TASK, encoder, rows, [], RECIPE, lambda *_: None)
+    taught = train(TASK, encoder, rows, [], RECIPE, lambda *_: None, rejections=rejections)
     if plain.method == taught.method == "lora":
         before, after = (np.exp(answers(t, encoder, texts)) for t in (plain, taught))
         share = [float((p[:, 0] / p.sum(axis=1)).mean()) for p in (before, after)]

@@ -1,5 +1,6 @@
 """The round: promoted once, resumed after kill -9, refused when the champion moved (invariants 3, 4 and 6)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -89,7 +90,10 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
 
     # the same data again is no improvement: nothing is promoted, and the version cannot be promoted past the gates
     project.path("policy.toml").write_text(DEFAULT_POLICY.replace("max_share = 0.1", "max_share = 0.9"))
-    second = run(project, registry, claim(registry))
+    onwards = project.model_copy(update={"training": project.training.model_copy(update={"start": "champion"})})
+    second = run(onwards, registry, claim(registry))
+    history = (round_folder(project, second.round_id) / "version" / "history.jsonl").read_text().splitlines()
+    assert json.loads(history[0]) == {"phase": "start", "weights": "champion", "champion": champion.model_version}
     assert second.gate_report is not None
     assert "drift" in [result.gate for result in second.gate_report.results]
     assert second.gate_report.policy_changes == ["flips.max_share: 0.1 -> 0.9"]

@@ -17,7 +17,7 @@ from pipelines.training.model import Encoder
 from pipelines.training.multilabel import Multilabel
 from pipelines.training.probe import fit_one_vs_rest, fit_ridge
 from pipelines.training.regression import Regression
-from pipelines.training.tasks import task_for
+from pipelines.training.tasks import Batch, task_for
 from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.settings import TrainingSettings
 from schemas.targets import canonical
@@ -65,7 +65,7 @@ def exported(trained: Trained, encoder: Encoder, rows: Sequence[Example], folder
 def test_several_labels_are_learned_beyond_the_probe(encoder: Encoder) -> None:
     task = Multilabel(LABELS)
     rows, test = tagged(60, seed=1), tagged(60, seed=9)
-    trained = train(task, encoder, rows, [], RECIPE, lambda _: None)
+    trained = train(task, encoder, rows, [], RECIPE, lambda *_: None)
     assert trained.method == "lora"
     truth = task.targets(test)
     probe = probe_outputs(task, encoder, rows, [row.text for row in test], RECIPE)
@@ -98,7 +98,7 @@ def test_a_number_is_learned_and_exported_in_its_unit(encoder: Encoder, tmp_path
 
 def test_the_probe_of_a_number_ships_in_its_unit(encoder: Encoder) -> None:
     rows = rated(40, seed=1)
-    trained = train(task_for("regression", [], rows), encoder, rows, [], TrainingSettings(epochs=0), lambda _: None)
+    trained = train(task_for("regression", [], rows), encoder, rows, [], TrainingSettings(epochs=0), lambda *_: None)
     expected = probe_outputs(Regression(), encoder, rows, [row.text for row in rows], RECIPE)
     np.testing.assert_allclose(outputs(trained, encoder, rows), expected, rtol=1e-3)
 
@@ -113,7 +113,8 @@ def test_losses_are_the_row_losses_of_the_same_outputs(task: Classification | Mu
     }[task.name]
     targets = task.targets([Example(text="t", label=label, source="seed") for label in given])
     logits = draw.normal(size=(3, 1 if task.name == "regression" else 3)).astype(np.float32)
-    losses = task.losses(torch.from_numpy(logits), torch.from_numpy(targets), torch.zeros(3, dtype=torch.bool), 0.0)
+    batch = Batch(torch.from_numpy(targets), torch.ones(3), torch.zeros(3, dtype=torch.bool))
+    losses = task.losses(torch.from_numpy(logits), batch, RECIPE)
     best = task.row_losses(logits, targets)
     assert losses.shape == best.shape == (3,)
     if task.name == "regression":
@@ -121,7 +122,7 @@ def test_losses_are_the_row_losses_of_the_same_outputs(task: Classification | Mu
         assert targets.tolist() == [-2.0, 0.0, 1.75]
     else:  # the best temperature can only help
         assert best.mean() <= float(losses.mean()) + 1e-6
-        soft = task.losses(torch.from_numpy(logits), torch.from_numpy(targets), torch.zeros(3, dtype=torch.bool), 0.2)
+        soft = task.losses(torch.from_numpy(logits), batch, RECIPE.model_copy(update={"label_smoothing": 0.2}))
         assert not np.allclose(soft.numpy(), losses.numpy())
     assert all(isinstance(value, float) for value in task.metrics(logits, targets).values())
 
@@ -130,7 +131,9 @@ def test_a_rejected_set_of_labels_becomes_less_probable() -> None:
     task = Multilabel(LABELS)
     logits = torch.tensor([[3.0, 3.0, -3.0]], requires_grad=True)
     targets = torch.tensor([[1.0, 1.0, 0.0]])
-    kept, rejected = (task.losses(logits, targets, torch.tensor([flag]), 0.0) for flag in (False, True))
+    kept, rejected = (
+        task.losses(logits, Batch(targets, torch.ones(1), torch.tensor([flag])), RECIPE) for flag in (False, True)
+    )
     p = float(torch.exp(-kept.detach()))
     assert float(rejected.detach()) == pytest.approx(-np.log(1 - p), rel=1e-4)
     rejected.sum().backward()
@@ -155,7 +158,7 @@ def test_probes_respect_weights_and_survive_labels_without_rows() -> None:
 def test_history_is_json_whatever_the_metrics(encoder: Encoder) -> None:
     rows = [Example(text=text, label="4.0", source="seed") for text, _ in toy_rows(12, seed=1)]
     trained = train(
-        task_for("regression", [], rows), encoder, rows, [], RECIPE.model_copy(update={"epochs": 1}), lambda _: None
+        task_for("regression", [], rows), encoder, rows, [], RECIPE.model_copy(update={"epochs": 1}), lambda *_: None
     )
     assert trained.method == "probe"
     json.dumps(trained.history, allow_nan=False)

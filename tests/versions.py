@@ -21,14 +21,14 @@ GOLDEN = ["oven and butter", "a goal for the team", "the bank and the loan of ma
 def tiny_version(directory: Path, base: Path, name: str, labels: list[str], *, seed: int = 0, model: str = "m") -> Path:
     """Make `directory` a version called `name`."""
     from pipelines import compression
-    from pipelines.training.model import Encoder, TextModel, with_lora
+    from pipelines.training.model import Encoder, TextModel, trainable_copy
 
     encoder = Encoder(base, 32)
     draw = np.random.default_rng(seed)
     weight, bias = draw.normal(size=(len(labels), encoder.width)), np.zeros(len(labels))
     directory.mkdir(parents=True)
     compression.export(
-        TextModel(with_lora(encoder, TrainingSettings()), encoder.width, weight, bias), encoder, directory
+        TextModel(trainable_copy(encoder, TrainingSettings()), encoder.width, weight, bias), encoder, directory
     )
     manifest = ModelManifest(
         model_version=name,

@@ -13,10 +13,12 @@ from pipelines.dataset.examples import FROM_FILES, Drops, Example
 
 MOST_WEIGHT = 10.0
 CAP = 5  # rows of a label, in medians of all labels
-ALWAYS_REPLAYED = 10_000  # older rows; so few cost little, and a round that starts from the base model needs them
+ALWAYS_REPLAYED = 10_000  # older rows, if a round starts from the base model: it needs them, and they cost little
 
 
-def replay(rows: list[Example], since: datetime | None, ratio: float | None, drops: Drops) -> list[Example]:
+def replay(
+    rows: list[Example], since: datetime | None, ratio: float | None, drops: Drops, *, always: int
+) -> list[Example]:
     """All rows of files, all feedback after `since`, and at most `ratio` times as many older rows beside that.
 
     The older rows are drawn by hash, the same ones for the same rows (experience replay: Rolnick et al. 2019).
@@ -26,13 +28,14 @@ def replay(rows: list[Example], since: datetime | None, ratio: float | None, dro
         since: when the feedback was read that the champion was trained on; None: everything is new.
         ratio: None keeps all.
         drops: told of the rows left out.
+        always: so many older rows stay in any case.
 
     """
     if ratio is None or since is None:
         return rows
     moment = since.isoformat()
     older = [e for e in rows if e.source not in FROM_FILES and e.order <= moment]
-    room = max(ALWAYS_REPLAYED, int(ratio * (len(rows) - len(older))))
+    room = max(always, int(ratio * (len(rows) - len(older))))
     if len(older) <= room:
         return rows
     kept = {id(e) for e in sorted(older, key=_draw)[:room]} | {id(e) for e in rows} - {id(e) for e in older}

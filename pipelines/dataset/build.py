@@ -125,7 +125,8 @@ def build(
         on[in_force[key]].append(e)
 
     rejections = [e for e in on["train"] if e.rejects]
-    train = balance.replay([e for e in on["train"] if not e.rejects], since, wanted.replay, drops)
+    always = balance.ALWAYS_REPLAYED if settings.training.start == "base" else 0
+    train = balance.replay([e for e in on["train"] if not e.rejects], since, wanted.replay, drops, always=always)
     if wanted.balance == "cap":
         train = balance.capped(train, drops)
     elif wanted.balance == "weights":

@@ -17,6 +17,7 @@ from pipelines.calibration import fit_temperature, row_nll
 from pipelines.dataset.examples import Example
 from pipelines.training.encoder_task import EncoderTask, not_this
 from pipelines.training.probe import Probe, fit_probe
+from pipelines.training.tasks import Batch
 from schemas.settings import TrainingSettings
 
 
@@ -38,14 +39,27 @@ class Classification(EncoderTask):
         weights = [e.weight for e in examples]
         return fit_probe(embeddings, [e.label for e in examples], self.labels, c=settings.probe_c, weights=weights)
 
-    def losses(
-        self, outputs: torch.Tensor, targets: torch.Tensor, rejects: torch.Tensor, smoothing: float
-    ) -> torch.Tensor:
-        """Cross-entropy [b]; of a rejection, that of "not this label" (negative learning: Kim et al. 2019)."""
-        losses: torch.Tensor = functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
+    def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
+        """Cross-entropy [b]; of a rejection, that of "not this label" (negative learning: Kim et al. 2019).
+
+        Where a teacher is right its probabilities count too (focal distillation with alpha = 0: Yan et al. 2021, against negative
+        flips), among the labels that it knows.
+        """
+        targets, rejects = batch.targets, batch.rejects
+        losses: torch.Tensor = functional.cross_entropy(
+            outputs, targets, reduction="none", label_smoothing=settings.label_smoothing
+        )
         if rejects.any():
             wrong = functional.cross_entropy(outputs[rejects], targets[rejects], reduction="none")
             losses = losses.index_put((rejects,), not_this(wrong))
+        if batch.teacher is not None:
+            known = ~batch.teacher.isnan().any(dim=0)
+            says = batch.teacher.nan_to_num(nan=-torch.inf)
+            right = (says.argmax(dim=1) == targets) & ~rejects
+            away = functional.kl_div(
+                outputs[:, known].log_softmax(dim=1), says[:, known].softmax(dim=1), reduction="none"
+            ).sum(dim=1)
+            losses = losses + settings.focal_distillation * right * away
         return losses
 
     def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,9 +1,10 @@
 """What the tasks of an encoder share: mean-pooled embeddings, a linear head that starts as a probe on them.
 
-Turns examples into rows, and a probe into a module to be trained. classification.py, multilabel.py and regression.py say what
-is left: targets, probe, losses, metrics. It deliberately knows no optimiser.
+Turns examples into rows, and a probe or a champion into a module to be trained. classification.py, multilabel.py and
+regression.py say what is left: targets, probe, losses, metrics. It deliberately knows no optimiser.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -13,22 +14,25 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
-from pipelines.training.lower_layers import LowerStates
-from pipelines.training.model import Encoder, TextModel, first_adapted, with_lora
+from pipelines.training.champion import HEAD, Champion
+from pipelines.training.lower_layers import EncoderInputs
+from pipelines.training.model import Encoder, TextModel, shared_copy, trainable_copy
 from pipelines.training.probe import Probe
 from pipelines.training.tasks import Rows
 from schemas.settings import TrainingSettings
 
 LEAST_OTHER = 1e-4  # probability of everything else together, of a rejection
+VALUE = ("value",)  # the one output of a task without labels
 
 
 class EncoderTask(ABC):
-    """Targets and losses over the outputs [n, k] of a linear head.
+    """Targets and losses over the outputs [n, k] of a linear head, one for each of `labels` if there are any.
 
     `shift` and `scale` stand between what the head says in training and the unit of its targets: value = shift + scale * output.
     """
 
     learns_rejections = True
+    labels: Sequence[str] = ()
     shift: float = 0.0
     scale: float = 1.0
 
@@ -40,22 +44,40 @@ class EncoderTask(ABC):
     def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
         """The regularised linear model on embeddings [n, width] that a round starts from and must beat, in the target's unit."""
 
-    def rows(self, base: Encoder, examples: Sequence[Example], settings: TrainingSettings) -> Rows:
+    def rows(
+        self,
+        base: Encoder,
+        examples: Sequence[Example],
+        settings: TrainingSettings,
+        champion: Champion | None = None,
+    ) -> Rows:
         """Tokenised rows of examples in their order."""
-        ids = base.tokenizer([e.text for e in examples], truncation=True, max_length=base.max_length)["input_ids"]
+        texts = [e.text for e in examples]
         return Rows(
-            LowerStates(base, ids, first_adapted(base, settings)),
+            EncoderInputs(base, base.tokenizer(texts, truncation=True, max_length=base.max_length)["input_ids"]),
             self.targets(examples),
             np.array([e.weight for e in examples], dtype=np.float32),
             np.array([e.rejects for e in examples], dtype=bool),
+            self._teacher(champion, base, texts, settings) if champion and settings.focal_distillation else None,
         )
 
-    def start(self, base: Encoder, examples: Sequence[Example], settings: TrainingSettings) -> TextModel:
-        """The probe on these rows as a module: its head, and adapters that change nothing yet."""
+    def start(
+        self,
+        base: Encoder,
+        examples: Sequence[Example],
+        settings: TrainingSettings,
+        champion: Champion | None = None,
+    ) -> TextModel:
+        """The probe on these rows as a module, its head and adapters that change nothing yet; or the champion's, grown."""
         torch.manual_seed(settings.seed)
-        probe = self.probe(base.embed([e.text for e in examples]), examples, settings)
-        bias = (probe.bias - self.shift) / self.scale
-        return TextModel(with_lora(base, settings), base.width, probe.weight / self.scale, bias)
+        texts = [e.text for e in examples]
+        if champion is None:
+            encoder = trainable_copy(base, settings)
+            head = self.probe(base.embed(texts), examples, settings)
+        else:
+            encoder = _encoder_of(champion, base, settings)
+            head = self._grown(champion, encoder, base, examples, settings)
+        return TextModel(encoder, base.width, head.weight / self.scale, (head.bias - self.shift) / self.scale)
 
     def kept(self, outputs: torch.Tensor, targets: torch.Tensor) -> NDArray[Any]:
         """All of them: [b, k]."""
@@ -67,7 +89,40 @@ class EncoderTask(ABC):
             model.head.weight.mul_(self.scale)
             model.head.bias.mul_(self.scale).add_(self.shift)
 
+    def _grown(
+        self, champion: Champion, encoder: Any, base: Encoder, examples: Sequence[Example], settings: TrainingSettings
+    ) -> Probe:
+        """The champion's head in the order of today's labels. New ones get a probe's rows, on what its encoder gives."""
+        trained, place = champion.tensors(HEAD), {name: n for n, name in enumerate(champion.labels or VALUE)}
+        weight, bias = (trained[name].numpy().astype(np.float64) for name in ("weight", "bias"))
+        names = self.labels or VALUE
+        if set(names) <= place.keys():
+            rows = [place[name] for name in names]
+            return Probe(weight[rows], bias[rows])
+        head = self.probe(base.embed_with(encoder, [e.text for e in examples]), examples, settings)
+        old = [n for n, name in enumerate(names) if name in place]
+        rows = [place[names[n]] for n in old]
+        head.weight[old], head.bias[old] = weight[rows], bias[rows]
+        return head
+
+    def _teacher(
+        self, champion: Champion, base: Encoder, texts: Sequence[str], settings: TrainingSettings
+    ) -> NDArray[np.float32]:
+        """The champion's outputs [n, k] in the order of today's labels; NaN where it does not know one."""
+        head, names = champion.tensors(HEAD), list(champion.labels or VALUE)
+        known = base.embed_with(_encoder_of(champion, base, settings), texts)
+        outputs = known @ head["weight"].numpy().T + head["bias"].numpy()
+        found = np.full((len(texts), len(self.labels or VALUE)), np.nan, dtype=np.float32)
+        for n, name in enumerate(self.labels or VALUE):
+            if name in names:
+                found[:, n] = outputs[:, names.index(name)]
+        return found
+
 
 def not_this(nll: torch.Tensor) -> torch.Tensor:
     """-log(1 - p) from -log p [n]. Bounded: its gradient is not, where the model is certain of what is rejected."""
     return -torch.log1p(-(-nll).exp().clamp(max=1 - LEAST_OTHER))
+
+
+def _encoder_of(champion: Champion, base: Encoder, settings: TrainingSettings) -> Any:
+    return champion.apply(copy.deepcopy(base.model) if champion.is_whole else shared_copy(base), settings)

@@ -1,15 +1,18 @@
-"""One fit: a model's adapters and head on a given set of rows, epoch by epoch.
+"""One fit: what a model lets train, on a given set of rows, epoch by epoch.
 
 Turns tokenised rows into gradient steps and outputs. trainer.py opens a `Fit`, asks for epochs, and decides when to stop. It
 deliberately decides nothing, no validation, no choice of model; and it knows no task but by its `Task`.
 
-AdamW with warm-up and linear decay; batches of similar length; the base model's own dropout stays off, because the layers
-below the adapters are run only once (lower_layers.py).
+AdamW with warm-up and decay, rates that fall from the uppermost layer down (Howard and Ruder 2018), batches of similar length.
+The base model's own dropout stays off unless asked for: the layers below the first that changes run once (lower_layers.py).
 """
 
 import contextlib
+import math
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.training.tasks import Rows, Task
+from pipelines.training.model import layer_of
+from pipelines.training.tasks import Forward, Rows, Task
 from schemas.settings import TrainingSettings
 
 LEAST_STEPS = 8
@@ -25,6 +29,17 @@ LEAST_BATCH = 4
 MAX_NORM = 1.0
 CHUNK = 16
 HEAD = "head."
+RATES = {"lora": 1e-3, "full": 5e-5, "head": 1e-3}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its loss, the rates of the uppermost layer and of the head, the tokens it took."""
+
+    loss: float
+    learning_rate: float
+    head_learning_rate: float
+    tokens: int
 
 
 def batch_size(rows: int, settings: TrainingSettings) -> int:
@@ -47,30 +62,15 @@ class Fit:
 
         """
         self._task, self._model, self._rows, self._own = task, model, rows, list(own)
-        self._smoothing = settings.label_smoothing
+        self._settings = settings
         self._batch = batch_size(len(self._own), settings)
         self._draw = random.Random(settings.seed)  # noqa: S311 - the order of batches is no secret
         self._stack = contextlib.ExitStack()
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._trained = [p for _, p in trained]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for name, p in trained if not name.startswith(HEAD)],
-                    "lr": settings.learning_rate,
-                    "weight_decay": settings.weight_decay,
-                },
-                {
-                    "params": [p for name, p in trained if name.startswith(HEAD)],
-                    "lr": settings.head_learning_rate,
-                    "weight_decay": 0.0,
-                },
-            ]
-        )
-        steps = -(-len(self._own) // self._batch) * settings.epochs
-        warm = max(1, int(steps * settings.warmup_share))
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.steps = -(-len(self._own) // self._batch)  # of an epoch
+        self._optimizer = torch.optim.AdamW(_groups(self._trained, settings))
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
+            self._optimizer, schedule(self.steps * settings.epochs, settings)
         )
 
     def __enter__(self) -> Self:
@@ -83,36 +83,43 @@ class Fit:
         self._model.eval()
         self._stack.close()
 
-    def epoch(self) -> float:
+    def epoch(self, watch: Callable[[Step], None] = lambda _: None) -> float:
         """One pass over the rows; the mean training loss."""
-        self._model.eval()
+        self._model.train(self._settings.base_dropout)
         for name, module in self._model.named_modules():
             if "lora_dropout" in name:
                 module.train()
         total = 0.0
-        for batch in self._batches():
-            weights = torch.from_numpy(self._rows.weights[batch])
-            targets, rejects = torch.from_numpy(self._rows.targets[batch]), torch.from_numpy(self._rows.rejects[batch])
-            losses = self._task.losses(self._forward(batch), targets, rejects, self._smoothing)
-            loss = (losses * weights).sum() / weights.sum()
+        for rows in self._batches():
+            batch = self._rows.batch(rows)
+            losses = self._task.losses(self._forward(rows), batch, self._settings)
+            loss = (losses * batch.weights).sum() / batch.weights.sum()
+            rates = self._schedule.get_last_lr()
             self._optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self._trained, MAX_NORM)
+            torch.nn.utils.clip_grad_norm_(self._trained.values(), MAX_NORM)
             self._optimizer.step()
             self._schedule.step()
-            total += float(loss.detach()) * len(batch)
+            value = float(loss.detach())
+            watch(Step(value, max(rates[:-1], default=0.0), rates[-1], int(self._rows.inputs.lengths[rows].sum())))
+            total += value * len(rows)
         return total / len(self._own)
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-    def outputs(self, rows: Sequence[int], size: int = 32) -> NDArray[Any]:
+    def outputs(self, rows: Sequence[int]) -> NDArray[Any]:
         """What the task keeps of the outputs [len(rows), ...] of any rows, in their order."""
         self._model.eval()
-        order = sorted(range(len(rows)), key=lambda n: self._rows.inputs.lengths[rows[n]])
-        kept = []
-        for start in range(0, len(order), size):
-            batch = [rows[n] for n in order[start : start + size]]
-            kept.append(self._task.kept(self._forward(batch), torch.from_numpy(self._rows.targets[batch])))
-        return np.asarray(np.concatenate(kept)[np.argsort(order)])
+        found: NDArray[Any] = outputs_of(self._task, self._forward, self._rows, rows)
+        return found
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights that train."""
+        return {name: p.detach().clone() for name, p in self._trained.items()}
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
+    def restore(self, snapshot: dict[str, torch.Tensor]) -> None:
+        """The weights of a snapshot again."""
+        for name, weights in snapshot.items():
+            self._trained[name].copy_(weights)
 
     def _batches(self) -> list[list[int]]:
         """Batches of similar length in random order: rows are shuffled, sorted within chunks, cut."""
@@ -123,3 +130,43 @@ class Fit:
         batches = [chunk[n : n + self._batch] for chunk in chunks for n in range(0, len(chunk), self._batch)]
         self._draw.shuffle(batches)
         return batches
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
+def outputs_of(task: Task, forward: Forward, rows: Rows, numbers: Sequence[int], size: int = 32) -> NDArray[Any]:
+    """What the task keeps of the outputs [len(numbers), ...] of a model that is fed with these rows."""
+    order = sorted(range(len(numbers)), key=lambda n: rows.inputs.lengths[numbers[n]])
+    kept = []
+    for start in range(0, len(order), size):
+        batch = [numbers[n] for n in order[start : start + size]]
+        kept.append(task.kept(forward(batch), torch.from_numpy(rows.targets[batch])))
+    return np.asarray(np.concatenate(kept)[np.argsort(order)])
+
+
+def schedule(steps: int, settings: TrainingSettings) -> Callable[[int], float]:
+    """The factor on the rate at each of so many steps: it rises over the warm-up, then falls to nothing, or stays."""
+    warm = max(1, int(steps * settings.warmup_share))
+
+    def factor(step: int) -> float:
+        left = max(0.0, (steps - step) / max(1, steps - warm))
+        falling = {"linear": left, "cosine": (1 - math.cos(math.pi * min(1.0, left))) / 2, "constant": 1.0}
+        return min((step + 1) / warm, falling[settings.schedule])
+
+    return factor
+
+
+def _groups(trained: dict[str, torch.Tensor], settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Parameters by rate and decay, the head last: a layer further down learns more slowly, vectors do not decay."""
+    rate = settings.learning_rate or RATES[settings.method]
+    layers = {name: layer_of(name) for name in trained if not name.startswith(HEAD)}
+    top = max((layer for layer in layers.values() if layer is not None), default=0)
+    groups: dict[tuple[float, float], list[torch.Tensor]] = defaultdict(list)
+    for name, layer in layers.items():
+        depth = top - (-1 if layer is None else layer)
+        decay = settings.weight_decay if trained[name].ndim > 1 else 0.0
+        groups[rate * settings.layer_decay**depth, decay].append(trained[name])
+    found: list[dict[str, Any]] = [
+        {"params": weights, "lr": lr, "weight_decay": decay} for (lr, decay), weights in groups.items()
+    ]
+    head = [p for name, p in trained.items() if name.startswith(HEAD)]
+    return [*found, {"params": head, "lr": settings.head_learning_rate, "weight_decay": 0.0}]

@@ -1,6 +1,6 @@
-"""The layers below the first adapter, run once: they never change in a round, and neither does what comes out of them.
+"""The layers below the first one that changes, run once: they stay the same in a round, and so does what comes out of them.
 
-Turns token ids into the hidden states that the adapted layers start from, and lets a model start from those: the `Inputs` of
+Turns token ids into the hidden states that the changing layers start from, and lets a model start from those: the `Inputs` of
 an encoder's tasks, so that an epoch runs the layers above alone. It deliberately knows no labels and no optimiser.
 """
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines.training.model import Encoder, TextModel, layers_of
+from pipelines.training.model import Encoder, TextModel, layer_of, layers_of
 
 MAX_BYTES = 1 << 30
 
@@ -64,52 +64,77 @@ def starting_from_states(model: Any, first: int) -> Iterator[Replay]:
         model.embeddings = embeddings
 
 
-class LowerStates:
-    """Hidden states of n texts below layer `first`, kept while they fit into MAX_BYTES, else run again."""
+class EncoderInputs:
+    """n tokenised texts. A model is fed with what its lower layers gave once, if any of them do not change."""
 
-    def __init__(self, encoder: Encoder, ids: Sequence[Sequence[int]], first: int, max_bytes: int = MAX_BYTES) -> None:
-        self._encoder, self._first = encoder, first
-        self._ids = [torch.tensor(row) for row in ids]
+    def __init__(self, encoder: Encoder, ids: Sequence[Sequence[int]]) -> None:
+        self._encoder, self._ids = encoder, [torch.tensor(row) for row in ids]
         self.lengths: NDArray[np.int64] = np.array([len(row) for row in ids], dtype=np.int64)
-        self._kept: dict[int, torch.Tensor] = {}
-        room = max_bytes // (4 * encoder.width)
-        fitting = np.flatnonzero(np.cumsum(self.lengths) <= room)
-        order = fitting[np.argsort(self.lengths[fitting], kind="stable")].tolist()
-        for start in range(0, len(order), 32):
-            rows = order[start : start + 32]
-            states, _ = self._run(rows)
-            self._kept.update({row: states[n, : self.lengths[row]].clone() for n, row in enumerate(rows)})
+        self._states: dict[int, LowerStates] = {}
 
     @contextlib.contextmanager
     def feeding(self, model: TextModel) -> Iterator[Callable[[Sequence[int]], torch.Tensor]]:
-        """Inside, the model starts from the states of the rows asked for: numbers [b] -> outputs [b, k]."""
-        with starting_from_states(model.encoder.get_base_model(), self._first) as replay:
+        """Inside: row numbers [b] -> outputs [b, k]. After it the model is whole again."""
+        first = first_changing(model)
+        if not first:
+            yield lambda rows: model(*padded([self._ids[row] for row in rows], self._encoder))
+            return
+        if first not in self._states:
+            self._states = {first: LowerStates(self._encoder, self._ids, first)}
+        states = self._states[first]
+        with starting_from_states(model.base, first) as replay:
 
             def forward(rows: Sequence[int]) -> torch.Tensor:
-                replay.states, mask = self.batch(rows)
+                replay.states, mask = states.batch(rows)
                 # The embeddings are set aside: only the shape of what stands in for token ids matters.
                 outputs: torch.Tensor = model(mask, mask)
                 return outputs
 
             yield forward
 
+
+class LowerStates:
+    """Hidden states of n texts below layer `first`, kept while they fit into MAX_BYTES, else run again."""
+
+    def __init__(self, encoder: Encoder, ids: Sequence[torch.Tensor], first: int, max_bytes: int = MAX_BYTES) -> None:
+        self._encoder, self._ids, self._first = encoder, ids, first
+        self._kept: dict[int, torch.Tensor] = {}
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        fitting = np.flatnonzero(np.cumsum(lengths) <= max_bytes // (4 * encoder.width))
+        order = fitting[np.argsort(lengths[fitting], kind="stable")].tolist()
+        for start in range(0, len(order), 32):
+            rows = order[start : start + 32]
+            states, _ = self._run(rows)
+            self._kept.update({row: states[n, : lengths[row]].clone() for n, row in enumerate(rows)})
+
     def batch(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """States [len(rows), longest, width] and attention mask [len(rows), longest], padded with zeros."""
         if any(row not in self._kept for row in rows):
             states, mask = self._run(rows)
             return states, mask
-        return nn.utils.rnn.pad_sequence([self._kept[row] for row in rows], batch_first=True), self._mask(rows)
+        states = nn.utils.rnn.pad_sequence([self._kept[row] for row in rows], batch_first=True)
+        return states, padded([self._ids[row] for row in rows], self._encoder)[1]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def _run(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         base = self._encoder.model
-        pad = base.config.pad_token_id or 0
-        ids = nn.utils.rnn.pad_sequence([self._ids[row] for row in rows], batch_first=True, padding_value=pad)
-        mask = self._mask(rows)
+        ids, mask = padded([self._ids[row] for row in rows], self._encoder)
         with skipping(base, range(self._first, len(layers_of(base)))):
             states: torch.Tensor = base(input_ids=ids, attention_mask=mask).last_hidden_state
         return states, mask
 
-    def _mask(self, rows: Sequence[int]) -> torch.Tensor:
-        lengths = torch.from_numpy(self.lengths[list(rows)])
-        return (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
+
+def first_changing(model: TextModel) -> int:
+    """Number of the lowest layer that has something to train; 0 if embeddings have, too."""
+    named = model.encoder.named_parameters()
+    layers = {layer_of(name) for name, parameter in named if parameter.requires_grad}
+    return 0 if None in layers else min((layer for layer in layers if layer is not None), default=0)
+
+
+def padded(ids: Sequence[torch.Tensor], encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask [n, longest], int64."""
+    pad = encoder.model.config.pad_token_id or 0
+    lengths = torch.tensor([len(row) for row in ids])
+    mask = (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
+    padded_ids: torch.Tensor = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=pad)
+    return padded_ids, mask

@@ -1,4 +1,4 @@
-"""The model of an encoder's tasks: a pretrained encoder, mean-pooled, with a linear head; LoRA on its upper layers.
+"""The model of an encoder's tasks: a pretrained encoder, mean-pooled, with a linear head; what of it can be trained.
 
 Turns a base model's folder and a probe's weights into a torch module. trainer.py trains it, compression.py exports it. It
 deliberately knows no data. Mean pooling because sentence encoders are pretrained that way; the CLS pooler is not.
@@ -8,6 +8,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from torch import nn
 
 from schemas.settings import TrainingSettings
 
-TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"], "distilbert": ["q_lin", "v_lin"]}
+# The matrices of a layer that may carry LoRA: query and value (Hu et al. 2021, §4.2), the rest of attention, what follows it.
+BERT = (["query", "value"], ["key", "attention.output.dense"], ["intermediate.dense", "output.dense"])
+DISTILBERT = (["q_lin", "v_lin"], ["k_lin", "out_lin"], ["ffn.lin1", "ffn.lin2"])
+MATRICES = {"bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT, "distilbert": DISTILBERT}
+GROUPS = {"query-value": 1, "attention": 2, "all": 3}
+LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
 class BaseModelMissing(FileNotFoundError):
@@ -85,18 +91,25 @@ class Encoder:
         )
         return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-    def embed(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Mean-pooled last hidden states [n, width]. A text is run once in this encoder's life."""
         fresh = sorted({text for text in texts if text not in self._embedded}, key=lambda text: (len(text), text))
-        for start in range(0, len(fresh), batch_size):
-            chunk = fresh[start : start + batch_size]
-            inputs = self.batch(chunk)
-            pooled = mean_pool(self.model(**inputs).last_hidden_state, inputs["attention_mask"]).numpy()
-            self._embedded.update(zip(chunk, pooled, strict=True))
+        self._embedded.update(zip(fresh, self.embed_with(self.model, fresh), strict=True))
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32)
         return np.stack([self._embedded[text] for text in texts])
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
+    def embed_with(self, model: Any, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
+        """What a model of the same make gives instead: [n, width], run in batches of similar length."""
+        model.eval()
+        result = np.zeros((len(texts), self.width), dtype=np.float32)
+        order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            inputs = self.batch([texts[n] for n in rows])
+            result[rows] = mean_pool(model(**inputs).last_hidden_state, inputs["attention_mask"]).numpy()
+        return result
 
 
 def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -116,6 +129,16 @@ class TextModel(nn.Module):  # type: ignore[misc]  # torch is not followed
             self.head.weight.copy_(torch.from_numpy(weight))
             self.head.bias.copy_(torch.from_numpy(bias))
 
+    @property
+    def base(self) -> Any:
+        """The encoder itself, adapters being inside of it."""
+        return self.encoder.get_base_model() if self.adapted else self.encoder
+
+    @property
+    def adapted(self) -> bool:
+        """Whether it carries adapters."""
+        return hasattr(self.encoder, "merge_and_unload")
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Outputs: logits, or a number."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -123,12 +146,12 @@ class TextModel(nn.Module):  # type: ignore[misc]  # torch is not followed
         return outputs
 
 
-def adapter_targets(path: Path) -> list[str]:
-    """Linear layers that carry LoRA: query and value (Hu et al. 2021, §4.2). Raises UnknownArchitecture."""
+def adapter_targets(path: Path, group: str) -> list[str]:
+    """Names of the linear layers that carry LoRA. Raises UnknownArchitecture."""
     kind = json.loads((path / "config.json").read_text())["model_type"]
-    if kind not in TARGETS:
-        raise UnknownArchitecture(f"base model {path} is of type {kind!r}; known are {', '.join(TARGETS)}")
-    return TARGETS[kind]
+    if kind not in MATRICES:
+        raise UnknownArchitecture(f"base model {path} is of type {kind!r}; known are {', '.join(MATRICES)}")
+    return [name for names in MATRICES[kind][: GROUPS[group]] for name in names]
 
 
 def layers_of(model: Any) -> Any:
@@ -136,26 +159,31 @@ def layers_of(model: Any) -> Any:
     return (model.transformer if model.config.model_type == "distilbert" else model.encoder).layer
 
 
-def first_adapted(encoder: Encoder, settings: TrainingSettings) -> int:
-    """Index of the lowest layer that carries an adapter: unset, the upper half does."""
-    layers = len(layers_of(encoder.model))
-    return layers // 2 if settings.adapted_layers is None else max(0, layers - settings.adapted_layers)
+def layer_of(parameter: str) -> int | None:
+    """Number of the transformer layer that a parameter's name puts it into; None: embeddings, or beyond the layers."""
+    found = LAYER.search(parameter)
+    return int(found[1]) if found else None
 
 
-def with_lora(encoder: Encoder, settings: TrainingSettings) -> Any:
-    """The base model with untouched LoRA adapters on the attention of its upper layers.
-
-    The modules are new, the frozen weights are the encoder's own: merge a deep copy, never this.
-    """
+def trainable_copy(encoder: Encoder, settings: TrainingSettings) -> Any:
+    """The base model with untouched LoRA adapters on its upper layers or, if all weights are to be trained, a copy of it."""
+    if settings.method == "full":
+        return copy.deepcopy(encoder.model).requires_grad_(True)
     from peft import LoraConfig, get_peft_model
 
     layers = len(layers_of(encoder.model))
+    adapted = layers - layers // 2 if settings.adapted_layers is None else settings.adapted_layers
     config = LoraConfig(
         r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,
         lora_dropout=settings.lora_dropout,
-        target_modules=adapter_targets(encoder.path),
-        layers_to_transform=list(range(first_adapted(encoder, settings), layers)),
+        target_modules=adapter_targets(encoder.path, settings.lora_targets),
+        layers_to_transform=list(range(max(0, layers - adapted), layers)),
     )
+    return get_peft_model(shared_copy(encoder), config)
+
+
+def shared_copy(encoder: Encoder) -> Any:
+    """The base model in new modules whose weights are the encoder's own: for adapters. Merge a deep copy, never this."""
     shared: dict[int, Any] = {id(weights): weights for weights in encoder.model.parameters()}
-    return get_peft_model(copy.deepcopy(encoder.model, shared), config)
+    return copy.deepcopy(encoder.model, shared)

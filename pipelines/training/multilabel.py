@@ -17,6 +17,7 @@ from pipelines import metrics
 from pipelines.dataset.examples import Example
 from pipelines.training.encoder_task import EncoderTask, not_this
 from pipelines.training.probe import Probe, fit_one_vs_rest
+from pipelines.training.tasks import Batch
 from schemas.settings import TrainingSettings
 from schemas.targets import labels_of
 
@@ -42,15 +43,22 @@ class Multilabel(EncoderTask):
         weights = [e.weight for e in examples]
         return fit_one_vs_rest(embeddings, self.targets(examples), c=settings.probe_c, weights=weights)
 
-    def losses(
-        self, outputs: torch.Tensor, targets: torch.Tensor, rejects: torch.Tensor, smoothing: float
-    ) -> torch.Tensor:
-        """Binary cross-entropy [b], summed over labels; of a rejection, that of "not exactly this set"."""
-        soft = targets * (1 - smoothing) + smoothing / 2
-        losses = functional.binary_cross_entropy_with_logits(outputs, soft, reduction="none").sum(dim=1)
+    def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
+        """Binary cross-entropy [b], summed over labels; of a rejection, that of "not exactly this set".
+
+        Where a teacher says the very set, its probabilities count too, of the labels that it knows (see classification.py).
+        """
+        targets, rejects = batch.targets, batch.rejects
+        soft = targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+        losses = _entropy(outputs, soft)
         if rejects.any():
-            wrong = functional.binary_cross_entropy_with_logits(outputs[rejects], targets[rejects], reduction="none")
-            losses = losses.index_put((rejects,), not_this(wrong.sum(dim=1)))
+            losses = losses.index_put((rejects,), not_this(_entropy(outputs[rejects], targets[rejects])))
+        if batch.teacher is not None:
+            known = ~batch.teacher.isnan().any(dim=0)
+            says = batch.teacher[:, known]
+            right = ((says > 0) == (targets[:, known] > 0)).all(dim=1) & ~rejects
+            away = _entropy(outputs[:, known], says.sigmoid()) - _entropy(says, says.sigmoid())
+            losses = losses + settings.focal_distillation * right * away
         return losses
 
     def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
@@ -65,6 +73,12 @@ class Multilabel(EncoderTask):
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """F1s and subset accuracy, a label being said from a probability of one half."""
         return metrics.multilabel(targets > 0, kept > 0)
+
+
+def _entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over labels of the binary cross-entropy: [b, k] -> [b]."""
+    losses: torch.Tensor = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+    return losses
 
 
 def _row_nll(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:

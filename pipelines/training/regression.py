@@ -16,6 +16,7 @@ from pipelines import metrics
 from pipelines.dataset.examples import Example
 from pipelines.training.encoder_task import EncoderTask
 from pipelines.training.probe import Probe, fit_ridge
+from pipelines.training.tasks import Batch
 from schemas.settings import TrainingSettings
 
 
@@ -45,11 +46,9 @@ class Regression(EncoderTask):
         values = np.array([float(e.label) for e in examples])
         return fit_ridge(embeddings, values, weights=[e.weight for e in examples])
 
-    def losses(
-        self, outputs: torch.Tensor, targets: torch.Tensor, rejects: torch.Tensor, smoothing: float
-    ) -> torch.Tensor:
+    def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
         """Half the squared error [b]: NLL of a normal distribution of one spread, up to a constant."""
-        return (outputs[:, 0] - targets) ** 2 / 2
+        return (outputs[:, 0] - batch.targets) ** 2 / 2
 
     def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
         """NLL [n] of a normal distribution with the spread that suits these rows best, in standardised units."""

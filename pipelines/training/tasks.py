@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
+from pipelines.training.champion import Champion
 from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
 
@@ -33,13 +34,36 @@ class Inputs(Protocol):
 
 
 @dataclass(frozen=True)
+class Batch:
+    """b rows as tensors: targets [b, ...], weights [b], whether a target is complementary [b], a teacher's outputs [b, ...]."""
+
+    targets: torch.Tensor
+    weights: torch.Tensor
+    rejects: torch.Tensor
+    teacher: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Rows:
-    """n rows ready for training: inputs, targets [n, ...] as the task has them, weights [n], complementary or not [n]."""
+    """n rows ready for training: inputs, targets [n, ...] as the task has them, weights [n], complementary or not [n].
+
+    `teacher` [n, ...] are the champion's outputs in the order of this task's, if it teaches.
+    """
 
     inputs: Inputs
     targets: NDArray[Any]
     weights: NDArray[np.float32]
     rejects: NDArray[np.bool_]
+    teacher: NDArray[np.float32] | None = None
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """All but the inputs of some rows."""
+        return Batch(
+            targets=torch.from_numpy(self.targets[rows]),
+            weights=torch.from_numpy(self.weights[rows]),
+            rejects=torch.from_numpy(self.rejects[rows]),
+            teacher=None if self.teacher is None else torch.from_numpy(self.teacher[rows]),
+        )
 
 
 class Task(Protocol):
@@ -57,16 +81,22 @@ class Task(Protocol):
     def learns_rejections(self) -> bool:
         """Whether "not this target" teaches it anything; if not, such rows do not reach it."""
 
-    def rows(self, base: Any, examples: Sequence[Example], settings: TrainingSettings) -> Rows:
-        """Tokenised rows of examples in their order."""
+    def rows(
+        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: Champion | None = None
+    ) -> Rows:
+        """Tokenised rows of examples in their order; a `champion` teaches, where the task lets it."""
 
-    def start(self, base: Any, examples: Sequence[Example], settings: TrainingSettings) -> Any:
-        """A torch module to be trained, with adapters that change nothing yet: what the cheapest method makes of the rows."""
+    def start(
+        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: Champion | None = None
+    ) -> Any:
+        """A torch module to be trained.
 
-    def losses(
-        self, outputs: torch.Tensor, targets: torch.Tensor, rejects: torch.Tensor, smoothing: float
-    ) -> torch.Tensor:
-        """Training loss [b] of each row; `rejects` [b] says that a target is complementary, `smoothing` is of labels."""
+        Without a champion what the cheapest method makes of the rows, with adapters that change nothing yet (none, if all weights
+        are to be trained); with one, its weights and what they lack.
+        """
+
+    def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
+        """Training loss [b] of each row, not weighted."""
 
     def kept(self, outputs: torch.Tensor, targets: torch.Tensor) -> NDArray[Any]:
         """What of a batch's outputs [b, ...] is needed to compare epochs."""

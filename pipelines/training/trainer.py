@@ -1,4 +1,4 @@
-"""LoRA fine-tuning: probe first, then adapters with the head warm-started from it, kept only if they help.
+"""Fine-tuning: probe first, then what the method trains with the head warm-started from it, kept only if that helps.
 
 Turns a dataset's rows into a trained model and its metric history. candidates.py calls `train`. It deliberately
 knows no registry, no gates and, but for its `Task`, no task; how a model is fitted once is fitting.py.
@@ -6,10 +6,12 @@ knows no registry, no gates and, but for its `Task`, no task; how a model is fit
 Recipe: linear probing then fine-tuning (LP-FT, Kumar et al. 2022). The number of epochs is chosen by NLL on rows that were
 not trained on, each contender with its own temperature where the task has one, and must beat the probe by a standard error.
 Those are the validation rows; below CROSS_BELOW rows, where a share of them is too few to tell, it is all rows by
-cross-validation. Then the choice is repeated on all rows: a small seed can't spare any.
+cross-validation. Then the choice is repeated on all rows, as a small seed can't spare any; or else the best checkpoint is kept.
+A round that goes on from the champion keeps it always: rows that trained a champion can't choose epochs for the next.
 """
 
-from collections.abc import Callable, Generator, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
+from pipelines.training.champion import Champion
 from pipelines.training.encoder_task import EncoderTask
-from pipelines.training.fitting import Fit
+from pipelines.training.fitting import Fit, outputs_of
+from pipelines.training.log import History, Log, Progress
 from pipelines.training.model import Encoder
 from pipelines.training.tasks import Rows, Task
 from schemas.settings import TrainingSettings
@@ -29,13 +33,15 @@ CROSS_BELOW = 1000
 # Two folds cost as much as one fit on all rows; a seed of a few rows a label can't be halved, and is cheap.
 FOLDS, FOLDS_OF_FEW, FEW_ROWS = 2, 4, 100
 
-History = list[dict[str, float | int | str]]
-Progress = Callable[[float], None]
+Splits = list[tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model that carries LoRA adapters, which method won, and what was measured on the way."""
+    """A model, which method won ("probe" if none did better than it), and what was measured on the way.
+
+    It carries LoRA adapters, or, if the method is "full", weights of its own.
+    """
 
     model: Any
     method: str
@@ -51,6 +57,7 @@ def train(
     progress: Progress,
     *,
     rejections: Sequence[Example] = (),
+    champion: Champion | None = None,
 ) -> Trained:
     """Train a model; the same rows in another order give the same one.
 
@@ -60,32 +67,38 @@ def train(
         train_rows: rows to learn from; their labels, like those of `validation_rows`, are all among the task's.
         validation_rows: rows that choose the number of epochs, and train once that is chosen if rows are few.
         settings: the recipe's.
-        progress: called with a share from 0 to 1.
-        rejections: rows that say what their label is not; LoRA learns from them, they neither choose nor warm-start.
+        progress: called with a share from 0 to 1, and the pace where there is one.
+        rejections: rows that say what their label is not; the probe neither learns from them nor do they choose.
+        champion: whose weights go on if `settings.start` says so, and who teaches if `settings.focal_distillation` does.
 
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     ordered = [*_sorted(train_rows), *_sorted(validation_rows)]
-    epochs, history = 0, History()
-    if settings.epochs and len(ordered) >= LEAST_ROWS:
-        others = _sorted(rejections) if task.learns_rejections else []
-        rows = task.rows(base, [*ordered, *others], settings)
-        extra = list(range(len(ordered), len(ordered) + len(others)))
-        if len(ordered) < CROSS_BELOW or not validation_rows:
-            splits = _folds(ordered, rows)
-        else:
-            splits = [(list(range(len(train_rows))), list(range(len(train_rows), len(ordered))))]
-        search = _Search(task, base, ordered, rows, extra, settings)
-        epochs, history = search.run(splits, lambda share: progress(share / 2))
-    model = task.start(base, ordered, settings)
-    if epochs:
-        with Fit(task, model, rows, range(len(ordered) + len(extra)), settings) as fit:
+    log = Log(progress)
+    if settings.method == "head" or not settings.epochs or len(ordered) < LEAST_ROWS:
+        return _probe(task, base, ordered, settings, "head" if settings.method == "head" else "probe", log)
+    others = _sorted(rejections) if task.learns_rejections else []
+    goes_on = champion if settings.start == "champion" else None
+    rows = task.rows(base, [*ordered, *others], settings, champion)
+    search = _Search(task, base, ordered, rows, len(others), settings, goes_on, log)
+    keeps = goes_on is not None or (settings.refit_below is not None and len(ordered) >= settings.refit_below)
+    if (keeps or len(ordered) >= CROSS_BELOW) and validation_rows:
+        splits = [(list(range(len(train_rows))), list(range(len(train_rows), len(ordered))))]
+    else:
+        splits = _folds(ordered, rows)[: 1 if keeps else None]
+    epochs, model = search.run(splits, keeps=keeps)
+    if epochs is None:
+        return _probe(task, base, ordered, settings, "probe", log)
+    if not keeps:
+        model = task.start(base, ordered, settings, goes_on)
+        with Fit(task, model, rows, range(len(ordered) + len(others)), settings) as fit:
+            log.begin("final", epochs * fit.steps, 1.0)
             for epoch in range(1, epochs + 1):
-                history.append({"phase": "final", "epoch": epoch, "train_loss": fit.epoch()})
-                progress(0.5 + 0.5 * epoch / epochs)
+                log.line(epoch=epoch, train_loss=fit.epoch(log.step))
     task.finish(model)
-    return Trained(model, "lora" if epochs else "probe", history)
+    progress(1.0, None)
+    return Trained(model, settings.method, log.history)
 
 
 def probe_outputs(
@@ -104,50 +117,87 @@ class _Search:
         base: Any,
         examples: list[Example],
         rows: Rows,
-        extra: list[int],
+        rejections: int,
         settings: TrainingSettings,
+        champion: Champion | None,
+        log: Log,
     ) -> None:
-        self._task, self._base, self._settings = task, base, settings
-        self._examples, self._rows, self._extra = examples, rows, extra
+        self._task, self._base, self._settings, self._champion, self._log = task, base, settings, champion, log
+        self._examples, self._rows = examples, rows
+        self._extra = list(range(len(examples), len(examples) + rejections))
 
-    def run(self, splits: list[tuple[list[int], list[int]]], progress: Progress) -> tuple[int, History]:
-        """The epoch with the lowest held-out NLL and the curve; 0 unless it beats the probe by a standard error."""
-        fits = [self._epochs(own, held) for own, held in splits]
-        targets = self._rows.targets[[n for _, held in splits for n in held]]
+    def run(self, splits: Splits, *, keeps: bool) -> tuple[int | None, Any]:
+        """The epoch with the lowest held-out NLL, None unless it beats the probe by a standard error.
+
+        If it `keeps` what it finds, there is one split, and its model comes too, as it was after that epoch.
+        """
+        held = [held for _, held in splits]
+        targets = self._rows.targets[[n for part in held for n in part]]
         curve: list[NDArray[np.float64]] = []
-        history: History = []
-        best = 0
-        for epoch in range(self._settings.epochs + 1):
-            # Epoch by epoch through all folds, so that all of them stop at the same one.
-            outputs = np.concatenate([next(fit) for fit in fits])
-            curve.append(self._task.row_losses(outputs, targets))
-            found = {"held_out_nll": float(curve[-1].mean()), **self._task.metrics(outputs, targets)}
-            history.append({"phase": "search", "epoch": epoch, **{k: v for k, v in found.items() if np.isfinite(v)}})
-            progress(epoch / self._settings.epochs)
-            if curve[-1].mean() < curve[best].mean():
-                best = epoch
-            elif epoch - best >= self._settings.patience:
-                break
-        for fit in fits:
-            fit.close()
-        gain = curve[0] - curve[best]
-        return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else 0, history
+        best, snapshot = 0, None
+        with contextlib.ExitStack() as stack:
+            models = [self._start(own, self._champion) for own, _ in splits]
+            probe = np.concatenate([self._probe_losses(own, part) for own, part in splits]) if self._champion else None
+            fits = [
+                stack.enter_context(Fit(self._task, model, self._rows, [*own, *self._extra], self._settings))
+                for model, (own, _) in zip(models, splits, strict=True)
+            ]
+            steps = sum(fit.steps for fit in fits) * self._settings.epochs
+            self._log.begin("search", steps, 1.0 if keeps else 0.5)
+            for epoch in range(self._settings.epochs + 1):
+                # Epoch by epoch through all folds, so that all of them stop at the same one.
+                losses = [fit.epoch(self._log.step) for fit in fits] if epoch else []
+                outputs = np.concatenate([fit.outputs(part) for fit, part in zip(fits, held, strict=True)])
+                curve.append(self._task.row_losses(outputs, targets))
+                shown = {"search_loss": float(np.mean(losses))} if losses else {}
+                self._log.line(
+                    epoch=epoch,
+                    held_out_nll=float(curve[-1].mean()),
+                    **shown,
+                    **self._task.metrics(outputs, targets),
+                )
+                if not epoch or curve[-1].mean() < curve[best].mean():
+                    best, snapshot = epoch, fits[0].snapshot() if keeps else None
+                elif epoch - best >= self._settings.patience:
+                    break
+            if snapshot is not None:
+                fits[0].restore(snapshot)
+        gain = (curve[0] if probe is None else probe) - curve[best]
+        needed = float(gain.std() / np.sqrt(len(gain)))
+        beaten = bool(gain.mean() > needed)
+        self._log.line(
+            chosen=self._settings.method if beaten else "probe",
+            epochs=best,
+            gain_over_probe=float(gain.mean()),
+            gain_needed=needed,
+        )
+        return best if beaten else None, models[0]
 
-    def _epochs(self, own: list[int], held: list[int]) -> Generator[NDArray[Any]]:
-        """Outputs of the held-out rows, before the first epoch and after each."""
-        model = self._task.start(self._base, [self._examples[n] for n in own], self._settings)
-        with Fit(self._task, model, self._rows, [*own, *self._extra], self._settings) as fit:
-            yield fit.outputs(held)
-            while True:
-                fit.epoch()
-                yield fit.outputs(held)
+    def _start(self, own: list[int], champion: Champion | None) -> Any:
+        return self._task.start(self._base, [self._examples[n] for n in own], self._settings, champion)
+
+    def _probe_losses(self, own: list[int], held: list[int]) -> NDArray[np.float64]:
+        """What a round that goes on from the champion is held against, too."""
+        model = self._start(own, None).eval()
+        with self._rows.inputs.feeding(model) as forward:
+            outputs = outputs_of(self._task, forward, self._rows, held)
+        return self._task.row_losses(outputs, self._rows.targets[held])
+
+
+def _probe(
+    task: Task, base: Any, rows: Sequence[Example], settings: TrainingSettings, method: str, log: Log
+) -> Trained:
+    """What a round starts from, with adapters that change nothing."""
+    model = task.start(base, rows, settings.model_copy(update={"method": "lora"}))
+    task.finish(model)
+    return Trained(model, method, log.history)
 
 
 def _sorted(rows: Sequence[Example]) -> list[Example]:
     return sorted(rows, key=lambda row: (row.text, row.label, row.source))
 
 
-def _folds(examples: Sequence[Example], rows: Rows) -> list[tuple[list[int], list[int]]]:
+def _folds(examples: Sequence[Example], rows: Rows) -> Splits:
     """Splits for cross-validation: rows in the order of their targets are dealt out in turn, so that each has all kinds."""
     folds = FOLDS_OF_FEW if len(examples) < FEW_ROWS else FOLDS
     order = sorted(range(len(examples)), key=lambda n: (rows.targets[n].tolist(), examples[n].text))

@@ -1,0 +1,134 @@
+"""Distillation: a student of fewer layers that answers as its teacher does.
+
+Turns a finished full-precision version and texts without labels into a smaller model of the same outputs. candidates.py calls
+it, exports what comes, and serves it only if it stands in for its teacher. It deliberately needs no label and judges nothing.
+
+The student is some of the teacher's own layers, evenly spaced (Sanh et al. 2019), trained whole on the teacher's pooled
+embeddings (Reimers & Gurevych 2020) and outputs by mean squared error, which serves every task alike (Kim et al. 2021 found it
+no worse than KL divergence on logits).
+"""
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipelines.training.champion import HEAD, Champion
+from pipelines.training.log import Progress
+from pipelines.training.model import Encoder, TextModel, layers_of, mean_pool
+from schemas.settings import TrainingSettings
+
+BATCH, CHUNK = 32, 16
+MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx_bf16")  # four times as fast there
+LEARNING_RATE, WARMUP_SHARE, WEIGHT_DECAY = 2e-4, 0.06, 0.01
+
+
+def load_teacher(directory: Path, encoder: Encoder, settings: TrainingSettings) -> TextModel:
+    """The full-precision model of a version made from `encoder`, its adapter merged."""
+    version = Champion(directory, "", [])
+    head = version.tensors(HEAD)
+    weights = version.apply(copy.deepcopy(encoder.model), settings)
+    teacher = TextModel(weights, encoder.width, head["weight"].double().numpy(), head["bias"].double().numpy())
+    if teacher.adapted:
+        teacher.encoder = teacher.encoder.merge_and_unload()
+    teacher.eval()
+    return teacher
+
+
+def evenly(layers: int, kept: int) -> list[int]:
+    """Which of a teacher's layers a student of `kept` takes: evenly spaced, the first and the last among them."""
+    kept = min(kept, layers)
+    return [n * (layers - 1) // max(1, kept - 1) for n in range(kept)]
+
+
+def distil(
+    teacher: TextModel,
+    encoder: Encoder,
+    texts: Sequence[str],
+    settings: TrainingSettings,
+    progress: Progress,
+) -> TextModel:
+    """A student of `settings.student_layers` layers; the same texts in another order give the same one.
+
+    Args:
+        teacher: merged, and left as it is.
+        encoder: whose tokenizer both share.
+        texts: any of the kind that will be served, labelled or not.
+        settings: the recipe's.
+        progress: called with a share from 0 to 1.
+
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    draw = random.Random(settings.seed)  # noqa: S311 - the order of batches is no secret
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
+    wanted = _answers(teacher, encoder, unique)
+    pooled_scale, output_scale = (part.var(dim=0).sum().clamp(min=1e-6) for part in wanted)
+    student = _start(teacher, settings.student_layers or 1)  # in evaluation mode throughout: without dropout
+    trained = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    steps = settings.student_epochs * -(-len(unique) // BATCH)
+    warm = max(1, int(steps * WARMUP_SHARE))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
+    )
+    half = any(torch.cpu.get_capabilities().get(name) for name in MULTIPLIES_BFLOAT16)
+    for epoch in range(settings.student_epochs):
+        for rows in _batches(len(unique), draw):
+            pooled, outputs = _run(student, encoder, [unique[n] for n in rows], half)
+            loss = functional.mse_loss(pooled, wanted[0][rows], reduction="sum") / pooled_scale
+            loss = loss + functional.mse_loss(outputs, wanted[1][rows], reduction="sum") / output_scale
+            optimizer.zero_grad()
+            (loss / len(rows)).backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+        progress((epoch + 1) / settings.student_epochs, None)
+    return student
+
+
+def _start(teacher: TextModel, kept: int) -> TextModel:
+    """A copy of the teacher with `kept` of its layers; the embeddings stay as they are."""
+    student: TextModel = copy.deepcopy(teacher)
+    layers = layers_of(student.encoder)
+    chosen = [layers[n] for n in evenly(len(layers), kept)]
+    del layers[len(chosen) :]
+    for n, layer in enumerate(chosen):
+        layers[n] = layer
+    student.requires_grad_(True)
+    student.encoder.embeddings.requires_grad_(False)
+    return student
+
+
+def _batches(rows: int, draw: random.Random) -> Iterator[list[int]]:
+    """Batches of similar length in random order, of rows that are sorted by length."""
+    order = list(range(rows))
+    draw.shuffle(order)
+    step = BATCH * CHUNK
+    chunks = [sorted(order[n : n + step]) for n in range(0, rows, step)]
+    batches = [chunk[n : n + BATCH] for chunk in chunks for n in range(0, len(chunk), BATCH)]
+    draw.shuffle(batches)
+    return iter(batches)
+
+
+def _run(
+    model: TextModel, encoder: Encoder, texts: Sequence[str], half: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled embeddings [n, width] and outputs [n, k]; with `half` the encoder multiplies in bfloat16."""
+    inputs = encoder.batch(texts)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        hidden = model.encoder(**inputs).last_hidden_state
+    pooled = mean_pool(hidden.float(), inputs["attention_mask"])
+    return pooled, model.head(pooled)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
+def _answers(model: TextModel, encoder: Encoder, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model makes of texts sorted by length."""
+    found = [_run(model, encoder, texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+    return torch.cat([pooled for pooled, _ in found]), torch.cat([outputs for _, outputs in found])

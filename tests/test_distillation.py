@@ -1,0 +1,89 @@
+"""A student of a tiny real teacher: fewer layers, nearly the same answers, and served by a round only if it stands in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import candidates, distillation
+from pipelines.policy import DEFAULT_POLICY
+from pipelines.training.model import Encoder, TextModel, layers_of
+from pipelines.training_round import round_folder, run_round
+from schemas.settings import Settings, TrainingSettings
+from serving.artifacts import ArtifactStore, read_manifest
+from serving.registry import Registry
+from tests.fakes import toy_rows
+
+RECIPE = TrainingSettings(student_layers=1, student_epochs=12, threads=1)
+TEXTS = [text for text, _ in toy_rows(120, seed=3)]
+
+
+@pytest.fixture
+def encoder(tiny_base: Path) -> Encoder:
+    return Encoder(tiny_base, 32)
+
+
+def teacher(encoder: Encoder) -> TextModel:
+    draw = np.random.default_rng(0)
+    made = TextModel(encoder.model, encoder.width, draw.normal(size=(3, encoder.width)), np.zeros(3))
+    made.eval()
+    return made
+
+
+def test_layers_are_taken_evenly_with_the_first_and_the_last() -> None:
+    assert distillation.evenly(6, 3) == [0, 2, 5]
+    assert distillation.evenly(12, 4) == [0, 3, 7, 11]
+    assert distillation.evenly(6, 2) == [0, 5]
+    assert distillation.evenly(2, 1) == [0]
+    assert distillation.evenly(2, 5) == [0, 1]
+
+
+def test_a_student_answers_as_its_teacher_on_texts_it_has_not_seen(encoder: Encoder) -> None:
+    fresh = sorted({text for text, _ in toy_rows(60, seed=9)} - set(TEXTS), key=len)
+    model = teacher(encoder)
+    before = [parameter.clone() for parameter in model.parameters()]
+    student = distillation.distil(model, encoder, TEXTS, RECIPE, lambda *_: None)
+    assert (len(layers_of(student.encoder)), len(layers_of(model.encoder))) == (1, 2)
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    cut = distillation._start(model, 1)
+    wanted, learnt, started = (distillation._answers(each, encoder, fresh)[1] for each in (model, student, cut))
+    assert (learnt - wanted).square().mean() < 0.5 * (started - wanted).square().mean()
+
+
+def test_the_order_of_its_texts_does_not_matter(encoder: Encoder) -> None:
+    recipe = RECIPE.model_copy(update={"student_epochs": 1})
+    one, other = (
+        distillation.distil(teacher(encoder), encoder, texts, recipe, lambda *_: None) for texts in (TEXTS, TEXTS[::-1])
+    )
+    for left, right in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_a_round_serves_its_student_where_that_is_fastest_and_stands_in(settings: Settings, registry: Registry) -> None:
+    anything = {"min_agreement": 0, "min_student_agreement": 0, "accuracy_margin": 1, "nll_margin": 9}
+    lines = [line for line in DEFAULT_POLICY.splitlines() if line.partition(" = ")[0] not in anything]
+    settings.path("policy.toml").write_text(
+        "\n".join([*lines, *(f"{key} = {value}" for key, value in anything.items())])
+    )
+    training = settings.training.model_copy(update={"epochs": 0, "student_layers": 1, "student_epochs": 2})
+    settings = settings.model_copy(update={"training": training})
+    claimed = registry.claim_round(reason="test", cut={}, token=None)
+    assert claimed is not None
+    steps = []
+    store = ArtifactStore(settings.location(settings.artifacts.url))
+    run_round(
+        claimed.round_id,
+        settings=settings,
+        registry=registry,
+        store=store,
+        features=None,
+        token=None,
+        progress=lambda step, *_: steps.append(step),
+    )
+    assert "distillation" in steps
+    folder = round_folder(settings, claimed.round_id)
+    found = {result.sentence.split(" ")[0]: result for result in candidates.trials(folder)}
+    assert list(found) == ["int8", "student-int8"]
+    assert all(result.verdict == "pass" for result in found.values()), found
+    assert read_manifest(folder / "version").artifact in found  # which is faster is the machine's to say

@@ -1,0 +1,37 @@
+"""What a round says while it trains: on a terminal or in plain lines, in its record and in the status."""
+
+import pytest
+
+from schemas.artifacts import Pace
+from schemas.settings import Settings
+from services.cli_rounds import _progress
+from services.round_process import Heart
+from services.status import _round_line
+from serving.registry import Registry
+
+PACE = Pace(loss=0.41234, tokens_per_s=3120.4, eta_s=81.2)
+
+
+def test_plain_lines_come_every_tenth_with_the_pace(capsys: pytest.CaptureFixture[str]) -> None:
+    with _progress() as progress:
+        for percent in range(0, 101, 2):
+            progress("training", percent / 100, PACE)
+        progress("gates", 0.0, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert lines[5].endswith("training 50 %  (loss 0.412, 3,120 tokens/s, 81 s left)")
+    assert lines[-1].endswith("gates 0 %")
+
+
+def test_the_record_and_the_status_have_the_pace(settings: Settings, registry: Registry) -> None:
+    record = registry.claim_round(reason="test", cut={}, token=None)
+    assert record is not None
+    registry.start_round(record.round_id)
+    heart = Heart(registry, record.round_id, lambda *_: None)
+    heart.progress("training", 0.5, PACE)
+    heart._beat()
+    assert registry.round(record.round_id).pace == PACE
+    assert "training 50% (loss 0.412, 3,120 tokens/s, 81 s left)" in _round_line(registry.unfinished_round())
+    heart.progress("gates", 0.0)
+    heart._beat()
+    assert registry.round(record.round_id).pace is None

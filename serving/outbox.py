@@ -28,8 +28,7 @@ log = logging.getLogger("ratchet.outbox")
 
 BATCH = 500
 IN_MEMORY = 50_000  # events between a request and the disk before predictions are dropped
-IDLE_SECONDS = 0.2
-TIDY_SECONDS = 1.0
+IDLE_SECONDS, TIDY_SECONDS = 0.2, 1.0
 RETRY_SECONDS = 0.5
 ADOPT_SECONDS = 10.0
 

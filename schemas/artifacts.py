@@ -198,6 +198,15 @@ class IntervalCalibration(Frozen):
     nll_after: float | None = None
 
 
+class SequenceCalibration(Frozen):
+    """Generation: confidence is sigmoid(scale * mean token log-probability + shift), or its exponential if not fitted."""
+
+    kind: Literal["none", "platt"] = "none"
+    scale: float = 1.0
+    shift: float = 0.0
+    fitted_rows: int = 0
+
+
 class Calibration(Frozen):
     """A fitted calibration map over logits, chosen by cross-validated NLL, and the scores of its prediction sets or intervals.
 
@@ -219,15 +228,7 @@ class Calibration(Frozen):
     held_out_nll: dict[str, float] = Field(default_factory=dict, description="kind -> cross-validated NLL")
     conformal: Conformal | None = None
     intervals: IntervalCalibration | None = Field(default=None, description="regression")
-
-
-class SequenceCalibration(Frozen):
-    """Generation: confidence is sigmoid(scale * mean token log-probability + shift), or its exponential if not fitted."""
-
-    kind: Literal["none", "platt"] = "none"
-    scale: float = 1.0
-    shift: float = 0.0
-    fitted_rows: int = 0
+    sequence: SequenceCalibration | None = Field(default=None, description="generation")
 
 
 class Golden(Frozen):
@@ -237,6 +238,12 @@ class Golden(Frozen):
     probabilities: list[list[float]]
     sets: list[list[int]] = Field(
         default_factory=list, description="columns in the prediction set at 90 % of each of `probabilities`"
+    )
+    completions: list[list[int]] = Field(
+        default_factory=list, description="generation: the tokens that each text was answered with, greedily"
+    )
+    logprobs: list[list[float]] = Field(
+        default_factory=list, description="generation: log-probabilities of these tokens"
     )
     tolerance: float = 1e-3
 
@@ -256,7 +263,7 @@ class ModelManifest(Frozen):
     round_id: str
     dataset_fingerprint: str
     method: str
-    artifact: str = Field(default="fp32", description="how the served model.onnx was made: fp32, int8, or student-int8")
+    artifact: str = Field(default="fp32", description="how the served model was made: fp32, int8, student-int8 or bf16")
     seed: int | None = None
     code_version: str | None = None
     calibration: Calibration

@@ -25,7 +25,7 @@ BERT = (["query", "value"], ["key", "attention.output.dense"], ["intermediate.de
 DISTILBERT = (["q_lin", "v_lin"], ["k_lin", "out_lin"], ["ffn.lin1", "ffn.lin2"])
 MATRICES = {"bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT, "distilbert": DISTILBERT}
 GROUPS = {"query-value": 1, "attention": 2, "all": 3}
-LAYER = re.compile(r"\.layers?\.(\d+)\.")
+LAYER = re.compile(r"\.(\d+)\.")  # the first number in the name of a parameter
 
 
 class BaseModelMissing(FileNotFoundError):

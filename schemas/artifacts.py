@@ -259,6 +259,7 @@ class ModelManifest(Frozen):
     base_model: str
     base_model_sha256: str
     max_length: int
+    max_new_tokens: int = Field(default=128, description="generation: tokens of an answer, at most")
     parent_version: str | None
     round_id: str
     dataset_fingerprint: str

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from schemas.targets import Built
+from schemas.targets import Task
 
 PREFIX = "RATCHET_"
 
@@ -37,14 +37,21 @@ class ModelSettings(Group):
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
         description="in every topic, key and metric label: one project is one model",
     )
-    task: Built = Field(
+    task: Task = Field(
         "classification",
-        description="what the model answers: one label, labels in plural (multilabel) or a number (regression)",
+        description="what the model answers: one label, labels in plural (multilabel), a number (regression), text (generation)",
     )
     base_model: str | None = Field(
-        None, description="folder or hub name of the pretrained encoder; unset: the all-MiniLM-L6-v2 that is installed"
+        None,
+        description="folder or hub name of the pretrained encoder or, for generation, causal language model (also a GGUF "
+        "file); unset: the all-MiniLM-L6-v2, or the SmolLM2-135M-Instruct, that is installed",
     )
-    max_length: int = Field(128, ge=8, le=8192, description="tokens; longer texts are truncated")
+    max_length: int = Field(
+        128, ge=8, le=8192, description="tokens; longer texts are truncated, and longer prompts of generation"
+    )
+    max_new_tokens: int = Field(
+        128, ge=1, le=8192, description="generation: tokens of an answer, at most; longer completions are truncated"
+    )
 
 
 class DatasetSettings(Group):

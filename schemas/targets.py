@@ -10,7 +10,6 @@ import math
 from typing import Literal
 
 Task = Literal["classification", "multilabel", "regression", "generation"]
-Built = Literal["classification", "multilabel", "regression"]  # what `ratchet init --task` takes
 
 # The column of a labelled file that holds the target.
 COLUMNS: dict[Task, str] = {
@@ -43,7 +42,7 @@ def canonical(task: Task, value: object) -> str:
         case _:
             if not isinstance(value, str) or not value.strip():
                 raise BadTarget(f"{value!r}: expected a {'label' if task == 'classification' else 'text'}")
-            return value
+            return value.strip() if task == "generation" else value
 
 
 def from_cell(task: Task, cell: object) -> str:

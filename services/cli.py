@@ -15,7 +15,7 @@ from typing import get_args
 
 import click
 
-from schemas.targets import Built
+from schemas.targets import Task
 from services.cli_dataset import dataset
 from services.cli_feedback import feedback
 from services.cli_models import audit, labels, model
@@ -34,14 +34,14 @@ for group in (rounds, dataset, model, labels, feedback, audit):
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--task", type=click.Choice(get_args(Built)), default="classification", show_default=True)
+@click.option("--task", type=click.Choice(get_args(Task)), default="classification", show_default=True)
 @click.option("--seed", required=True, type=click.Path(path_type=Path), help="labelled rows: CSV, JSONL or Parquet")
 @click.option("--reference", type=click.Path(path_type=Path), help="curated rows that judge and never train")
 @click.option("--labels", default="", help="further labels, separated by commas")
 @click.option("--base-model", help="folder or hub name of a pretrained encoder")
 @click.option("--name", help="name of the model; default: the folder's")
 def init(
-    folder: Path, task: Built, seed: Path, reference: Path | None, labels: str, base_model: str | None, name: str | None
+    folder: Path, task: Task, seed: Path, reference: Path | None, labels: str, base_model: str | None, name: str | None
 ) -> None:
     """Make a project folder DIR from labelled data."""
     from services.projects import create_project

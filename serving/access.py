@@ -9,6 +9,7 @@ import hmac
 import os
 import secrets
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,3 +95,19 @@ def check_token(secret: str, prediction_id: str, token: str) -> None:
         raise TokenRefused("the feedback token is not of this prediction")
     if time.time() > int(expires):
         raise TokenRefused("the feedback token has expired")
+
+
+@dataclass
+class TokenUses:
+    """How often each feedback token was used in this worker; the least recent are forgotten."""
+
+    limit: int
+    seen: OrderedDict[str, int]
+
+    def use(self, token: str) -> bool:
+        """Count one use; False past the limit."""
+        uses = self.seen.pop(token, 0) + 1
+        self.seen[token] = uses
+        if len(self.seen) > 100_000:
+            self.seen.popitem(last=False)
+        return uses <= self.limit

@@ -1,20 +1,37 @@
 """Outputs into bytes: what the caller gets, and the event that says so.
 
-Turns one batched `Answer` into the answers of its texts and their `PredictionMade` events. api.py calls it on every
+Turns one `Answer` of a queue into the answers of its texts and their `PredictionMade` events. api.py calls it on every
 request. It deliberately knows no HTTP, no queue, no broker, and no task: what is said of a text is outputs.py's. An event here
 is bytes that schemas/events.py reads (a test holds the two equal).
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import orjson
 
+from schemas.artifacts import ModelManifest
 from schemas.events import new_id, utc_now
 from serving import access
-from serving.batching import Answer
+from serving.outputs import Said
 
 Event = tuple[str, bytes]
+
+
+class Answer(Protocol):
+    """What a queue gave: outputs or texts, of one version."""
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """Of the version that gave it."""
+
+    @property
+    def generation(self) -> int:
+        """As that version was live."""
+
+    def said(self, coverage: float | None) -> Iterable[Said]:
+        """What answer and event say of each text; `coverage` is what the caller asked for."""
 
 
 class Answers:
@@ -48,7 +65,7 @@ class Answers:
         """The body of the answer, and (prediction id, event) of each text.
 
         Args:
-            answer: of the batcher.
+            answer: of batching.py or generation_queue.py.
             texts: anonymised, in its order.
             metadata: anonymised, of each text.
             user: already a pseudonym.
@@ -57,9 +74,8 @@ class Answers:
         """
         body, events = [], []
         expires = int(time.time()) + self._token_seconds
-        version, task = answer.runtime.version, answer.runtime.manifest.task
-        said = answer.runtime.outputs.said(answer.probabilities, coverage)
-        for text, described, (shown, kept) in zip(texts, metadata, said, strict=True):
+        version, task = answer.manifest.model_version, answer.manifest.task
+        for text, described, (shown, kept) in zip(texts, metadata, answer.said(coverage), strict=True):
             prediction_id = new_id()
             token = access.issue_token(self._secret, prediction_id, expires)
             ids = {"prediction_id": prediction_id, "model_version": version}

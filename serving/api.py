@@ -14,21 +14,22 @@ import os
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import orjson
-from prometheus_client import Counter, Gauge, Histogram
 
-from schemas import targets
 from schemas.events import FeedbackData, FeedbackReceived, new_id
 from schemas.settings import Settings
 from serving import access, contract
 from serving.anonymise import anonymise
-from serving.answers import Answers, Event
+from serving.answers import Answer, Answers, Event
+from serving.asgi import ClientGone, EventStream, Message, Receive, Refused, Request, Send, event
 from serving.batching import DeadlinePassed, MicroBatcher, NotReady, QueueFull
+from serving.feedback import Feedback
+from serving.generation_queue import GenerationQueue, TextAnswer
 from serving.live import LiveModel
+from serving.metrics import Metrics
 from serving.outbox import Outbox
 
 log = logging.getLogger("ratchet.api")
@@ -37,86 +38,6 @@ log = logging.getLogger("ratchet.api")
 LINGER_SECONDS = 0.1
 
 PATHS = ("/predict", "/feedback", "/model", "/openapi.json")
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-
-class Refused(Exception):
-    """A request that gets a 4xx or a 503."""
-
-    def __init__(self, status: int, error: str, *detail: tuple[str, str], **headers: str) -> None:
-        super().__init__(error)
-        self.status = status
-        self.body = orjson.dumps({"error": error, "detail": [{"field": f, "message": m} for f, m in detail]})
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-
-class ClientGone(ConnectionError):
-    """The caller hung up before its request was whole."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One HTTP request; its body is read when it is asked for."""
-
-    method: str
-    headers: dict[bytes, bytes]
-    receive: Receive = field(repr=False)
-
-    async def body(self, limit: int) -> bytes:
-        """All of it. Raises Refused past `limit` bytes, or ClientGone."""
-        chunks, size = [], 0
-        while True:
-            message = await self.receive()
-            if message["type"] != "http.request":
-                raise ClientGone("the caller hung up")
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit:
-                raise Refused(413, "the body is too large", ("body", f"more than {limit} bytes"))
-            if not message.get("more_body"):
-                return b"".join(chunks)
-
-
-class Metrics:
-    """Prometheus metrics of one worker; made in the worker, never at import."""
-
-    def __init__(self, model: str) -> None:
-        self.predictions = Counter("ratchet_predictions", "items answered", ["model"]).labels(model)
-        self.feedback = Counter("ratchet_feedback", "feedback accepted", ["model", "kind"])
-        self.seconds = Histogram("ratchet_predict_seconds", "seconds of a predict request", ["model"]).labels(model)
-        mode = {"multiprocess_mode": "max"}
-        self.generation = Gauge("ratchet_generation", "live generation", ["model"], **mode).labels(model)  # type: ignore[arg-type]  # a Literal
-        self.waiting = Gauge("ratchet_outbox_waiting", "events on disk", ["model"], multiprocess_mode="livesum").labels(
-            model
-        )
-        self.dropped = Gauge(
-            "ratchet_outbox_dropped", "predictions dropped", ["model"], multiprocess_mode="livesum"
-        ).labels(model)
-        self.model = model
-
-    def outbox(self, waiting: int, dropped: int) -> None:
-        """What the outbox last counted."""
-        self.waiting.set(waiting)
-        self.dropped.set(dropped)
-
-
-@dataclass
-class TokenUses:
-    """How often each feedback token was used in this worker; the least recent are forgotten."""
-
-    limit: int
-    seen: "OrderedDict[str, int]"
-
-    def use(self, token: str) -> bool:
-        """Count one use; False past the limit."""
-        uses = self.seen.pop(token, 0) + 1
-        self.seen[token] = uses
-        if len(self.seen) > 100_000:
-            self.seen.popitem(last=False)
-        return uses <= self.limit
 
 
 class Api:
@@ -128,6 +49,7 @@ class Api:
         keys: access.Keys,
         live: LiveModel,
         batcher: MicroBatcher,
+        writing: GenerationQueue,
         outbox: Outbox,
         metrics: Metrics,
     ) -> None:
@@ -135,10 +57,17 @@ class Api:
         self._keys = keys
         self._live = live
         self._batcher = batcher
+        self._writing = writing
         self._outbox = outbox
         self._metrics = metrics
         self._lingering: list[Event] = []
-        self._tokens = TokenUses(settings.access.token_uses, OrderedDict())
+        self._tokens = access.TokenUses(settings.access.token_uses, OrderedDict())
+        self._feedback = Feedback(
+            settings.model.task,
+            max_chars=settings.serving.max_text_chars,
+            labels=lambda: live.labels,
+            refresh_labels=live.refresh_labels,
+        )
         self._source = f"ratchet/{settings.model.name}/serving"
         self._answers = Answers(
             settings.model.name,
@@ -148,7 +77,7 @@ class Api:
             token_seconds=settings.access.token_seconds,
         )
         self._worker = str(os.getpid())
-        self._headers = [(b"content-type", b"application/json"), (b"x-ratchet-worker", self._worker.encode())]
+        self._headers = [(b"x-ratchet-worker", self._worker.encode())]
         methods = (("POST", self.predict), ("POST", self.feedback), ("GET", self.model), ("GET", self.openapi))
         self._routes = dict(zip(PATHS, methods, strict=True))
 
@@ -166,7 +95,11 @@ class Api:
             method, route = self._routes[scope["path"]]
             if scope["method"] != method:
                 raise Refused(405, "Method Not Allowed", Allow=method)
-            status, body = await route(Request(method, dict(scope["headers"]), receive))
+            answer = await route(Request(method, dict(scope["headers"]), receive))
+            if isinstance(answer, EventStream):
+                await answer.send(send, self._headers)
+                return
+            status, body = answer
         except Refused as refused:
             status, body, headers = refused.status, refused.body, refused.headers
         except ClientGone:
@@ -174,34 +107,31 @@ class Api:
         except Exception:
             log.exception("%s failed", scope["path"])
             status, body = 500, orjson.dumps({"error": "internal error", "detail": []})
-        found = [*self._headers, (b"content-length", str(len(body)).encode())]
+        found = [*self._headers, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         found += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": found})
         await send({"type": "http.response.body", "body": body})
 
     # --- routes -----------------------------------------------------------------------------------------------------
 
-    async def predict(self, request: Request) -> tuple[int, bytes]:
-        """Answer texts with what the champion says of them."""
+    async def predict(self, request: Request) -> tuple[int, bytes] | EventStream:
+        """Answer texts with what the champion says of them, or writes."""
         started = time.perf_counter()
         self._authorise(request)
         asked = await self._parse(request, contract.PredictRequest)
-        self._check_items(asked)
-        texts = [anonymise(item.text) for item in asked.items]
+        texts = [anonymise(item.text) for item in self._checked_items(asked)]
+        options, timeout_s = asked.options or contract.Options(), self._settings.serving.timeout_s
+        most = self._checked_most(asked, options)
         try:
-            answer = await self._batcher.submit(texts, self._settings.serving.timeout_s)
+            if most is None:
+                answer: Answer = await self._batcher.submit(texts, timeout_s)
+            elif options.stream:
+                return await self._streamed(request, asked, texts[0], most, started)
+            else:
+                answer = await request.unless_gone(self._writing.write(texts, most, timeout_s))
         except (QueueFull, DeadlinePassed, NotReady) as error:
             raise Refused(503, str(error), Retry_After="1") from error
-        body, events = self._answers.write(
-            answer,
-            texts,
-            [{anonymise(k): anonymise(v) for k, v in item.metadata.items()} for item in asked.items],
-            user=self._pseudonym(asked.user),
-            coverage=asked.options.coverage if asked.options else None,
-        )
-        self._post(events)
-        self._metrics.seconds.observe(time.perf_counter() - started)
-        return 200, body
+        return 200, self._answered(answer, asked, texts, started)
 
     async def feedback(self, request: Request) -> tuple[int, bytes]:
         """Take one feedback; 202 once it is safe."""
@@ -215,13 +145,12 @@ class Api:
             raise Refused(422, "not a prediction id", ("prediction_id", "expected a UUID")) from error
         if token is not None:
             self._open(prediction_id, token.decode("latin-1"))
-        value = self._checked_value(asked)
         data = FeedbackData(
             feedback_id=asked.feedback_id or new_id(),
             prediction_id=prediction_id,
             model_name=self._settings.model.name,
             kind=asked.kind,
-            value=value,
+            value=self._feedback.checked(asked),
             user=self._pseudonym(asked.user),
         )
         event = FeedbackReceived(source=self._source, subject=prediction_id, data=data)
@@ -263,8 +192,8 @@ class Api:
         self._metrics.predictions.inc(len(lingering))
         if champion := self._live.champion():
             self._metrics.generation.set(champion.generation)
-        for prediction_id, event in lingering:
-            self._outbox.put_prediction_bytes(prediction_id, event)
+        for prediction_id, made in lingering:
+            self._outbox.put_prediction_bytes(prediction_id, made)
 
     # --- parts of the above -----------------------------------------------------------------------------------------
 
@@ -272,6 +201,43 @@ class Api:
         if not self._lingering:
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self.flush)
         self._lingering += events
+
+    def _answered(self, answer: Answer, asked: contract.PredictRequest, texts: list[str], started: float) -> bytes:
+        """The body; the events are on their way."""
+        body, events = self._answers.write(
+            answer,
+            texts,
+            [{anonymise(k): anonymise(v) for k, v in item.metadata.items()} for item in asked.items],
+            user=self._pseudonym(asked.user),
+            coverage=asked.options.coverage if asked.options else None,
+        )
+        self._post(events)
+        if isinstance(answer, TextAnswer):
+            self._metrics.tokens.inc(answer.tokens)
+        self._metrics.seconds.observe(time.perf_counter() - started)
+        return body
+
+    async def _streamed(
+        self, request: Request, asked: contract.PredictRequest, text: str, most: int, started: float
+    ) -> EventStream:
+        """Begun, so that what is refused is refused with its own status."""
+        told = self._writing.stream(text, most, self._settings.serving.timeout_s)
+        first = await request.unless_gone(anext(told))
+
+        async def events() -> AsyncIterator[bytes]:
+            found = first
+            async with aclosing(told):
+                try:
+                    while not isinstance(found, TextAnswer):
+                        if found.text:
+                            yield event("piece", {"text": found.text})
+                        found = await anext(told)
+                    yield event("answer", self._answered(found, asked, [text], started)[1:-1])
+                except Exception:
+                    log.exception("a stream broke")
+                    yield event("error", {"error": "internal error", "detail": []})
+
+        return EventStream(request, events())
 
     def _authorise(self, request: Request) -> None:
         given = request.headers.get(b"authorization", b"")
@@ -301,7 +267,7 @@ class Api:
         except contract.NotValid as error:
             raise Refused(422, "the request is not valid", *error.fields) from error
 
-    def _check_items(self, asked: contract.PredictRequest) -> None:
+    def _checked_items(self, asked: contract.PredictRequest) -> list[contract.Item]:
         serving = self._settings.serving
         if len(asked.items) > serving.max_items:
             raise Refused(422, "too many items", ("items", f"{len(asked.items)}, at most {serving.max_items}"))
@@ -314,43 +280,22 @@ class Api:
                 )
             if not item.text.strip():
                 raise Refused(422, "a text is empty", (f"items.{n}.text", "only white space"))
+        return asked.items
 
-    def _checked_value(self, asked: contract.FeedbackRequest) -> str | float | list[str]:
-        value = asked.value
-        if asked.kind == "correction":
-            return self._checked_target(value)
-        if asked.kind == "score":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise Refused(422, "not a score", ("value", "expected a number between 0 and 1"))
-            return float(value)
-        if not isinstance(value, str) or not value:
-            raise Refused(422, "not a valid value", ("value", f"a {asked.kind} takes a text"))
-        if asked.kind == "rating" and value not in ("up", "down"):
-            raise Refused(422, "not a rating", ("value", 'expected "up" or "down"'))
-        if asked.kind == "retract" and len(value) > 128:
-            raise Refused(422, "not a feedback id", ("value", "at most 128 characters"))
-        if asked.kind == "comment":
-            if len(value) > self._settings.serving.max_text_chars:
-                raise Refused(
-                    422, "the comment is too long", ("value", f"at most {self._settings.serving.max_text_chars}")
-                )
-            return anonymise(value)
-        return value
-
-    def _checked_target(self, value: str | float | list[str]) -> str | float | list[str]:
-        """A correction in its canonical form: labels in order and once each, numbers as numbers."""
-        task = self._settings.model.task
-        try:
-            target = targets.canonical(task, value)
-        except targets.BadTarget as error:
-            raise Refused(422, "not a valid value", ("value", _short(str(error)))) from error
-        named = set(targets.labels_of(task, target))
-        if unknown := named - set(self._live.labels) and named - set(self._live.refresh_labels()):
-            shown = ", ".join(_short(repr(label)) for label in sorted(unknown)[:5])
-            hint = f"not in the taxonomy: {shown}; add it with `ratchet labels add`, or use one of its labels"
-            raise Refused(422, "unknown label", ("value", hint))
-        return targets.value_of(task, target)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:48]} ... {text[-48:]}"
+    def _checked_most(self, asked: contract.PredictRequest, options: contract.Options) -> int | None:
+        """Tokens of an answer at most if the live version writes, else None."""
+        live = self._live.current()
+        manifest = live[0].manifest if live else None
+        if manifest is None or manifest.task != "generation":
+            if options.stream or options.max_new_tokens:
+                field = "stream" if options.stream else "max_new_tokens"
+                raise Refused(422, "this model writes no text", (f"options.{field}", "of models that write"))
+            return None
+        if options.coverage is not None:
+            raise Refused(422, "a text has no set", ("options.coverage", "of models with labels or numbers"))
+        if options.stream and len(asked.items) > 1:
+            raise Refused(422, "too many items", ("items", "a stream is of one"))
+        most = options.max_new_tokens or manifest.max_new_tokens
+        if most > manifest.max_new_tokens:
+            raise Refused(422, "too many tokens", ("options.max_new_tokens", f"at most {manifest.max_new_tokens}"))
+        return most

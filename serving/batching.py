@@ -13,13 +13,15 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.runtime import Runtime
+from schemas.artifacts import ModelManifest
+from serving.outputs import Said
+from serving.runtime import Loaded, Runtime
 
 # What a call costs beside its tokens, in tokens: on MiniLM 20 in fp32, 9 in int8, and 2 in Python (docs/lab-notes.md).
 CALL_TOKENS = 16
@@ -44,6 +46,15 @@ class Answer:
     runtime: Runtime
     generation: int
     probabilities: NDArray[np.float64]
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """Of the runtime."""
+        return self.runtime.manifest
+
+    def said(self, coverage: float | None) -> Iterable[Said]:
+        """What answer and event say of each text."""
+        return self.runtime.outputs.said(self.probabilities, coverage)
 
 
 @dataclass(eq=False)
@@ -76,7 +87,7 @@ class MicroBatcher:
 
     def __init__(
         self,
-        current: Callable[[], tuple[Runtime, int] | None],
+        current: Callable[[], tuple[Loaded, int] | None],
         *,
         max_batch: int,
         max_queue: int,
@@ -160,10 +171,10 @@ class MicroBatcher:
         late = [request for request in fresh if now > request.deadline]
         refused: list[_Outcome] = [(r, DeadlinePassed("the deadline passed before the work began")) for r in late]
         fresh = [request for request in fresh if now <= request.deadline]
-        if live is None:
+        runtime, generation = live or (None, 0)
+        if not isinstance(runtime, Runtime):
             refused += [(request, NotReady("no champion is loaded yet")) for request in fresh]
         elif fresh:
-            runtime, generation = live
             encoded = iter(runtime.encode([text for request in fresh for text in request.texts]))
             for request in fresh:
                 request.runtime, request.generation = runtime, generation

@@ -37,6 +37,11 @@ class Options(BaseModel):
         description="adds `set`: labels, likeliest first, that hold the truth with this probability; of a number: what its "
         "interval holds the truth with, else 0.9",
     )
+    max_new_tokens: int | None = Field(None, ge=1, description="of a model that writes: tokens of an answer, at most")
+    stream: bool = Field(
+        False,
+        description="of a model that writes, one item: an event stream of `piece` ({text}), as they are written, then `answer`",
+    )
 
 
 class PredictRequest(BaseModel):
@@ -91,10 +96,18 @@ class NumberPrediction(Answered):
     interval: tuple[float | None, float | None] = Field(description="null: too few rows were fitted to bound that end")
 
 
+class TextPrediction(Answered):
+    """One answer of POST /predict: generation."""
+
+    text: str
+    confidence: float = Field(description="calibrated probability that people accept the text")
+
+
 PREDICTIONS: dict[Task, type[Answered]] = {
     "classification": LabelPrediction,
     "multilabel": LabelsPrediction,
     "regression": NumberPrediction,
+    "generation": TextPrediction,
 }
 
 
@@ -132,6 +145,10 @@ def openapi_document(task: Task) -> dict[str, object]:
         ),
         "/feedback": (FeedbackRequest, "202", {"type": "object", "properties": {"feedback_id": {"type": "string"}}}),
     }
+    streamed = {
+        "/predict": {"text/event-stream": {"schema": {"type": "string"}}} if task == "generation" else {},
+        "/feedback": {},
+    }
     schemas: dict[str, object] = {}
     for shape in (PredictRequest, FeedbackRequest, prediction):
         schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -145,7 +162,10 @@ def openapi_document(task: Task) -> dict[str, object]:
                     "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}},
                 },
                 "responses": {
-                    status: {"description": "done", "content": {"application/json": {"schema": answer}}},
+                    status: {
+                        "description": "done",
+                        "content": {"application/json": {"schema": answer}, **streamed[path]},
+                    },
                     "4XX": {"description": 'refused: {"error", "detail": [{"field", "message"}]}'},
                     "503": {"description": "try again after Retry-After seconds"},
                 },

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
@@ -25,6 +26,7 @@ from serving.runtime import GoldenMismatch
 
 MODEL = "model"  # folder of a version, as transformers saves one
 BATCH = 16
+GOLDEN_TOKENS = 16
 MOST_CONTEXT = 1 << 20  # tokens, of a model that names no bound
 
 
@@ -88,7 +90,7 @@ class Writer:
         """Token ids of the prompt, the text cut to the model's length."""
         return prompts.encode(self._tokenizer, prompts.shortened(self._tokenizer, text, self.manifest.max_length))
 
-    def pieces(self, prompt: Sequence[int], most: int) -> Iterator[Piece]:
+    def pieces(self, prompt: Sequence[int], most: int | None = None) -> Iterator[Piece]:
         """The answer to token ids as it is written, `most` tokens at most; whoever stops asking stops it."""
         stream = DecodeStream(skip_special_tokens=True)
         for [token], [logprob] in self._steps([prompt], most):
@@ -103,7 +105,9 @@ class Writer:
         text = "".join(piece.text for piece in pieces)
         return Written(text, [piece.token for piece in pieces], [piece.logprob for piece in pieces])
 
-    def write(self, texts: Sequence[str], most: int, gone: Callable[[], bool] = lambda: False) -> list[Written]:
+    def write(
+        self, texts: Sequence[str], most: int | None = None, gone: Callable[[], bool] = lambda: False
+    ) -> list[Written]:
         """Answers to any number of texts, in batches of similar length; cut short once nobody waits any more."""
         asked = [self.encode(text) for text in texts]
         found: dict[int, Written] = {}
@@ -120,7 +124,7 @@ class Writer:
         order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
-            scored = token_logprobs(self._model, [rows[n] for n in batch], max(last[n] for n in batch))
+            scored = token_logprobs(self._model, [rows[n] for n in batch], [last[n] for n in batch])
             found.update({n: row[len(row) - last[n] :] for n, row in zip(batch, scored.tolist(), strict=True)})
         return [found[n] for n in range(len(rows))]
 
@@ -129,25 +133,30 @@ class Writer:
         fitted = self.manifest.calibration.sequence or SequenceCalibration()
         return [float(found) for found in calibration.sequence_confidence(fitted, written)]
 
-    def golden(self, texts: Sequence[str], most: int) -> Golden:
+    def golden(self, texts: Sequence[str], tolerance: float) -> Golden:
         """Golden answers, as this very artefact gives them."""
-        written = self.write(texts, most)
+        written = self.write(texts, GOLDEN_TOKENS)
         return Golden(
             texts=list(texts),
             probabilities=[],
             completions=[one.tokens for one in written],
             logprobs=[one.logprobs for one in written],
-            tolerance=self.manifest.golden.tolerance,
+            tolerance=tolerance,
         )
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed
-    def _steps(self, rows: Sequence[Sequence[int]], most: int) -> Iterator[tuple[list[int], list[float]]]:
-        """Likeliest next token of each prompt and its log-probability, again and again, `most` times at most."""
+    def _steps(self, rows: Sequence[Sequence[int]], most: int | None) -> Iterator[tuple[list[int], list[float]]]:
+        """Likeliest next token of each prompt and its log-probability, again and again, as often as may be."""
+        bounds = (
+            most or self.manifest.max_new_tokens,
+            self.manifest.max_new_tokens,
+            self._context - max(map(len, rows)),
+        )
         step, mask = right_aligned(rows)
         places = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = DynamicCache(config=self._model.config)
         padded = not bool(mask.all())
-        for _ in range(min(most, self._context - step.shape[1])):
+        for _ in range(min(bounds)):
             logits = self._model(
                 input_ids=step,
                 attention_mask=mask if padded else None,
@@ -161,7 +170,7 @@ class Writer:
             step, places = tokens[:, None], places[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1) if padded else mask
 
-    def _write_batch(self, rows: Sequence[Sequence[int]], most: int, gone: Callable[[], bool]) -> list[Written]:
+    def _write_batch(self, rows: Sequence[Sequence[int]], most: int | None, gone: Callable[[], bool]) -> list[Written]:
         tokens: list[list[int]] = [[] for _ in rows]
         logprobs: list[list[float]] = [[] for _ in rows]
         writing = set(range(len(rows)))
@@ -190,7 +199,8 @@ class Writer:
         golden = self.manifest.golden
         for text, tokens, said in zip(golden.texts, golden.completions, golden.logprobs, strict=True):
             with torch.inference_mode():
-                logprobs = next_logprobs(self._model, [[*self.encode(text), *tokens]], len(tokens))[0]
+                logits = last_logits(self._model, [[*self.encode(text), *tokens]], len(tokens))[0]
+                logprobs = logits.float().log_softmax(dim=-1)
             given = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
             behind = float((logprobs.max(dim=-1).values - given).max())
             moved = float((given - torch.tensor(said)).mean().abs())
@@ -227,22 +237,28 @@ def right_aligned(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Te
     return ids, mask
 
 
-def next_logprobs(model: Any, rows: Sequence[Sequence[int]], last: int) -> torch.Tensor:
-    """Log-probabilities [b, last, vocabulary], before each of the last tokens, of every token that could be there."""
+def last_logits(model: Any, rows: Sequence[Sequence[int]], last: int) -> torch.Tensor:
+    """Logits [b, last, vocabulary] before each of the last tokens of rows that end together."""
     ids, mask = right_aligned(rows)
     padded = not bool(mask.all())
-    logits = model(
+    found: torch.Tensor = model(
         input_ids=ids,
         attention_mask=mask if padded else None,
         position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0) if padded else None,
         use_cache=False,
         logits_to_keep=last + 1,
     ).logits
-    found: torch.Tensor = logits[:, :-1].float().log_softmax(dim=-1)
-    return found
+    return found[:, :-1]
 
 
-def token_logprobs(model: Any, rows: Sequence[Sequence[int]], last: int) -> torch.Tensor:
-    """Log-probability [b, last] of each of the last tokens of rows that end together."""
-    ids, _ = right_aligned(rows)
-    return next_logprobs(model, rows, last).gather(-1, ids[:, -last:, None]).squeeze(-1)
+def token_logprobs(model: Any, rows: Sequence[Sequence[int]], last: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities [b, k] of the last tokens of each row, so many of each, zeros before them; k is the most.
+
+    Only these tokens' logits become full precision: of a large vocabulary they are most of the memory.
+    """
+    most = max(last)
+    ids, _ = right_aligned([list(row[len(row) - n :]) for row, n in zip(rows, last, strict=True)])
+    own = torch.arange(most)[None, :] >= most - torch.tensor(list(last))[:, None]
+    logits = last_logits(model, rows, most)[own].float()
+    said = -functional.cross_entropy(logits, ids[own], reduction="none")
+    return torch.zeros(len(rows), most).masked_scatter(own, said)

@@ -11,12 +11,15 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from schemas.artifacts import ModelManifest
+from serving.anonymise import anonymise
 from serving.batching import DeadlinePassed, NotReady, QueueFull
-from serving.runtime import Runtime
+from serving.outputs import Said
+from serving.runtime import Loaded, Runtime
 
 if TYPE_CHECKING:
     from serving.generation import Piece, Writer, Written
@@ -30,11 +33,30 @@ class TextAnswer:
     generation: int
     written: list["Written"]
 
+    @property
+    def manifest(self) -> ModelManifest:
+        """Of the version."""
+        return self.runtime.manifest
+
+    @property
+    def tokens(self) -> int:
+        """How many were written."""
+        return sum(len(one.tokens) for one in self.written)
+
+    def said(self, _coverage: float | None) -> Iterator[Said]:
+        """The text and how likely people accept it. What was written goes into the event as what was asked does: anonymised."""
+        confidence = self.runtime.confidence([one.logprobs for one in self.written])
+        for one, sure in zip(self.written, confidence, strict=True):
+            yield (
+                {"text": one.text, "confidence": sure},
+                {"label": anonymise(one.text.strip()), "confidence": sure, "probabilities": {}},
+            )
+
 
 @dataclass(eq=False)
 class _Request:
     texts: Sequence[str]
-    most: int
+    most: int | None
     pieces: bool
     loop: asyncio.AbstractEventLoop
     told: "asyncio.Queue[Piece | TextAnswer | Exception | None]" = field(default_factory=asyncio.Queue)
@@ -55,7 +77,7 @@ class GenerationQueue:
 
     """
 
-    def __init__(self, current: "Callable[[], tuple[Runtime | Writer, int] | None]", *, max_queue: int) -> None:
+    def __init__(self, current: Callable[[], tuple[Loaded, int] | None], *, max_queue: int) -> None:
         self._current = current
         self._max_queue = max_queue
         self._waiting: deque[_Request] = deque()
@@ -64,7 +86,7 @@ class GenerationQueue:
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    async def write(self, texts: Sequence[str], most: int, timeout_s: float) -> TextAnswer:
+    async def write(self, texts: Sequence[str], most: int | None, timeout_s: float) -> TextAnswer:
         """Answers of `most` tokens at most, if work begins within `timeout_s`. Raises QueueFull, DeadlinePassed or NotReady."""
         async with contextlib.aclosing(self._ask(texts, most, timeout_s, pieces=False)) as told:
             async for found in told:
@@ -72,7 +94,7 @@ class GenerationQueue:
                     return found
         raise NotReady("this worker is stopping")
 
-    def stream(self, text: str, most: int, timeout_s: float) -> "AsyncGenerator[Piece | TextAnswer]":
+    def stream(self, text: str, most: int | None, timeout_s: float) -> "AsyncGenerator[Piece | TextAnswer]":
         """The pieces of one answer as they are written, then all of it; raises as `write`, before the first."""
         return self._ask([text], most, timeout_s, pieces=True)
 
@@ -87,7 +109,7 @@ class GenerationQueue:
         self._thread.join(5)
 
     async def _ask(
-        self, texts: Sequence[str], most: int, timeout_s: float, *, pieces: bool
+        self, texts: Sequence[str], most: int | None, timeout_s: float, *, pieces: bool
     ) -> "AsyncGenerator[Piece | TextAnswer]":
         request = _Request(texts, most, pieces, asyncio.get_running_loop())
         self._put(request)

@@ -21,7 +21,7 @@ from pathlib import Path
 from schemas.artifacts import Champion
 from serving.artifacts import ArtifactStore
 from serving.registry import Registry
-from serving.runtime import Runtime
+from serving.runtime import Loaded, open_version
 
 log = logging.getLogger("ratchet.live")
 
@@ -41,8 +41,8 @@ class LiveModel:
         self._threads = threads
         self._poll_seconds = poll_seconds
         self._last_good = cache / f"last-good-{registry.model_name}.json"
-        self._live: tuple[Runtime, Champion] | None = None
-        self._previous: Runtime | None = None
+        self._live: tuple[Loaded, Champion] | None = None
+        self._previous: Loaded | None = None
         self.labels: list[str] = []
         self._error: str | None = None
         self._refused: str | None = None  # digest
@@ -65,7 +65,7 @@ class LiveModel:
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def current(self) -> tuple[Runtime, int] | None:
+    def current(self) -> tuple[Loaded, int] | None:
         """The live runtime and its generation."""
         return (self._live[0], self._live[1].generation) if self._live else None
 
@@ -123,15 +123,15 @@ class LiveModel:
             _glibc("malloc_trim", 0)
         self._beat()
 
-    def _warm(self, digest: str) -> Runtime | None:
+    def _warm(self, digest: str) -> Loaded | None:
         """The live or the last runtime, if it is that one."""
         loaded = [self._live[0] if self._live else None, self._previous]
         return next((runtime for runtime in loaded if runtime and runtime.digest == digest), None)
 
-    def _load(self, champion: Champion) -> Runtime:
+    def _load(self, champion: Champion) -> Loaded:
         """Beside the live one: fetched, every hash checked, golden inputs run. Raises OSError or ValueError."""
         directory = self._store.fetch(champion.digest, self._cache)
-        return Runtime(directory, champion.digest, threads=self._threads)
+        return open_version(directory, champion.digest, threads=self._threads)
 
     def _beat(self) -> None:
         self._beat_at = time.monotonic() + HEARTBEAT_SECONDS
@@ -148,7 +148,7 @@ class LiveModel:
     def _serve_last_good(self) -> None:
         try:
             champion = Champion.model_validate(json.loads(self._last_good.read_text()))
-            runtime = Runtime(self._cache / champion.digest, champion.digest, threads=self._threads)
+            runtime = open_version(self._cache / champion.digest, champion.digest, threads=self._threads)
         except (OSError, ValueError) as error:
             log.warning("the last good version cannot be served: %s", error)
         else:

@@ -24,11 +24,14 @@ from uvicorn.protocols.http import auto
 
 from schemas.settings import Settings, load_settings
 from serving import access
-from serving.api import PATHS, Api, Message, Metrics, Receive, Send
+from serving.api import PATHS, Api
 from serving.artifacts import ArtifactStore
+from serving.asgi import Message, Receive, Send
 from serving.batching import MicroBatcher
 from serving.broker import Topics
+from serving.generation_queue import GenerationQueue
 from serving.live import LiveModel
+from serving.metrics import Metrics
 from serving.outbox import Outbox
 from serving.registry import Registry
 
@@ -150,6 +153,7 @@ class RatchetService:
         threads = serving.threads or max(1, cores // serving.workers)
         self.live = LiveModel(registry, store, cache, threads=threads, poll_seconds=serving.poll_seconds)
         self.batcher = MicroBatcher(self.live.current, max_batch=serving.max_batch, max_queue=serving.max_queue)
+        self.writing = GenerationQueue(self.live.current, max_queue=serving.max_queue)
         metrics = Metrics(settings.model.name)
         self.outbox = Outbox(
             settings.path(serving.outbox),
@@ -163,7 +167,7 @@ class RatchetService:
         )
         self.live.start()
         self.outbox.start()
-        routes.api = Api(settings, keys, self.live, self.batcher, self.outbox, metrics)
+        routes.api = Api(settings, keys, self.live, self.batcher, self.writing, self.outbox, metrics)
         gc.collect()
         gc.freeze()  # what start-up made stays: the collector need not look at it at every full collection
 
@@ -172,6 +176,7 @@ class RatchetService:
         """Let what waits be published; what cannot be stays on disk."""
         self.live.close()
         self.batcher.close()
+        self.writing.close()
         if routes.api is not None:
             routes.api.flush()
         self.outbox.close(10)

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from pipelines import metrics
 from pipelines.dataset.examples import Example
-from pipelines.paired import bootstrap_change
+from pipelines.paired import Resampled
 from pipelines.training.decoder import Decoder, decoder_path, save
 from pipelines.training.generation import Generation, encoded
 from pipelines.training.model import Encoder, base_model_path
@@ -104,6 +104,7 @@ def written_by(model: object, base: Decoder, asked: dict[str, list[str]]) -> Ans
             base_model=base.path.name,
             base_model_sha256=base.sha256,
             max_length=base.max_length,
+            max_new_tokens=base.max_new_tokens,
             parent_version=None,
             round_id="bench",
             dataset_fingerprint="bench",
@@ -119,7 +120,7 @@ def written_by(model: object, base: Decoder, asked: dict[str, list[str]]) -> Ans
     said = writer.token_logprobs([ids for ids, _ in rows], [length for _, length in rows])
     losses, counts = iter([-sum(one) for one in said]), iter([len(one) for one in said])
     return Answered(
-        [one.text.strip() for one in writer.write(list(asked), MOST)],
+        [one.text.strip() for one in writer.write(list(asked))],
         np.array([sum(next(losses) for _ in given) for given in asked.values()]),
         np.array([sum(next(counts) for _ in given) for given in asked.values()], dtype=np.float64),
     )
@@ -135,7 +136,7 @@ def nearest(known: Sequence[Pair], asked: dict[str, list[str]]) -> Answered:
 def measure() -> list[Figure]:
     """The figures of PART=generation."""
     by_side = sides(pairs())
-    base = Decoder(decoder_path(None), MAX_LENGTH)
+    base = Decoder(decoder_path(None), MAX_LENGTH, MOST)
     rows, held = examples(by_side["train"]), examples(by_side["validation"])
     trained = train(Generation(), base, rows, held, RECIPE, lambda *_: None)
     untrained = Generation().start(base, rows, RECIPE)
@@ -176,9 +177,10 @@ def _gain(name: str, before: NDArray[np.float64], after: NDArray[np.float64]) ->
 
 def _figure(name: str, metric: Callable[[NDArray[np.float64]], NDArray[np.float64]], n: int, baseline: float) -> Figure:
     """The lower end of the paired interval, which has to be above zero."""
-    gain, _, interval = bootstrap_change(metric, n)
+    gain = Resampled(metric, n, "{}")
+    interval = gain.interval()
     return Figure(
-        figure=f"generation: {name}, {gain:+.4f}; low end",
+        figure=f"generation: {name}, {gain.observed:+.4f}; low end",
         value=interval[0],
         op=">=",
         target=0.0,

@@ -12,11 +12,13 @@ from pipelines.policy import DEFAULT_POLICY
 from pipelines.training_round import run_round
 from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, ServingSettings, Settings, TrainingSettings
 from serving.access import Keys, issue_token, write_keys
-from serving.api import Api, Metrics
+from serving.api import Api
 from serving.artifacts import ArtifactStore
 from serving.batching import MicroBatcher
 from serving.broker import Topics
+from serving.generation_queue import GenerationQueue
 from serving.live import LiveModel
+from serving.metrics import Metrics
 from serving.outbox import Outbox
 from serving.registry import Registry
 from tests.conftest import write_rows
@@ -59,6 +61,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
     live = LiveModel(registry, store, settings.path("state/cache"), threads=1, poll_seconds=0.2)
     live.start()
     batcher = MicroBatcher(live.current, max_batch=8, max_queue=100)
+    writing = GenerationQueue(live.current, max_queue=100)
     outbox = Outbox(
         settings.path("state/outbox"),
         bootstrap=f"127.0.0.1:{free_port()}",
@@ -69,11 +72,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
         timeout_s=1,
     )
     outbox.start()
-    api = Api(settings, keys, live, batcher, outbox, Metrics("api"))
+    api = Api(settings, keys, live, batcher, writing, outbox, Metrics("api"))
     with TestClient(api, headers={"Authorization": f"Bearer {keys.api_key}"}) as client:
         yield client, keys, outbox
     live.close()
     batcher.close()
+    writing.close()
     outbox.close(5)
     registry.close()
     forget_metrics()
@@ -130,6 +134,8 @@ def test_every_kind_of_feedback_is_taken(client: TestClient, kind: str, value: o
         ({"items": [{"text": "hi", "texd": "x"}]}, 422, "items.0.texd"),
         ({"items": [{"text": "hi", "metadata": {"a": 1}}]}, 422, "items.0.metadata.a"),
         ({"items": [{"text": "hi"}], "options": {"coverage": 2}}, 422, "options.coverage"),
+        ({"items": [{"text": "hi"}], "options": {"stream": True}}, 422, "options.stream"),
+        ({"items": [{"text": "hi"}], "options": {"max_new_tokens": 3}}, 422, "options.max_new_tokens"),
         ({"items": [{"text": "hi"}], "user": ""}, 422, "user"),
         ({"items": [{"text": "x" * 2000}]}, 422, "items.0.text"),
         ({"items": [{"text": "hi"}] * 51}, 422, "items"),

@@ -23,7 +23,7 @@ RECIPE = TrainingSettings(epochs=3, learning_rate=2e-2, threads=1)
 
 @pytest.fixture(scope="module")
 def base(tiny_decoder: Path) -> Decoder:
-    return Decoder(tiny_decoder, 96, torch.float32)
+    return Decoder(tiny_decoder, 96, 96, torch.float32)
 
 
 def examples(n: int, seed: int) -> list[Example]:
@@ -38,7 +38,7 @@ def nll(model: torch.nn.Module, base: Decoder, rows: list[Example]) -> float:
     """Of a token of the answers."""
     pairs = [encoded(base, row.text, row.label) for row in rows]
     with torch.no_grad():
-        found = [token_logprobs(model.eval(), [ids], answer) for ids, answer in pairs]
+        found = [token_logprobs(model.eval(), [ids], [answer]) for ids, answer in pairs]
     return -float(torch.cat([one.flatten() for one in found]).mean())
 
 
@@ -58,7 +58,7 @@ def test_only_the_answer_and_its_end_cost_anything(base: Decoder) -> None:
 
     rows = Generation().rows(base, [Example(text="a", label=label, source="seed") for label in ("b", "long")], RECIPE)
     assert rows.targets.tolist() == [2, 5]
-    outputs = torch.arange(10.0).reshape(2, 5)
+    outputs = torch.tensor([[0.0, 0, 0, 3, 4], [5, 6, 7, 8, 9]])
     kept = Generation().kept(outputs, torch.from_numpy(rows.targets))
     assert kept.tolist() == [3 + 4, 5 + 6 + 7 + 8 + 9]
     assert Generation().row_losses(kept, rows.targets).mean() == pytest.approx(kept.sum() / 7)
@@ -72,7 +72,7 @@ def test_what_was_learned_holds_on_rows_not_trained_on(base: Decoder, trained: T
     curve = [float(line["held_out_nll"]) for line in trained.history if "held_out_nll" in line]
     assert min(curve) < curve[0]
     # the base model is as it was
-    again = Decoder(base.path, 96, torch.float32)
+    again = Decoder(base.path, 96, 96, torch.float32)
     assert nll(base.model, base, test) == pytest.approx(nll(again.model, again, test))
 
 
@@ -95,7 +95,7 @@ def test_the_adapter_and_the_merged_model_are_the_trained_one(base: Decoder, tra
     assert nll(trained.model, base, test) == pytest.approx(expected), "saving left it as it was"
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert nll(merged, base, test) == pytest.approx(expected, abs=1e-3)
-    again = PeftModel.from_pretrained(Decoder(base.path, 96, torch.float32).model, tmp_path / "adapter")
+    again = PeftModel.from_pretrained(Decoder(base.path, 96, 96, torch.float32).model, tmp_path / "adapter")
     assert nll(again, base, test) == pytest.approx(expected, abs=1e-3)
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".jinja"}
     assert str(base.path) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
@@ -121,7 +121,7 @@ def test_every_family_carries_adapters_where_it_is_asked_to(
     config = AutoConfig.for_model(kind, vocab_size=300, **ends, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
-    other = Decoder(tmp_path, 32, torch.float32)
+    other = Decoder(tmp_path, 32, 32, torch.float32)
     groups = {"query-value": some, "attention": [*some, *more], "all": [*some, *more, *rest]}
     for group, expected in groups.items():
         assert {name.rsplit(".", 1)[1] for name in adapter_targets(other.model, group)} == set(expected)
@@ -129,6 +129,15 @@ def test_every_family_carries_adapters_where_it_is_asked_to(
     adapted = trainable_copy(other, RECIPE.model_copy(update={"adapted_layers": 1}))
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert {layer_of(name) for name in trained} == {1}
+    assert nll(adapted, other, rows) == pytest.approx(nll(other.model, other, rows), abs=1e-5)
+
+    # what is below the adapters runs once, and changes nothing
+    tokens = Generation().rows(other, examples(5, seed=5), RECIPE).inputs
+    with tokens.feeding(adapted) as forward:
+        found = forward([0, 3, 4]).sum(dim=1)
+    with tokens.feeding(other.model.requires_grad_(True)) as forward:
+        whole = forward([0, 3, 4]).sum(dim=1)
+    np.testing.assert_allclose(found.detach(), whole.detach(), rtol=1e-4)
     assert nll(adapted, other, rows) == pytest.approx(nll(other.model, other, rows), abs=1e-5)
 
 
@@ -149,7 +158,7 @@ def test_base_models_are_found_hashed_or_refused_by_name(base: Decoder) -> None:
     assert decoder_path(str(base.path)) == base.path
     assert decoder_path(None).is_file()
     assert decoder_path(str(decoder_path(None))) == decoder_path(None)
-    assert base.sha256 == Decoder(base.path, 8, torch.float32).sha256
+    assert base.sha256 == Decoder(base.path, 8, 8, torch.float32).sha256
     assert base.token_limit == 256
     assert base.token_counts(["hello", ""]) == [9, 4]
     with pytest.raises(BaseModelMissing, match=r"absent\.gguf"):

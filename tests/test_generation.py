@@ -10,7 +10,7 @@ import torch
 from schemas.artifacts import Calibration, SequenceCalibration
 from serving import prompts
 from serving.artifacts import ArtifactDamaged, read_manifest, sha256
-from serving.generation import Writer, next_logprobs, right_aligned, token_logprobs
+from serving.generation import Writer, last_logits, right_aligned, token_logprobs
 from serving.runtime import GoldenMismatch
 from tests.fakes import tiny_causal_model
 from tests.versions import copied, rewritten
@@ -24,7 +24,7 @@ def writer(text_version: Path) -> Writer:
 
 
 def test_an_answer_is_the_same_whole_in_pieces_and_beside_others(writer: Writer) -> None:
-    together = writer.write(TEXTS, 12)
+    together = writer.write(TEXTS)
     for text, answer in zip(TEXTS, together, strict=True):
         pieces = list(writer.pieces(writer.encode(text), 12))
         assert writer.whole(pieces).text == answer.text
@@ -48,8 +48,8 @@ def test_an_answer_stops_at_its_end_at_its_bound_and_when_nobody_waits(writer: W
     assert "".join(piece.text for piece in pieces) == ended.text
     assert pieces[-1].text == ""
     assert [len(one.tokens) for one in writer.write(TEXTS, 12, gone=lambda: True)] == [1, 1, 1]
-    # the context holds 256 tokens
-    assert len(list(writer.pieces(writer.encode("hello"), 1000))) == 256 - len(writer.encode("hello"))
+    assert [len(one.tokens) for one in writer.write(["hello"], 1000)] == [12], "its own bound"
+    assert len(list(writer.pieces([7] * 250))) == 6, "its context holds 256"
 
 
 def test_characters_of_several_bytes_come_whole(writer: Writer) -> None:
@@ -81,11 +81,13 @@ def test_rows_that_end_together_say_the_same_as_alone(tiny_decoder: Path) -> Non
     assert ids[1].tolist() == [0, 0, 0, 0, 8, 9, 10]
     assert mask[1].tolist() == [0, 0, 0, 0, 1, 1, 1]
     with torch.no_grad():
-        found = token_logprobs(model, rows, 2)
+        found = token_logprobs(model, rows, [2, 1, 2])
+        assert found[1, 0] == 0
         for n, row in enumerate(rows):
             alone = model(input_ids=torch.tensor([row])).logits[0].log_softmax(dim=-1)
-            np.testing.assert_allclose(found[n], [alone[-3, row[-2]], alone[-2, row[-1]]], atol=1e-5)
-            np.testing.assert_allclose(next_logprobs(model, [row], 1)[0, 0], alone[-2], atol=1e-5)
+            last = [alone[-3, row[-2]], alone[-2, row[-1]]] if n != 1 else [0, alone[-2, row[-1]]]
+            np.testing.assert_allclose(found[n], last, atol=1e-5)
+            np.testing.assert_allclose(last_logits(model, [row], 1)[0, 0].log_softmax(dim=-1), alone[-2], atol=1e-5)
 
 
 def test_confidence_is_the_calibrated_mean_log_probability(writer: Writer, text_version: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from serving.artifacts import ArtifactStore
 from serving.live import LiveModel
 from serving.registry import Registry, RegistryUnavailable
+from serving.runtime import Runtime
 from tests.versions import copied, promote, with_golden
 
 
@@ -59,6 +60,7 @@ def test_new_labels_and_another_length_swap_the_same_way(
     live.follow()
     current = live.current()
     assert current is not None
+    assert isinstance(current[0], Runtime)
     assert len(current[0].labels) == 4
     assert len(current[0].encode(["word " * 100])[0]) == 16
     assert current[0].probabilities(["the oven"]).shape == (1, 4)

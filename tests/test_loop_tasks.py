@@ -24,11 +24,13 @@ from services.cli import cli
 from services.feedback_consumer import Consumer, run
 from services.projects import ProjectError, create_project
 from serving.access import read_keys
-from serving.api import Api, Metrics
+from serving.api import Api
 from serving.artifacts import ArtifactStore
 from serving.batching import MicroBatcher
 from serving.broker import Topics, ensure_topics
+from serving.generation_queue import GenerationQueue
 from serving.live import LiveModel
+from serving.metrics import Metrics
 from serving.outbox import Outbox
 from serving.registry import Registry
 from tests.fakes import FILLERS, TOPICS, forget_metrics
@@ -71,8 +73,15 @@ class Walk:
         )  # fmt: skip
         self.live = LiveModel(self.registry, self.store, settings.path("state/cache"), threads=1, poll_seconds=60)
         self.batcher = MicroBatcher(self.live.current, max_batch=8, max_queue=500)
+        self.writing = GenerationQueue(self.live.current, max_queue=500)
         self.api = Api(
-            settings, read_keys(settings.path("keys.env")), self.live, self.batcher, self.outbox, Metrics("walk")
+            settings,
+            read_keys(settings.path("keys.env")),
+            self.live,
+            self.batcher,
+            self.writing,
+            self.outbox,
+            Metrics("walk"),
         )
 
     def round(self, features: FeatureStore | None) -> RoundRecord:
@@ -100,6 +109,7 @@ class Walk:
     def close(self) -> None:
         self.live.close()
         self.batcher.close()
+        self.writing.close()
         self.registry.close()
         forget_metrics()
 
@@ -221,5 +231,3 @@ def test_what_does_not_fit_a_task_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
     with pytest.raises(SettingsError, match=r"^dataset\.balance = 'cap': a row of multilabel"):
         load_settings('[model]\ntask = "multilabel"\n[dataset]\nbalance = "cap"', {}, root=tmp_path)
-    with pytest.raises(SettingsError, match=r"model\.task = 'generation'"):
-        load_settings('[model]\ntask = "generation"', {}, root=tmp_path)

@@ -57,7 +57,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
     from pipelines.training.decoder import Decoder, save, trainable_copy
     from serving.generation import Writer
 
-    decoder = Decoder(base, 48, torch.float32)
+    decoder = Decoder(base, 48, 48, torch.float32)
     adapted = trainable_copy(decoder, TrainingSettings())
     torch.manual_seed(seed)
     for parameter in adapted.parameters():
@@ -72,6 +72,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
         base_model="tiny",
         base_model_sha256="0" * 64,
         max_length=48,
+        max_new_tokens=12,
         parent_version=None,
         round_id="r",
         dataset_fingerprint="f",
@@ -82,7 +83,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
         files={},
     )
     write_manifest(directory, manifest)
-    return rewritten(directory, golden=Writer(directory).golden(GOLDEN[:2], 8))
+    return rewritten(directory, golden=Writer(directory).golden(GOLDEN[:2], 1e-3))
 
 
 def with_golden(directory: Path, probabilities: list[list[float]]) -> Path:

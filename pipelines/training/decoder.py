@@ -39,18 +39,19 @@ class Decoder:
 
     Args:
         path: of `decoder_path`.
-        max_length: tokens of a prompt, and of an answer, at most.
+        max_length: tokens of a prompt, at most.
+        max_new_tokens: tokens of an answer, at most.
         dtype: of its weights; None: what this processor is fast in.
 
     """
 
-    def __init__(self, path: Path, max_length: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, path: Path, max_length: int, max_new_tokens: int, dtype: torch.dtype | None = None) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.path = path
-        self.max_length = max_length
+        self.max_length, self.max_new_tokens = max_length, max_new_tokens
         self.dtype = dtype or compute_dtype()
         packed = path.suffix == ".gguf"
         folder = path.parent if packed else path
@@ -105,7 +106,7 @@ def trainable_copy(base: Decoder, settings: TrainingSettings) -> Any:
     from peft import LoraConfig, get_peft_model
 
     layers = int(base.model.config.num_hidden_layers)
-    adapted = layers if settings.adapted_layers is None else settings.adapted_layers
+    adapted = layers - layers // 2 if settings.adapted_layers is None else settings.adapted_layers
     targets = adapter_targets(base.model, settings.lora_targets)
     config = LoraConfig(
         r=settings.lora_rank,

@@ -1,0 +1,103 @@
+"""ASGI for the routes: requests and refusals, server-sent events, and work that stops when its caller hangs up.
+
+Turns a request's messages into a body, refusals into the bytes that a caller gets, named values into an event stream (WHATWG
+HTML, section 9.2), and a connection that was left into a cancelled task. api.py answers with it. It deliberately knows no routes
+and no models.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import orjson
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+Found = TypeVar("Found")
+
+STREAM: Headers = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Refused(Exception):
+    """A request that gets a 4xx or a 503."""
+
+    def __init__(self, status: int, error: str, *detail: tuple[str, str], **headers: str) -> None:
+        super().__init__(error)
+        self.status = status
+        self.body = orjson.dumps({"error": error, "detail": [{"field": f, "message": m} for f, m in detail]})
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class ClientGone(ConnectionError):
+    """The caller hung up before it was answered."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request; its body is read when it is asked for."""
+
+    method: str
+    headers: dict[bytes, bytes]
+    receive: Receive = field(repr=False)
+
+    async def body(self, limit: int) -> bytes:
+        """All of it. Raises Refused past `limit` bytes, or ClientGone."""
+        chunks, size = [], 0
+        while True:
+            message = await self.receive()
+            if message["type"] != "http.request":
+                raise ClientGone("the caller hung up")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise Refused(413, "the body is too large", ("body", f"more than {limit} bytes"))
+            if not message.get("more_body"):
+                return b"".join(chunks)
+
+    async def unless_gone(self, work: Coroutine[Any, Any, Found]) -> Found:
+        """What the work comes to; it is cancelled if the caller, whose body has been read, hangs up. Raises ClientGone."""
+        working, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._hung_up())
+        try:
+            await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise ClientGone("the caller hung up")
+        finally:
+            for task in (working, gone):
+                task.cancel()
+            await asyncio.gather(working, gone, return_exceptions=True)
+
+    async def _hung_up(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
+@dataclass(frozen=True)
+class EventStream:
+    """A response whose parts come one by one, of a request that may be left."""
+
+    request: Request
+    events: AsyncIterator[bytes]
+
+    async def send(self, send: Send, headers: Headers) -> None:
+        """All of it. Raises ClientGone."""
+        await self.request.unless_gone(self._send(send, headers))
+
+    async def _send(self, send: Send, headers: Headers) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [*headers, *STREAM]})
+        async for part in self.events:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def event(name: str, value: object) -> bytes:
+    """One event; `value` becomes one line of JSON, unless it is JSON already."""
+    data = value if isinstance(value, bytes) else orjson.dumps(value)
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data)

@@ -1,13 +1,14 @@
 """Regression: honest intervals around a predicted number, and how honest they are.
 
-Turns predictions, their claimed spread and the truth into an `IntervalCalibration`, and into measures. The regression task
-will call it as classification calls calibration.py; nothing serves numbers yet. Pure functions.
+Turns predictions, their claimed spread and the truth into an `IntervalCalibration`, and into measures. evaluation.py calls it
+for regression as it calls calibration.py for labels. Pure functions.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from pipelines import conformal
 from schemas.artifacts import IntervalCalibration
 from serving import calibration as applied
 
@@ -48,7 +49,7 @@ def fit(mean: Floats, spread: Floats | None, truth: Floats) -> IntervalCalibrati
     factor = max(factor, 1e-9)
     return IntervalCalibration(
         factor=factor,
-        scores=np.sort(errors).tolist(),
+        scores=conformal.thinned(errors).tolist(),
         fitted_rows=len(truth),
         nll_before=float(row_nll(mean, claimed, truth).mean()),
         nll_after=float(row_nll(mean, claimed * factor, truth).mean()),

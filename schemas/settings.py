@@ -167,7 +167,9 @@ class TrainingSettings(Group):
     )
     batch_size: int = Field(16, ge=1, description="rows a step, at most: a small set is cut smaller")
     learning_rate: float | None = Field(
-        None, gt=0, description="peak rate of all but the head; unset: 2e-3 for lora, 1e-4 for full"
+        None,
+        gt=0,
+        description="peak rate of all but the head; unset: 1e-3 for lora, 1e-4 for full",
     )
     head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head")
     layer_decay: float = Field(
@@ -190,11 +192,13 @@ class TrainingSettings(Group):
         ge=1,
         description="uppermost layers that carry adapters; those below run once a round; unset: all",
     )
-    lora_rank: int = Field(16, ge=1, description="r")
+    lora_rank: int | None = Field(None, ge=1, description="r; unset: 16 in an encoder, 8 in a language model")
     lora_alpha: int | None = Field(None, ge=1, description="scale is alpha / r; unset: 2 r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="on adapter inputs")
-    lora_targets: Literal["query-value", "attention", "all"] = Field(
-        "all", description="matrices that carry adapters: some of attention, all of it, or those after it too"
+    lora_targets: Literal["query-value", "attention", "all"] | None = Field(
+        None,
+        description="matrices that carry adapters: some of attention, all of it, or those after it too; unset: all, "
+        "in a language model query-value",
     )
     label_names: bool = Field(
         True, description="a label's own words are one more row of it: card_arrival, card arrival"

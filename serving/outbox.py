@@ -28,8 +28,7 @@ log = logging.getLogger("ratchet.outbox")
 
 BATCH = 500
 IN_MEMORY = 50_000  # events between a request and the disk before predictions are dropped
-IDLE_SECONDS = 0.2
-TIDY_SECONDS = 1.0
+IDLE_SECONDS, TIDY_SECONDS = 0.2, 1.0
 RETRY_SECONDS = 0.5
 ADOPT_SECONDS = 10.0
 
@@ -67,6 +66,7 @@ class Outbox:
         self._timeout_s = timeout_s
         self._incoming: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._topic_ids: dict[str, str] = {}
+        self._checked_ids: dict[str, str] = {}  # of topics against which every place on disk was held
         self._retry_at = self._tidy_at = self._adopt_at = 0.0
         self._full = self._away = self._closed = False
         self._give_up_at = float("inf")
@@ -206,10 +206,7 @@ class Outbox:
     def _publish_waiting(self, disk: sqlite3.Connection, publisher: Publisher) -> None:
         """Publish in order what has no place yet. Raises BrokerUnavailable."""
         names = (self._topics.predictions, self._topics.feedback)
-        query = (
-            "SELECT sequence, topic, key, value FROM events "
-            "WHERE place IS NULL AND topic IN (?, ?) ORDER BY sequence LIMIT ?"
-        )
+        query = "SELECT sequence, topic, key, value FROM events WHERE place IS NULL AND topic IN (?,?) ORDER BY sequence LIMIT ?"
         while self._retry_at < time.monotonic() < self._give_up_at:
             rows = disk.execute(query, (*names, BATCH)).fetchall()
             if not rows and not self._away:
@@ -244,9 +241,14 @@ class Outbox:
             # A place is believed only while its topic is still there: a message sent just after the broker came back
             # carries the lost topic's id and would pass for stored. So first take such places away, then delete.
             self._topic_ids = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
-            known = [f"{identity}/%" for identity in self._topic_ids.values()]
-            gone = "".join(" AND place NOT LIKE ?" for _ in known)
-            lost = disk.execute(f"UPDATE events SET place = NULL WHERE place IS NOT NULL{gone}", known).rowcount  # noqa: S608
+            lost = 0
+            if (
+                self._topic_ids != self._checked_ids
+            ):  # else a look at every event, each second while nobody consumes them
+                known = [f"{identity}/%" for identity in self._topic_ids.values()]
+                gone = "".join(" AND place NOT LIKE ?" for _ in known)
+                lost = disk.execute(f"UPDATE events SET place = NULL WHERE place IS NOT NULL{gone}", known).rowcount  # noqa: S608
+                self._checked_ids = self._topic_ids
             disk.executemany("DELETE FROM events WHERE place = ? AND last <= ?", list(stored.items()))
             disk.commit()
             if lost:
@@ -279,6 +281,7 @@ class Outbox:
                 disk.execute("PRAGMA synchronous=FULL")
                 disk.executemany("INSERT INTO events (topic, key, value, place, last) VALUES (?, ?, ?, ?, ?)", rows)
                 disk.commit()
+                self._checked_ids = {}
                 disk.execute("PRAGMA synchronous=NORMAL")
                 orphan.execute("DELETE FROM events")
                 orphan.commit()

@@ -199,7 +199,7 @@ def flat() -> list[Figure]:
     bank, done, first, last = project(), 0, 0, 0
     with ratchet(bank, bank.auto) as (url, process, broker):
         while done < MEMORY_REQUESTS:
-            load = _load(bank, url, process, broker, callers=32, seconds=20)
+            load = _load(bank, url, process, broker, callers=32, seconds=20, warm=not done)
             done += load.requests
             last = sum(memory(process))
             first = first or last

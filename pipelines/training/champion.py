@@ -46,6 +46,7 @@ class Champion:
 
         config = LoraConfig.from_pretrained(self.directory / ADAPTER)
         config.inference_mode, config.lora_dropout = False, settings.lora_dropout
+        config.base_model_name_or_path = None  # where the base model lay is of no interest
         adapted = get_peft_model(model, config)
         set_peft_model_state_dict(adapted, self.tensors(f"{ADAPTER}/adapter_model.safetensors"))
         return adapted

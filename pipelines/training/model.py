@@ -27,7 +27,7 @@ DISTILBERT = (["q_lin", "v_lin"], ["k_lin", "out_lin"], ["ffn.lin1", "ffn.lin2"]
 MATRICES = {"bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT, "distilbert": DISTILBERT}
 GROUPS = {"query-value": 1, "attention": 2, "all": 3}
 NORM = 20.0  # of an embedding; with head rows of length 1 a logit is a cosine over a temperature of .05 (SimCSE: Gao et al. 2021)
-LAYER = re.compile(r"\.layers?\.(\d+)\.")
+LAYER = re.compile(r"\.(\d+)\.")  # the first number in the name of a parameter
 
 
 class BaseModelMissing(FileNotFoundError):
@@ -186,11 +186,12 @@ def trainable_copy(encoder: Encoder, settings: TrainingSettings) -> Any:
 
     layers = len(layers_of(encoder.model))
     adapted = layers if settings.adapted_layers is None else settings.adapted_layers
+    rank = settings.lora_rank or 16
     config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,
+        r=rank,
+        lora_alpha=settings.lora_alpha or 2 * rank,
         lora_dropout=settings.lora_dropout,
-        target_modules=adapter_targets(encoder.path, settings.lora_targets),
+        target_modules=adapter_targets(encoder.path, settings.lora_targets or "all"),
         layers_to_transform=list(range(max(0, layers - adapted), layers)),
     )
     return get_peft_model(shared_copy(encoder), config)

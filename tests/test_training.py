@@ -212,7 +212,7 @@ def test_base_models_are_found_hashed_or_refused_by_name(encoder: Encoder, tmp_p
 
 
 def test_small_sets_get_small_batches() -> None:
-    assert [batch_size(n, RECIPE) for n in (10, 25, 80, 500)] == [4, 4, 10, 16]
+    assert [batch_size(n, RECIPE) for n in (10, 25, 80, 500, 1500, 9000)] == [4, 4, 10, 16, 25, 32]
 
 
 def test_a_rejection_teaches_what_a_text_is_not(encoder: Encoder) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.examples import Example
 from pipelines.training.champion import Champion
 from pipelines.training.encoder_task import EncoderTask
-from pipelines.training.fitting import Fit, outputs_of
+from pipelines.training.fitting import Fit, epochs_of, outputs_of
 from pipelines.training.label_names import label_rows
 from pipelines.training.log import History, Log, Progress
 from pipelines.training.model import Encoder
@@ -77,13 +77,15 @@ def train(
         torch.set_num_threads(settings.threads)
     ordered = [*_sorted(train_rows), *_sorted(validation_rows)]
     log = Log(progress)
-    if settings.method == "head" or not settings.epochs or len(ordered) < LEAST_ROWS:
+    most = epochs_of(len(ordered), settings)
+    settings = settings.model_copy(update={"epochs": most})
+    if settings.method == "head" or not most or len(ordered) < LEAST_ROWS:
         return _probe(task, base, ordered, settings, "head" if settings.method == "head" else "probe", log)
     named = label_rows(task.name, ordered) if settings.label_names else []
     others = _sorted(rejections) if task.learns_rejections else []
     goes_on = champion if settings.start == "champion" else None
     rows = task.rows(base, [*ordered, *named, *others], settings, champion)
-    search = _Search(task, base, ordered, named, rows, settings, goes_on, log)
+    search = _Search(task, base, ordered, named, rows, settings, most, goes_on, log)
     keeps = goes_on is not None or (settings.refit_below is not None and len(ordered) >= settings.refit_below)
     if (keeps or len(ordered) >= CROSS_BELOW) and validation_rows:
         splits = [(list(range(len(train_rows))), list(range(len(train_rows), len(ordered))))]
@@ -121,10 +123,12 @@ class _Search:
         named: list[Example],
         rows: Rows,
         settings: TrainingSettings,
+        most: int,
         champion: Champion | None,
         log: Log,
     ) -> None:
         self._task, self._base, self._settings, self._champion, self._log = task, base, settings, champion, log
+        self._most = most
         self._examples, self._named, self._rows = examples, named, rows
         self._extra = list(range(len(examples), len(rows.targets)))  # what no fold holds back
 
@@ -145,9 +149,9 @@ class _Search:
                 stack.enter_context(Fit(self._task, model, self._rows, [*own, *self._extra], self._settings))
                 for model, (own, _) in zip(models, splits, strict=True)
             ]
-            steps = sum(fit.steps for fit in fits) * self._settings.epochs
+            steps = sum(fit.steps for fit in fits) * self._most
             self._log.begin("search", steps, 1.0 if keeps else 0.5)
-            for epoch in range(self._settings.epochs + 1):
+            for epoch in range(self._most + 1):
                 # Epoch by epoch through all folds, so that all of them stop at the same one.
                 losses = [fit.epoch(self._log.step) for fit in fits] if epoch else []
                 if epoch or self._champion:
@@ -162,7 +166,8 @@ class _Search:
                     **shown,
                     **self._task.metrics(outputs, targets),
                 )
-                if not epoch or curve[-1].mean() < curve[best].mean():
+                # The probe is met at the end: from prototypes it may take more epochs to pass it than patience has.
+                if epoch <= (0 if self._champion else 1) or curve[-1].mean() < curve[best].mean():
                     best, snapshot = epoch, fits[0].snapshot() if keeps else None
                 elif epoch - best >= self._settings.patience:
                     break

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from pipelines import metrics
 from pipelines.dataset.examples import Example
-from pipelines.paired import bootstrap_change
+from pipelines.paired import Resampled
 from pipelines.training.decoder import Decoder, decoder_path, save
 from pipelines.training.generation import Generation, encoded
 from pipelines.training.model import Encoder, base_model_path
@@ -176,9 +176,10 @@ def _gain(name: str, before: NDArray[np.float64], after: NDArray[np.float64]) ->
 
 def _figure(name: str, metric: Callable[[NDArray[np.float64]], NDArray[np.float64]], n: int, baseline: float) -> Figure:
     """The lower end of the paired interval, which has to be above zero."""
-    gain, _, interval = bootstrap_change(metric, n)
+    gain = Resampled(metric, n, "{:+.4f}")
+    interval = gain.interval()
     return Figure(
-        figure=f"generation: {name}, {gain:+.4f}; low end",
+        figure=f"generation: {name}, {gain.observed:+.4f}; low end",
         value=interval[0],
         op=">=",
         target=0.0,

@@ -176,10 +176,10 @@ def _gain(name: str, before: NDArray[np.float64], after: NDArray[np.float64]) ->
 
 def _figure(name: str, metric: Callable[[NDArray[np.float64]], NDArray[np.float64]], n: int, baseline: float) -> Figure:
     """The lower end of the paired interval, which has to be above zero."""
-    moved = Resampled(metric, n, "")
-    interval = moved.interval()
+    gain = Resampled(metric, n, "{:+.4f}")
+    interval = gain.interval()
     return Figure(
-        figure=f"generation: {name}, {moved.observed:+.4f}; low end",
+        figure=f"generation: {name}, {gain.observed:+.4f}; low end",
         value=interval[0],
         op=">=",
         target=0.0,

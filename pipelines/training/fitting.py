@@ -29,7 +29,7 @@ LEAST_BATCH = 4
 MAX_NORM = 1.0
 CHUNK = 16
 HEAD = "head."
-RATES = {"lora": 1e-3, "full": 5e-5, "head": 1e-3}
+RATES = {"lora": 1e-3, "full": 1e-4, "head": 1e-3}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines import paired
 from pipelines.evidence import Evidence, slices
-from pipelines.evidence_labels import RightOrWrong
+from pipelines.evidence_right import RightOrWrong
 from pipelines.policy import FlipsPolicy, ForgettingPolicy, MarginPolicy, SlicesPolicy, SuperiorityPolicy
 from schemas.artifacts import GateResult, Verdict
 from schemas.reports import SliceChange

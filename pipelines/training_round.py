@@ -58,7 +58,7 @@ class Feedback(Protocol):
         """Effective feedback up to the cut."""
 
     def recent_predictions(self, limit: int) -> list[tuple[str, str]]:
-        """Text and predicted label of the newest predictions."""
+        """Text and predicted target of the newest predictions."""
 
 
 def run_round(
@@ -224,7 +224,13 @@ def _runtimes(
     threads = judging.threads(settings.training)
     candidate = Runtime(directory, threads=threads)
     champion, digest = _champion(record, registry, store, settings)
-    return candidate, Runtime(champion, digest, threads=threads) if champion else None
+    if champion is None:
+        return candidate, None
+    loaded = Runtime(champion, digest, threads=threads)
+    if loaded.manifest.task != settings.model.task:
+        told = f"the champion {loaded.version} is of {loaded.manifest.task}, model.task is {settings.model.task}"
+        raise ValueError(f"{told}: a project keeps its task, make another with `ratchet init`")
+    return candidate, loaded
 
 
 def _champion(

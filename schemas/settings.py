@@ -10,9 +10,11 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from schemas.targets import Built
 
 PREFIX = "RATCHET_"
 
@@ -35,7 +37,10 @@ class ModelSettings(Group):
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
         description="in every topic, key and metric label: one project is one model",
     )
-    task: Literal["classification"] = Field("classification", description="what the model answers")
+    task: Built = Field(
+        "classification",
+        description="what the model answers: one label, labels in plural (multilabel) or a number (regression)",
+    )
     base_model: str | None = Field(
         None, description="folder or hub name of the pretrained encoder; unset: the all-MiniLM-L6-v2 that is installed"
     )
@@ -295,6 +300,14 @@ class Settings(Group):
     access: AccessSettings = AccessSettings()
     root: Path = Field(default=Path(), exclude=True)
 
+    @model_validator(mode="after")
+    def _balances_what_has_one_label(self) -> Self:
+        if self.dataset.balance != "none" and self.model.task != "classification":
+            raise ValueError(
+                f"dataset.balance = {self.dataset.balance!r}: a row of {self.model.task} has not one label"
+            )
+        return self
+
     def path(self, value: str) -> Path:
         """A path setting as an absolute path; relative ones start at `root`."""
         return (self.root / value).absolute()
@@ -369,7 +382,7 @@ def _explain(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown setting {name}"
-    return f"{name} = {error['input']!r}: {error['msg']}"
+    return f"{name} = {error['input']!r}: {error['msg']}" if name else str(error["ctx"]["error"])
 
 
 def render_settings(overrides: Mapping[str, Mapping[str, object]]) -> str:

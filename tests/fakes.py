@@ -69,6 +69,15 @@ def tiny_base_model(directory: Path) -> Path:
     return directory
 
 
+def forget_metrics() -> None:
+    """Take Ratchet's metrics out of the process-wide registry, so that another `Api` can be made."""
+    import prometheus_client
+
+    for collector in list(prometheus_client.REGISTRY._collector_to_names):
+        if "ratchet" in str(getattr(collector, "_name", "")):
+            prometheus_client.REGISTRY.unregister(collector)
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:

@@ -16,8 +16,9 @@ from pipelines import calibration, intervals
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.evidence import Evidence, Floats
-from pipelines.evidence_labels import score_label, score_labels
-from pipelines.evidence_numbers import score_number
+from pipelines.evidence_classification import score_label
+from pipelines.evidence_multilabel import score_labels
+from pipelines.evidence_regression import score_number
 from pipelines.training.encoder_task import EncoderTask
 from pipelines.training.model import Encoder
 from pipelines.training.tasks import task_for

@@ -1,7 +1,7 @@
 """Evidence: what one model says of the rows of a split, and how that compares with the truth, for every task alike.
 
-What the gates, the report and compression may ask of a model's answers. evidence_labels.py and evidence_numbers.py make it by
-task, gates compare two of them. It deliberately judges nothing.
+What the gates, the report and compression may ask of a model's answers. evidence_classification.py and its neighbours make
+it by task, gates compare two of them. It deliberately judges nothing.
 """
 
 from abc import ABC, abstractmethod

@@ -14,7 +14,7 @@ from pipelines import gates_comparison as compare
 from pipelines import gates_floor as floor
 from pipelines import paired
 from pipelines.evidence import Evidence
-from pipelines.evidence_labels import RightOrWrong
+from pipelines.evidence_right import RightOrWrong
 from pipelines.policy import CompressedPolicy, Policy, changes
 from schemas.artifacts import GateReport, GateResult, Verdict
 from schemas.reports import Robustness

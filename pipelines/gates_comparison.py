@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines import paired
 from pipelines.evidence import Evidence, slices
-from pipelines.evidence_labels import RightOrWrong
+from pipelines.evidence_right import RightOrWrong
 from pipelines.policy import FlipsPolicy, ForgettingPolicy, MarginPolicy, SlicesPolicy, SuperiorityPolicy
 from schemas.artifacts import GateResult, Verdict
 from schemas.reports import SliceChange
@@ -55,7 +55,7 @@ def accuracy_holds(
     gate: str, before: Evidence, after: Evidence, margin: float, blocking: bool, whose: str
 ) -> GateResult:
     """Pass if the second model's accuracy is shown not to be lower by `margin`, fail if it is shown to be lower at all; of
-    numbers, its mean absolute error not to be larger by that share.
+    numbers, its mean squared error not to be larger by that share.
     """
     moved = after.moved(before)
     low, _ = moved.interval(1 - 2 * LEVEL)

@@ -78,10 +78,10 @@ class Answers:
         for text, described, (shown, kept) in zip(texts, metadata, answer.said(coverage), strict=True):
             prediction_id = new_id()
             token = access.issue_token(self._secret, prediction_id, expires)
-            ids = {"prediction_id": prediction_id, "model_version": version}
-            body.append({**ids, **shown, "feedback_token": token})
+            body.append({"prediction_id": prediction_id, "model_version": version, **shown, "feedback_token": token})
             data = {
-                **ids,
+                "prediction_id": prediction_id,
+                "model_version": version,
                 **kept,
                 "model_name": self._model_name,
                 "generation": answer.generation,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines import calibration, measures, paired
 from pipelines.dataset.files import FileRow
-from pipelines.evidence_labels import LabelEvidence
+from pipelines.evidence_classification import LabelEvidence
 from pipelines.gates_comparison import slice_changes, slices_hold
 from pipelines.gates_floor import calibration as calibration_gate
 from pipelines.policy import DEFAULT_POLICY, Policy

@@ -177,7 +177,7 @@ def _gain(name: str, before: NDArray[np.float64], after: NDArray[np.float64]) ->
 
 def _figure(name: str, metric: Callable[[NDArray[np.float64]], NDArray[np.float64]], n: int, baseline: float) -> Figure:
     """The lower end of the paired interval, which has to be above zero."""
-    gain = Resampled(metric, n, "{}")
+    gain = Resampled(metric, n, "{:+.4f}")
     interval = gain.interval()
     return Figure(
         figure=f"generation: {name}, {gain.observed:+.4f}; low end",

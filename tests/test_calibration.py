@@ -193,12 +193,11 @@ def test_intervals_around_numbers() -> None:
     fitted = intervals.fit(mean[200:330], spread[200:330], truth[200:330])
     assert fitted.factor == pytest.approx(2.8, abs=0.4)
     before, after = (
-        intervals.measure(each, mean[330:], spread[330:], truth[330:])
-        for each in (IntervalCalibration(scores=fitted.scores), fitted)
+        intervals.row_nll(mean[330:], spread[330:] * factor, truth[330:]).mean() for factor in (1, fitted.factor)
     )
-    assert after["nll"] < before["nll"] - 1
-    assert after["pit_error"] < before["pit_error"]
-    assert 0.82 <= after["coverage_90"] <= 0.98
+    assert after < before - 1
+    low, high = applied.intervals(fitted, mean[330:], spread[330:], 0.9)
+    assert 0.82 <= ((low <= truth[330:]) & (truth[330:] <= high)).mean() <= 0.98
     assert intervals.fit(mean[200:330], None, truth[200:330]).factor == pytest.approx(20 * fitted.factor, rel=0.01)
 
 

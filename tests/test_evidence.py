@@ -10,8 +10,8 @@ from scipy.stats import wilcoxon
 from pipelines import calibration, conformal, intervals, measures, paired, report_page
 from pipelines.dataset.files import FileRow
 from pipelines.evidence import Evidence
-from pipelines.evidence_labels import LabelsEvidence, score_labels
-from pipelines.evidence_numbers import NumberEvidence, score_number
+from pipelines.evidence_multilabel import LabelsEvidence, score_labels
+from pipelines.evidence_regression import NumberEvidence, score_number
 from pipelines.gates import Facts, judge, judge_compressed
 from pipelines.judging import Judged
 from pipelines.policy import Policy, load_policy

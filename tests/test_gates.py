@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.files import FileRow
-from pipelines.evidence_labels import LabelEvidence, score_label
+from pipelines.evidence_classification import LabelEvidence, score_label
 from pipelines.gates import Facts, judge, judge_compressed
 from pipelines.policy import DEFAULT_POLICY, BadPolicy, Policy, changes, load_policy
 from schemas.artifacts import Calibration, Conformal, GateReport, GateResult, Verdict

@@ -20,6 +20,7 @@ from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, SettingsError, load_settings
 from schemas.targets import COLUMNS, Task
+from services import feedback_consumer
 from services.cli import cli
 from services.feedback_consumer import Consumer, run
 from services.projects import ProjectError, create_project
@@ -116,8 +117,14 @@ class Walk:
 
 @pytest.fixture
 def walk(
-    tmp_path: Path, tiny_base: Path, broker: str, model_name: str, request: pytest.FixtureRequest
+    tmp_path: Path,
+    tiny_base: Path,
+    broker: str,
+    model_name: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Walk]:
+    monkeypatch.setattr(feedback_consumer, "DRAIN_SECONDS", 90.0)  # a group may take its time to let a member in
     task: Task = request.param
     made = create_project(
         tmp_path / "toys",
@@ -134,6 +141,8 @@ def walk(
             "dataset": {"max_rows_per_person": 500},
         },
     )
+    policy = made.path("policy.toml")  # an encoder that has never read anything is not steady
+    policy.write_text(policy.read_text().replace("max_flips = 0.1", "max_flips = 1.0"))
     found = Walk(made)
     found.outbox.start()
     yield found

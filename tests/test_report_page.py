@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import report_page, report_plots, round_report
 from pipelines.dataset.files import FileRow
-from pipelines.evidence_labels import LabelEvidence, score_label
+from pipelines.evidence_classification import LabelEvidence, score_label
 from pipelines.gates import Facts, judge
 from pipelines.judging import Judged
 from pipelines.policy import DEFAULT_POLICY, Policy

@@ -107,10 +107,11 @@ def trainable_copy(base: Decoder, settings: TrainingSettings) -> Any:
 
     layers = int(base.model.config.num_hidden_layers)
     adapted = layers - layers // 2 if settings.adapted_layers is None else settings.adapted_layers
-    targets = adapter_targets(base.model, settings.lora_targets)
+    rank = settings.lora_rank or 8
+    targets = adapter_targets(base.model, settings.lora_targets or "query-value")
     config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,
+        r=rank,
+        lora_alpha=settings.lora_alpha or 2 * rank,
         lora_dropout=settings.lora_dropout,
         target_modules=[name for name in targets if (layer_of(name) or 0) >= layers - adapted],
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.model.modules()),

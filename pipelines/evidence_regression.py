@@ -1,8 +1,9 @@
 """Evidence of models that answer with a number.
 
 Turns numbers and true numbers into `Evidence`. evaluation.py calls `score_number`. There is no right and wrong: what gates
-compare is the mean absolute error, as a share of the other model's, so that margins mean the same in any unit. It deliberately
-judges nothing.
+compare is the mean squared error, which training lowers, as a share of the other model's, so that margins mean the same in any
+unit. Not the absolute error: where targets are skewed, guessing their median beats every model that says the mean. It
+deliberately judges nothing.
 """
 
 from collections.abc import Sequence
@@ -32,8 +33,8 @@ class NumberEvidence(Evidence):
     """Regression; `numbers` [n] and `truth` [n]."""
 
     task: ClassVar[Task] = "regression"
-    measure: ClassVar[str] = "share of the error saved"
-    guess: ClassVar[str] = "always guessing the median"
+    measure: ClassVar[str] = "share of the squared error saved"
+    guess: ClassVar[str] = "always guessing the mean"
     bounds: ClassVar[str] = "intervals"
 
     report: EvaluationReport
@@ -72,9 +73,9 @@ class NumberEvidence(Evidence):
 
     @property
     def score(self) -> Score:
-        """The share of the error saved of always guessing the median of these very rows."""
-        guessed = np.abs(self.truth - np.median(self.truth))
-        moved = paired.Saved((guessed - self.errors) / _whole(guessed), "")
+        """R²: the share of the squared error saved of always guessing the mean of these very rows."""
+        guessed = (self.truth - self.truth.mean()) ** 2
+        moved = paired.Saved((guessed - self.errors**2) / _whole(guessed), "")
         return Score(moved.observed, moved.interval(), 0.0)
 
     @cached_property
@@ -83,12 +84,11 @@ class NumberEvidence(Evidence):
         return {"nll": _row_nll(self._intervals, self.numbers, self.truth)}
 
     def moved(self, before: Self, metric: str = "accuracy", rows: Any = slice(None)) -> paired.Saved:
-        """By absolute error, squared error in the place of the Brier score, or NLL."""
+        """By NLL, or else by the squared error."""
         if metric == "nll":
             return paired.Saved((before.losses["nll"] - self.losses["nll"])[rows], "NLL lower by {:.4f}")
-        power, name = (2, "squared") if metric == "brier" else (1, "absolute")
-        mine, theirs = self.errors[rows] ** power, before.errors[rows] ** power
-        words = f"mean {name} error {mine.mean():.4g} for {theirs.mean():.4g}, {{:+.1%}} saved"
+        mine, theirs = self.errors[rows] ** 2, before.errors[rows] ** 2
+        words = f"mean squared error {mine.mean():.4g} for {theirs.mean():.4g}, {{:+.1%}} saved"
         return paired.Saved((theirs - mine) / _whole(theirs), words)
 
     def worse_than(self, before: Self) -> list[int]:

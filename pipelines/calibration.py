@@ -5,10 +5,12 @@ that do not judge; training uses the temperature to compare epochs. Pure functio
 
 Several kinds of map compete, "none" among them, on rows that they were not fitted on (cross-validation); a richer one has to
 beat a simpler one by a standard error. Prediction sets are fitted on the same held-out probabilities, so that a map that fits
-its own rows too well does not promise too small sets.
+its own rows too well does not promise too small sets. `fit` is for labels that exclude each other, `fit_each` for those that
+don't; numbers are intervals.py's.
 """
 
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ SPREAD = 0.5
 Kind = Literal["none", "temperature", "vector", "platt", "isotonic"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 def row_nll(logits: Floats, truth: Integers) -> Floats:
@@ -68,15 +71,10 @@ def fit(logits: Floats, truth: Integers, sets: Literal["lac", "aps"] = "lac") ->
         scores = conformal.fit(sets, applied.softmax(logits), truth) if n else None
         return Calibration(fitted_rows=n, conformal=scores)
     rivals: list[Kind] = ["temperature", "platt", "isotonic"] if logits.shape[1] == 2 else ["temperature", "vector"]
-    held_out = {kind: _held_out(kind, logits, truth) for kind in (*rivals, "none")}
+    order = np.argsort(truth, kind="stable")  # every label's rows are dealt out in turn
+    held_out = {kind: _held_out(kind, fit_kind, applied.apply, logits, truth, order) for kind in (*rivals, "none")}
     losses = {kind: measures.row_nll(probabilities, truth) for kind, probabilities in held_out.items()}
-    chosen: Kind = "none"
-    for kind in rivals:
-        gain = losses[chosen] - losses[kind]
-        # One number is hardly ever fitted too well; more have to show that they were not.
-        doubt = 0.0 if kind == "temperature" else float(gain.std(ddof=1)) / np.sqrt(n)
-        if gain.mean() > doubt:
-            chosen = kind
+    chosen = _chosen(rivals, losses)
     fitted = fit_kind(chosen, logits, truth)
     return fitted.model_copy(
         update={
@@ -89,34 +87,118 @@ def fit(logits: Floats, truth: Integers, sets: Literal["lac", "aps"] = "lac") ->
     )
 
 
-def _held_out(kind: Kind, logits: Floats, truth: Integers) -> Floats:
-    """Probabilities [n, k] of each row by a map that was fitted without it; every label's rows are dealt out in turn."""
-    order = np.argsort(truth, kind="stable")
+def fit_kind_each(kind: Kind, logits: Floats, truth: Bools) -> Calibration:
+    """One kind of map, "none", "temperature" or "vector", on [n, k] logits of labels that don't exclude each other."""
+    if kind == "none":
+        return Calibration()
+    found = minimize_scalar(
+        lambda log_t: float(_logistic_losses(logits / np.exp(log_t), truth).mean()),
+        bounds=(np.log(0.05), np.log(20)),
+        method="bounded",
+    )
+    temperature = float(np.exp(found.x))
+    if kind == "temperature":
+        return Calibration(kind=kind, temperature=temperature)
+
+    def losses(values: Floats) -> tuple[Floats, Floats]:
+        return _logistic_losses(values, truth), applied.sigmoid(values)
+
+    scale, shift = _fit_scales(logits, truth.astype(np.float64), temperature, losses)
+    return Calibration(kind="vector", scale=scale.tolist(), shift=shift.tolist())
+
+
+def fit_each(logits: Floats, truth: Bools) -> Calibration:
+    """`fit` for labels that don't exclude each other: [n, k], [n, k] true or not."""
+    n = len(truth)
+    if n < LEAST_ROWS:
+        scores = conformal.fit_outer(applied.sigmoid(logits), truth) if n else None
+        return Calibration(fitted_rows=n, conformal=scores)
+    rivals: list[Kind] = ["temperature", "vector"]
+    maps = (fit_kind_each, applied.apply_to_each)
+    held_out = {kind: _held_out(kind, *maps, logits, truth, np.arange(n)) for kind in (*rivals, "none")}
+    losses = {kind: measures.row_nll_each(probabilities, truth) for kind, probabilities in held_out.items()}
+    chosen = _chosen(rivals, losses)
+    fitted = fit_kind_each(chosen, logits, truth)
+    after = measures.row_nll_each(applied.apply_to_each(fitted, logits), truth)
+    return fitted.model_copy(
+        update={
+            "fitted_rows": n,
+            "nll_before": float(_logistic_losses(logits, truth).mean()),
+            "nll_after": float(after.mean()),
+            "held_out_nll": {kind: float(loss.mean()) for kind, loss in losses.items()},
+            "conformal": conformal.fit_outer(held_out[chosen], truth),
+        }
+    )
+
+
+def _chosen(rivals: Sequence[Kind], losses: Mapping[Kind, Floats]) -> Kind:
+    """By held-out losses [n], from the simplest to the richest."""
+    chosen: Kind = "none"
+    for kind in rivals:
+        gain = losses[chosen] - losses[kind]
+        # One number is hardly ever fitted too well; more have to show that they were not.
+        doubt = 0.0 if kind == "temperature" else float(gain.std(ddof=1)) / np.sqrt(len(gain))
+        if gain.mean() > doubt:
+            chosen = kind
+    return chosen
+
+
+def _held_out(
+    kind: Kind,
+    fitting: Callable[[Kind, Floats, NDArray[Any]], Calibration],
+    applying: Callable[[Calibration, Floats], Floats],
+    logits: Floats,
+    truth: NDArray[Any],
+    order: Integers,
+) -> Floats:
+    """Probabilities [n, k] of each row by a map that was fitted without it; rows are dealt out in this order."""
     result = np.zeros_like(logits, dtype=np.float64)
     for fold in range(FOLDS):
         held = order[fold::FOLDS]
         own = np.setdiff1d(order, held)
-        result[held] = applied.apply(fit_kind(kind, logits[own], truth[own]), logits[held])
+        result[held] = applying(fitting(kind, logits[own], truth[own]), logits[held])
     return result
 
 
 def _fit_vector(logits: Floats, truth: Integers) -> Calibration:
-    """Vector scaling (Guo et al. 2017), with a normal prior around temperature scaling."""
+    """Vector scaling (Guo et al. 2017)."""
     n, k = logits.shape
     logs = applied.log_softmax(logits)
-    start = np.concatenate([np.full(k, 1 / fit_temperature(logs, truth)), np.zeros(k)])
     one_hot = np.zeros((n, k))
     one_hot[np.arange(n), truth] = 1
 
+    def losses(values: Floats) -> tuple[Floats, Floats]:
+        logarithms = applied.log_softmax(values)
+        return -(logarithms * one_hot).sum(axis=1), np.exp(logarithms)
+
+    scale, shift = _fit_scales(logs, one_hot, fit_temperature(logs, truth), losses)
+    return Calibration(kind="vector", scale=scale.tolist(), shift=shift.tolist())
+
+
+def _fit_scales(
+    logits: Floats, targets: Floats, temperature: float, losses: Callable[[Floats], tuple[Floats, Floats]]
+) -> tuple[Floats, Floats]:
+    """A scale and a shift for each label [k], with a normal prior around one temperature.
+
+    `losses` turns scaled logits [n, k] into NLL [n] and probabilities [n, k]; targets [n, k] are 0 or 1.
+    """
+    n, k = logits.shape
+    start = np.concatenate([np.full(k, 1 / temperature), np.zeros(k)])
+
     def loss(parameters: Floats) -> tuple[float, Floats]:
-        logarithms = applied.log_softmax(logs * parameters[:k] + parameters[k:])
-        beyond = np.exp(logarithms) - one_hot
+        rows, probabilities = losses(logits * parameters[:k] + parameters[k:])
+        beyond = probabilities - targets
         away = (parameters - start) / SPREAD
-        gradient = np.concatenate([(beyond * logs).mean(axis=0), beyond.mean(axis=0)]) + away / (SPREAD * n)
-        return float(-(logarithms * one_hot).sum() / n + (away**2).sum() / (2 * n)), gradient
+        gradient = np.concatenate([(beyond * logits).mean(axis=0), beyond.mean(axis=0)]) + away / (SPREAD * n)
+        return float(rows.mean() + (away**2).sum() / (2 * n)), gradient
 
     found = minimize(loss, start, jac=True, method="L-BFGS-B").x
-    return Calibration(kind="vector", scale=found[:k].tolist(), shift=found[k:].tolist())
+    return found[:k], found[k:]
+
+
+def _logistic_losses(logits: Floats, truth: Bools) -> Floats:
+    """Binary NLL summed over labels: [n, k], [n, k] -> [n]."""
+    return np.asarray((np.logaddexp(0, logits) - truth * logits).sum(axis=1))
 
 
 def _fit_platt(logits: Floats, truth: Integers) -> Calibration:

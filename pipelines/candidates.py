@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from pipelines import calibration, compression, distillation, evaluation, judging
+from pipelines import compression, distillation, judging
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
+from pipelines.evaluation import judged_task
 from pipelines.policy import load_policy
 from pipelines.training.champion import CannotContinue, Champion, open_champion
 from pipelines.training.log import History, Progress
@@ -25,9 +24,7 @@ from pipelines.training.tasks import task_for
 from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, Pace, RoundRecord
 from schemas.settings import Settings
-from serving import calibration as applied
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
-from serving.calibration import GOLDEN_COVERAGE
 from serving.runtime import Runtime
 
 log = logging.getLogger("ratchet.candidates")
@@ -194,19 +191,9 @@ def trials(folder: Path) -> list[GateResult]:
 def _calibrate(
     target: Path, manifest: ModelManifest, rows: Sequence[FileRow], golden: list[str], settings: Settings
 ) -> None:
-    """Fit on the exact artefact: the logarithms of its uncalibrated probabilities are its logits, up to a constant."""
-    runtime = Runtime(target, threads=judging.threads(settings.training))
+    """Fit on the exact artefact."""
+    runtime, task = Runtime(target, threads=judging.threads(settings.training)), judged_task(manifest.task)
     (target / "manifest.json").unlink()
-    index = {label: n for n, label in enumerate(manifest.labels)}
-    known = [row for row in rows if row.label in index]
-    fitted = Calibration()
-    if known:
-        truth = np.array([index[row.label] for row in known])
-        fitted = calibration.fit(evaluation.logits(runtime, [row.text for row in known]), truth, settings.gates.sets)
-    probabilities = applied.apply(fitted, evaluation.logits(runtime, golden))
-    inside = applied.prediction_sets(fitted.conformal, probabilities, GOLDEN_COVERAGE)
-    sets = [np.flatnonzero(row).tolist() for row in inside]
-    answers = manifest.golden.model_copy(
-        update={"texts": golden, "probabilities": probabilities.tolist(), "sets": sets}
-    )
+    fitted = task.calibrate(runtime, rows, settings.gates.sets)
+    answers = task.golden(runtime, fitted, golden, manifest.golden.tolerance)
     write_manifest(target, manifest.model_copy(update={"calibration": fitted, "golden": answers}))

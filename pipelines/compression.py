@@ -25,7 +25,7 @@ from pipelines import evaluation, gates
 from pipelines.dataset.files import FileRow
 from pipelines.policy import Policy
 from pipelines.training.champion import ADAPTER, HEAD, WEIGHTS
-from pipelines.training.model import Encoder, TextModel
+from pipelines.training.model import NORM, Encoder, TextModel
 from schemas.artifacts import GateResult, Verdict
 from serving.runtime import Runtime
 
@@ -42,7 +42,8 @@ def save_weights(model: TextModel, directory: Path) -> None:
         save_file(
             {name: t.detach().contiguous() for name, t in model.encoder.state_dict().items()}, directory / WEIGHTS
         )
-    save_file({name: t.detach().contiguous() for name, t in model.head.state_dict().items()}, directory / HEAD)
+    head = {name: t.detach().contiguous() for name, t in model.head.state_dict().items()}
+    save_file(head, directory / HEAD, metadata={"norm": str(NORM)})
 
 
 def export(model: TextModel, encoder: Encoder, directory: Path) -> None:

@@ -19,11 +19,10 @@ from torch.nn import functional
 
 from pipelines.training.champion import HEAD, Champion
 from pipelines.training.log import Progress
-from pipelines.training.model import Encoder, TextModel, layers_of, mean_pool
+from pipelines.training.model import Encoder, TextModel, computes_bf16, layers_of, mean_pool
 from schemas.settings import TrainingSettings
 
 BATCH, CHUNK = 32, 16
-MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx_bf16")  # four times as fast there
 LEARNING_RATE, WARMUP_SHARE, WEIGHT_DECAY = 2e-4, 0.06, 0.01
 
 
@@ -77,7 +76,7 @@ def distil(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
     )
-    half = any(torch.cpu.get_capabilities().get(name) for name in MULTIPLIES_BFLOAT16)
+    half = computes_bf16()
     for epoch in range(settings.student_epochs):
         for rows in _batches(len(unique), draw):
             pooled, outputs = _run(student, encoder, [unique[n] for n in rows], half)

@@ -1,158 +1,142 @@
-"""Evaluation: one artefact, or one matrix of probabilities, scored on one split.
+"""Evaluation: by task, how an artefact is calibrated on fair rows, and scored on others.
 
-Turns probabilities and true labels into an `EvaluationReport` and the per-row `Evidence` that the gates compare.
-judging.py calls it. It deliberately judges nothing.
+`judged_task` turns a task's name into what the round asks of it between training and the verdict. candidates.py calibrates with
+it, judging.py and compression.py score. Each task is one value in JUDGED; models that answer with a row of numbers share
+`ByOutputs`. It deliberately judges nothing.
 """
 
-import copy
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score
 
-from pipelines import measures
+from pipelines import calibration, intervals
+from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
-from schemas.artifacts import Calibration, EvaluationReport
-from serving import calibration as applied
+from pipelines.evidence import Evidence, Floats
+from pipelines.evidence_classification import score_label
+from pipelines.evidence_multilabel import score_labels
+from pipelines.evidence_regression import score_number
+from pipelines.training.encoder_task import EncoderTask
+from pipelines.training.model import Encoder
+from pipelines.training.tasks import task_for
+from pipelines.training.trainer import probe_outputs
+from schemas.artifacts import Calibration, Golden
+from schemas.settings import TrainingSettings
+from schemas.targets import Task, labels_of
+from serving.calibration import GOLDEN_COVERAGE
+from serving.outputs import BY_TASK
 from serving.runtime import Runtime
 
-LEAST_SLICE = 20
+Sets = Literal["lac", "aps"]
+
+
+class JudgedTask(Protocol):
+    """What a round asks of a task between training and the verdict."""
+
+    def calibrate(self, runtime: Runtime, rows: Sequence[FileRow], sets: Sets) -> Calibration:
+        """Fit on fair rows that do not judge; the artefact itself is asked, whatever it was calibrated by before."""
+
+    def golden(self, runtime: Runtime, fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
+        """What the artefact answers to these texts under a calibration, for every later load to be held against."""
+
+    def evaluate(self, runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> Evidence:
+        """Score the artefact that would serve."""
+
+    def baseline(
+        self, encoder: Encoder, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings
+    ) -> Evidence:
+        """Score the cheapest method that learns from the dataset."""
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What one model says of the rows [n] of a split, in their order, and how that compares with the truth.
+class ByOutputs:
+    """A task whose models answer every text with k numbers.
 
-    `labels` are the model's, `known` of them, then those true labels that it does not know; `probabilities` [n, k] has a
-    column for each.
+    `fit` turns logits [n, k] and the rows' targets into a calibration, `score` turns calibrated outputs into evidence;
+    `relative`: golden outputs are compared in parts of the largest of them, not as they are.
     """
 
-    report: EvaluationReport
-    rows: Sequence[FileRow]
-    labels: list[str]
-    known: int
-    probabilities: NDArray[np.float64]
-    truth: NDArray[np.int64]
-    calibration: Calibration
-    raw: NDArray[np.float64] | None = None  # before calibration, where known
+    name: Task
+    fit: Callable[[Floats, Sequence[str], Sequence[str], Sets], Calibration]
+    score: Callable[..., Evidence]
+    relative: bool = False
 
-    @cached_property
-    def best(self) -> NDArray[np.int64]:
-        """The most probable label's column [n]."""
-        return np.asarray(self.probabilities.argmax(axis=1))
+    def calibrate(self, runtime: Runtime, rows: Sequence[FileRow], sets: Sets) -> Calibration:
+        """On the rows whose labels the model knows."""
+        known = set(runtime.labels)
+        own = [row for row in rows if known.issuperset(labels_of(self.name, row.label))]
+        if not own:
+            return Calibration()
+        return self.fit(runtime.logits([row.text for row in own]), [row.label for row in own], runtime.labels, sets)
 
-    @cached_property
-    def answers(self) -> NDArray[np.str_]:
-        """The most probable label's name [n]."""
-        return np.array(self.labels)[self.best]
+    def golden(self, runtime: Runtime, fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
+        """Outputs, and the sets at 90 %."""
+        said = BY_TASK[self.name](runtime.labels, fitted)
+        outputs = said.apply(runtime.logits(texts))
+        return Golden(
+            texts=list(texts),
+            probabilities=outputs.tolist(),
+            sets=[np.flatnonzero(row).tolist() for row in said.sets(outputs, GOLDEN_COVERAGE)],
+            tolerance=tolerance * (float(np.abs(outputs).max()) if self.relative else 1.0),
+        )
 
-    @cached_property
-    def confidence(self) -> NDArray[np.float64]:
-        """The probability of the answer [n]."""
-        return np.asarray(self.probabilities.max(axis=1))
+    def evaluate(self, runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> Evidence:
+        """Calibrated, and for the report also as it is before."""
+        logits = runtime.logits([row.text for row in rows])
+        return self.score(
+            runtime.outputs.apply(logits),
+            runtime.labels,
+            rows,
+            version=runtime.version,
+            split=split,
+            calibration=runtime.manifest.calibration,
+            raw=self._uncalibrated(runtime.labels, logits),
+        )
 
-    @cached_property
-    def right(self) -> NDArray[np.bool_]:
-        """[n]."""
-        return np.asarray(self.best == self.truth)
+    def baseline(
+        self, encoder: Encoder, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings
+    ) -> Evidence:
+        """The probe on frozen embeddings that training started from."""
+        used, labels = [*dataset.train, *dataset.validation], dataset.labels
+        task = task_for(self.name, labels, used)
+        assert isinstance(task, EncoderTask)
+        found = probe_outputs(task, encoder, used, [row.text for row in rows], settings)
+        return self.score(self._uncalibrated(labels, found), labels, rows, version="probe", split="reference")
 
-    @cached_property
-    def nll(self) -> NDArray[np.float64]:
-        """[n]."""
-        return measures.row_nll(self.probabilities, self.truth)
-
-    @cached_property
-    def brier(self) -> NDArray[np.float64]:
-        """[n]."""
-        return measures.row_brier(self.probabilities, self.truth)
-
-
-def score(
-    probabilities: NDArray[np.float64],
-    labels: Sequence[str],
-    rows: Sequence[FileRow],
-    *,
-    version: str,
-    split: str,
-    calibration: Calibration | None = None,
-    raw: NDArray[np.float64] | None = None,
-) -> Evidence:
-    """Score probabilities, columns in the order of `labels`. A true label unknown to the model has probability 0.
-
-    Args:
-        probabilities: [n, k], calibrated.
-        labels: k names.
-        rows: n rows with their true labels.
-        version: for the report.
-        split: for the report.
-        calibration: what made the probabilities, with the scores of prediction sets.
-        raw: [n, k], the same before calibration.
-
-    """
-    if not rows:
-        raise ValueError(f"{split}: no rows to score {version} on")
-    missing = sorted({row.label for row in rows} - set(labels))
-    names = [*labels, *missing]
-    index = {label: n for n, label in enumerate(names)}
-    truth = np.array([index[row.label] for row in rows])
-    full = _widened(probabilities, len(missing))
-    found = measures.measure(full, truth)
-    confidence, right, nll = full.max(axis=1), full.argmax(axis=1) == truth, measures.row_nll(full, truth)
-    report = EvaluationReport(
-        model_version=version,
-        split=split,
-        n=len(rows),
-        accuracy=found["accuracy"].value,
-        macro_f1=float(f1_score(truth, full.argmax(axis=1), average="macro", zero_division=0.0)),
-        nll=found["nll"].value,
-        brier=found["brier"].value,
-        ece=found["ece"].value,
-        ece_null_99=found["ece"].null_99 or 0.0,
-        by_slice={
-            name: {"n": len(own), "accuracy": float(right[own].mean()), "nll": float(nll[own].mean())}
-            for name, own in slices(rows).items()
-        },
-        measures=found,
-        reliability=measures.reliability(confidence, right),
-    )
-    before = None if raw is None else _widened(raw, len(missing))
-    return Evidence(report, rows, names, len(labels), full, truth, calibration or Calibration(), before)
+    def _uncalibrated(self, labels: Sequence[str], logits: NDArray[np.float64]) -> Floats:
+        return BY_TASK[self.name](labels, Calibration()).apply(logits)
 
 
-def slices(rows: Sequence[FileRow]) -> dict[str, NDArray[np.int64]]:
-    """Rows' numbers by metadata value ("channel=ios") and by true label ("label=refund"), wherever 20 rows share one."""
-    members: dict[str, list[int]] = defaultdict(list)
-    for n, row in enumerate(rows):
-        for key, value in {**row.metadata, "label": row.label}.items():
-            members[f"{key}={value}"].append(n)
-    return {name: np.array(found) for name, found in sorted(members.items()) if len(found) >= LEAST_SLICE}
+def judged_task(name: str) -> JudgedTask:
+    """The task of that name; an artefact of another is not made, nor loaded."""
+    return JUDGED[name]
 
 
 def evaluate(runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> Evidence:
-    """Score the artefact that would serve."""
-    fitted = runtime.manifest.calibration
-    found = logits(runtime, [row.text for row in rows])
-    return score(
-        applied.apply(fitted, found),
-        runtime.labels,
-        rows,
-        version=runtime.version,
-        split=split,
-        calibration=fitted,
-        raw=applied.softmax(found),
-    )
+    """Score the artefact that would serve, by its own task."""
+    return judged_task(runtime.manifest.task).evaluate(runtime, rows, split=split)
 
 
-def logits(runtime: Runtime, texts: Sequence[str]) -> NDArray[np.float64]:
-    """The artefact's logits [n, k], up to a constant in each row: logarithms of what it says without its calibration."""
-    bare = copy.copy(runtime)
-    bare.manifest = runtime.manifest.model_copy(update={"calibration": Calibration()})
-    return np.log(np.clip(bare.probabilities(texts), 1e-30, 1))
+def _fit_label(logits: Floats, targets: Sequence[str], labels: Sequence[str], sets: Sets) -> Calibration:
+    index = {label: n for n, label in enumerate(labels)}
+    return calibration.fit(logits, np.array([index[target] for target in targets]), sets)
 
 
-def _widened(probabilities: NDArray[np.float64], columns: int) -> NDArray[np.float64]:
-    return np.hstack([probabilities, np.zeros((len(probabilities), columns))])
+def _fit_labels(logits: Floats, targets: Sequence[str], labels: Sequence[str], _sets: Sets) -> Calibration:
+    own = [set(labels_of("multilabel", target)) for target in targets]
+    return calibration.fit_each(logits, np.array([[label in given for label in labels] for given in own]))
+
+
+def _fit_number(logits: Floats, targets: Sequence[str], _labels: Sequence[str], _sets: Sets) -> Calibration:
+    fitted = intervals.fit(logits[:, 0], None, np.array([float(target) for target in targets]))
+    return Calibration(fitted_rows=fitted.fitted_rows, intervals=fitted)
+
+
+JUDGED: Mapping[str, JudgedTask] = {
+    "classification": ByOutputs("classification", _fit_label, score_label),
+    "multilabel": ByOutputs("multilabel", _fit_labels, score_labels),
+    "regression": ByOutputs("regression", _fit_number, score_number, relative=True),
+}

@@ -62,9 +62,14 @@ WITH once AS (
   SELECT prediction_id, any_value(model_version) AS model_version, any_value(predicted_label) AS predicted_label
   FROM predictions GROUP BY 1
 )
-SELECT place, model_version, CASE kind
-  WHEN 'correction' THEN json_valid(value) AND value ->> '$' = predicted_label
-  WHEN 'rating' THEN value = '"up"' END AS agreed, count(*) AS n
+SELECT place, model_version, CASE
+  WHEN kind = 'rating' THEN value = '"up"'
+  WHEN kind <> 'correction' THEN NULL
+  WHEN NOT json_valid(value) THEN false
+  WHEN value ->> '$' = predicted_label THEN true
+  -- a list of labels is equal however it is spaced
+  WHEN json_valid(predicted_label) THEN CAST(json(value) AS VARCHAR) = CAST(json(predicted_label) AS VARCHAR)
+  ELSE false END AS agreed, count(*) AS n
 FROM once f JOIN known USING (prediction_id) GROUP BY ALL
 """
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from pipelines import gates_comparison as compare
 from pipelines import gates_floor as floor
 from pipelines import paired
-from pipelines.evaluation import Evidence
+from pipelines.evidence import Evidence
+from pipelines.evidence_right import RightOrWrong
 from pipelines.policy import CompressedPolicy, Policy, changes
 from schemas.artifacts import GateReport, GateResult, Verdict
 from schemas.reports import Robustness
@@ -29,7 +30,6 @@ class Facts(BaseModel):
     quarantined: int
     leaked: int = 0  # judging rows that are among the training rows
     drift: float | None = None  # population stability index of labels, where computed
-    majority_share: float
     absent: frozenset[str] = frozenset()  # labels without recent feedback
     must_pass_rows: int = 0
     must_pass_wrong: list[str] = []
@@ -60,16 +60,19 @@ def judge(
     if facts.drift is not None:
         results.append(floor.drift(facts.drift, policy.data))
     if champion is None:
-        results.append(floor.bootstrap(candidate, facts.majority_share, policy.bootstrap))
+        results.append(floor.bootstrap(candidate, policy.bootstrap))
     else:
         slices = compare.slice_changes(champion, candidate, policy.slices)
         results += [
             compare.superiority(champion, candidate, facts.look, facts.alpha, policy.superiority),
             compare.non_inferiority(champion, candidate, policy.non_inferiority),
             compare.slices_hold(slices, policy.slices),
-            compare.flips(champion, candidate, policy.flips),
-            compare.forgetting(champion, candidate, facts.absent, policy.forgetting, policy.slices),
         ]
+        if isinstance(champion, RightOrWrong) and isinstance(candidate, RightOrWrong):
+            results += [
+                compare.flips(champion, candidate, policy.flips),
+                compare.forgetting(champion, candidate, facts.absent, policy.forgetting, policy.slices),
+            ]
     if facts.must_pass_rows:
         results.append(floor.must_pass(facts.must_pass_wrong, facts.must_pass_rows, policy.flips))
     results += [
@@ -99,7 +102,7 @@ def judge_compressed(full: Evidence, compressed: Evidence, policy: Policy, *, st
 
 
 def _agreement(full: Evidence, compressed: Evidence, policy: CompressedPolicy, least: float) -> GateResult:
-    n, same = compressed.report.n, int((full.answers == compressed.answers).sum())
+    n, same = compressed.report.n, int(full.alike(full.outputs, compressed.outputs).sum())
     return GateResult(
         gate="agreement",
         verdict=Verdict.PASS if same / n >= least else Verdict.FAIL,
@@ -113,7 +116,7 @@ def _agreement(full: Evidence, compressed: Evidence, policy: CompressedPolicy, l
 
 
 def _nll_holds(full: Evidence, compressed: Evidence, policy: CompressedPolicy) -> GateResult:
-    difference = compressed.nll - full.nll
+    difference = compressed.losses["nll"] - full.losses["nll"]
     observed, n = float(difference.mean()), len(difference)
     low, high = paired.mean_interval(difference, 0.9)  # each side with 95 %
     needed = None

@@ -4,45 +4,28 @@ Turns the evidence of champion and candidate on the same rows into gate results.
 Pure functions; they deliberately know neither the order nor the sum of the gates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines import paired
-from pipelines.evaluation import Evidence, slices
+from pipelines.evidence import Evidence, slices
+from pipelines.evidence_right import RightOrWrong
 from pipelines.policy import FlipsPolicy, ForgettingPolicy, MarginPolicy, SlicesPolicy, SuperiorityPolicy
 from schemas.artifacts import GateResult, Verdict
 from schemas.reports import SliceChange
+from schemas.targets import labels_of
 
 LEVEL = 0.05
-
-Floats = NDArray[np.float64]
 
 
 def superiority(
     champion: Evidence, candidate: Evidence, look: int, alpha: float, policy: SuperiorityPolicy
 ) -> GateResult:
     """Is it better, at the level that this look may spend?"""
-    moved = paired.change(champion.right, candidate.right)
-    n, at = moved.n, f"alpha at look {look} = {alpha:.2g}"
-    if policy.metric == "accuracy":
-        observed, p, interval = moved.accuracy, moved.p_better, moved.interval()
-        needed = moved.rows_to_show(0.0, alpha)
-        shown = f"{moved.gained} rows gained, {moved.lost} lost of {n} ({observed:+.3f}); p = {p:.2g}, {at}"
-    elif policy.metric == "macro_f1":
-        observed, p, interval = paired.bootstrap_change(_macro_f1_change(champion, candidate), n)
-        needed = paired.rows_wanted(observed, interval, n, alpha)
-        shown = f"macro F1 {observed:+.4f} on {n} rows; p = {p:.2g}, {at}"
-    else:
-        before, after = (champion.nll, candidate.nll) if policy.metric == "nll" else (champion.brier, candidate.brier)
-        observed, p, interval = (
-            float((before - after).mean()),
-            paired.p_larger(after, before),
-            paired.mean_interval(before - after),
-        )
-        needed = paired.rows_wanted(observed, interval, n, alpha)
-        shown = f"{policy.metric} lower by {observed:.4f} on {n} rows; p = {p:.2g}, {at}"
+    moved = candidate.moved(champion, policy.metric)
+    observed, p, needed = moved.observed, moved.p_better, moved.rows_to_show(0.0, alpha)
+    shown = f"{moved.said}; p = {p:.2g}, alpha at look {look} = {alpha:.2g}"
     if p <= alpha:
         verdict, sentence, needed = Verdict.PASS, f"better than the champion: {shown}", None
     elif observed > 0:
@@ -56,9 +39,9 @@ def superiority(
         blocking=policy.blocking,
         observed=observed,
         threshold=0.0,
-        n=n,
+        n=moved.n,
         needed=needed,
-        interval=interval,
+        interval=moved.interval(),
         sentence=sentence,
     )
 
@@ -71,14 +54,16 @@ def non_inferiority(champion: Evidence, candidate: Evidence, policy: MarginPolic
 def accuracy_holds(
     gate: str, before: Evidence, after: Evidence, margin: float, blocking: bool, whose: str
 ) -> GateResult:
-    """Pass if the second model's accuracy is shown not to be lower by `margin`, fail if it is shown to be lower at all."""
-    moved = paired.change(before.right, after.right)
+    """Pass if the second model's accuracy is shown not to be lower by `margin`, fail if it is shown to be lower at all; of
+    numbers, its mean squared error not to be larger by that share.
+    """
+    moved = after.moved(before)
     low, _ = moved.interval(1 - 2 * LEVEL)
     needed = None
-    said = f"accuracy {moved.accuracy:+.4f} against {whose} on {moved.n} rows, at least {low:+.4f} with 95 % confidence"
+    said = f"{after.measure} {moved.observed:+.4f} against {whose} on {moved.n} rows, at least {low:+.4f} with 95 % confidence"
     if low > -margin:
         verdict, sentence = Verdict.PASS, said
-    elif moved.p_worse <= LEVEL or moved.accuracy <= -margin:
+    elif moved.p_worse <= LEVEL or moved.observed <= -margin:
         verdict, sentence = Verdict.FAIL, f"{said}: lower than the margin of {margin:.3f} allows"
     else:
         verdict, needed = Verdict.INSUFFICIENT, moved.rows_to_show(-margin, LEVEL)
@@ -87,7 +72,7 @@ def accuracy_holds(
         gate=gate,
         verdict=verdict,
         blocking=blocking,
-        observed=moved.accuracy,
+        observed=moved.observed,
         threshold=-margin,
         n=moved.n,
         needed=needed,
@@ -98,8 +83,8 @@ def accuracy_holds(
 
 def slice_changes(champion: Evidence, candidate: Evidence, policy: SlicesPolicy) -> list[SliceChange]:
     """Every slice, the most likely harmed first."""
-    own = slices(candidate.rows)
-    moved = [paired.change(champion.right[rows], candidate.right[rows]) for rows in own.values()]
+    own = slices(candidate.rows, candidate.task)
+    moved = [candidate.moved(champion, rows=rows) for rows in own.values()]
     harm = np.array([change.harm_probability(policy.margin) for change in moved])
     beyond_doubt = paired.holm(1 - harm, policy.alpha)
     found = []
@@ -112,7 +97,7 @@ def slice_changes(champion: Evidence, candidate: Evidence, policy: SlicesPolicy)
                 n=change.n,
                 gained=change.gained,
                 lost=change.lost,
-                change=change.accuracy,
+                change=change.observed,
                 low=low,
                 high=high,
                 p_harm=p_harm,
@@ -152,7 +137,7 @@ def slices_hold(changes: Sequence[SliceChange], policy: SlicesPolicy) -> GateRes
     )
 
 
-def flips(champion: Evidence, candidate: Evidence, policy: FlipsPolicy) -> GateResult:
+def flips(champion: RightOrWrong, candidate: RightOrWrong, policy: FlipsPolicy) -> GateResult:
     """Do too many answers that were right become wrong?"""
     moved = paired.change(champion.right, candidate.right)
     share = moved.lost / moved.n
@@ -170,10 +155,14 @@ def flips(champion: Evidence, candidate: Evidence, policy: FlipsPolicy) -> GateR
 
 
 def forgetting(
-    champion: Evidence, candidate: Evidence, absent: frozenset[str], policy: ForgettingPolicy, slicing: SlicesPolicy
+    champion: RightOrWrong,
+    candidate: RightOrWrong,
+    absent: frozenset[str],
+    policy: ForgettingPolicy,
+    slicing: SlicesPolicy,
 ) -> GateResult:
     """Do labels that nobody gave feedback on lately keep their score? Judged together, as one slice."""
-    own = np.flatnonzero([row.label in absent for row in candidate.rows])
+    own = np.flatnonzero([not absent.isdisjoint(labels_of(candidate.task, row.label)) for row in candidate.rows])
     if not len(own):
         return GateResult(
             gate="forgetting",
@@ -181,33 +170,19 @@ def forgetting(
             blocking=policy.blocking,
             sentence="every label has recent feedback",
         )
-    moved = paired.change(champion.right[own], candidate.right[own])
+    moved = candidate.moved(champion, rows=own)
     p_harm, weighs = moved.harm_probability(slicing.margin), moved.n >= slicing.min_rows
     forgotten = p_harm > (slicing.likely if weighs else 1 - slicing.alpha)
     return GateResult(
         gate="forgetting",
         verdict=Verdict.FAIL if forgotten else Verdict.PASS,
         blocking=policy.blocking,
-        observed=moved.accuracy,
+        observed=moved.observed,
         threshold=-slicing.margin,
         n=moved.n,
         interval=moved.interval(),
         sentence=(
-            f"{len(absent)} labels without recent feedback: accuracy {moved.accuracy:+.3f} on {moved.n} rows"
+            f"{len(absent)} labels without recent feedback: {candidate.measure} {moved.observed:+.3f} on {moved.n} rows"
             f" (a loss beyond {slicing.margin:.3f} is {p_harm:.0%} likely)"
         ),
     )
-
-
-def _macro_f1_change(champion: Evidence, candidate: Evidence) -> Callable[[Floats], Floats]:
-    """How often each row counts [draws, n] -> change in F1, averaged over the labels that the rows have."""
-    names = sorted({row.label for row in candidate.rows})
-    truth = np.array([row.label for row in candidate.rows])[:, None] == names
-
-    def macro_f1(model: Evidence, counts: Floats) -> Floats:
-        given = model.answers[:, None] == names
-        both = counts @ (truth & given)
-        total = counts @ truth + counts @ given
-        return np.asarray((2 * both / np.maximum(total, 1)).mean(axis=1))
-
-    return lambda counts: macro_f1(candidate, counts) - macro_f1(champion, counts)

@@ -6,8 +6,8 @@ them, one function a gate. Pure functions; they deliberately know neither the or
 
 from collections.abc import Mapping
 
-from pipelines import conformal, measures, paired
-from pipelines.evaluation import Evidence
+from pipelines import conformal, paired
+from pipelines.evidence import Evidence
 from pipelines.policy import (
     BootstrapPolicy,
     CalibrationPolicy,
@@ -19,6 +19,8 @@ from pipelines.policy import (
 )
 from schemas.artifacts import GateResult, Verdict
 from schemas.reports import Robustness
+
+LOSSES = {"nll": "NLL", "brier": "Brier"}
 
 
 def data(n: int, people: int, quarantined: int, leaked: int, policy: DataPolicy, *, bootstrap: bool) -> GateResult:
@@ -61,18 +63,19 @@ def drift(psi: float, policy: DataPolicy) -> GateResult:
     )
 
 
-def bootstrap(candidate: Evidence, majority_share: float, policy: BootstrapPolicy) -> GateResult:
-    """Does the first model beat always guessing the commonest label?"""
-    observed, floor = candidate.report.accuracy, majority_share + policy.min_gain_over_majority
+def bootstrap(candidate: Evidence, policy: BootstrapPolicy) -> GateResult:
+    """Does the first model beat always guessing the same?"""
+    score = candidate.score
+    floor = score.guessing + policy.min_gain_over_majority
     return GateResult(
         gate="bootstrap",
-        verdict=Verdict.PASS if observed >= floor else Verdict.FAIL,
+        verdict=Verdict.PASS if score.value >= floor else Verdict.FAIL,
         blocking=policy.blocking,
-        observed=observed,
+        observed=score.value,
         threshold=floor,
         n=candidate.report.n,
-        interval=paired.share_interval(int(candidate.right.sum()), candidate.report.n),
-        sentence=f"accuracy {observed:.3f}, always guessing the commonest label {majority_share:.3f}",
+        interval=score.interval,
+        sentence=f"{candidate.measure} {score.value:.3f}, {candidate.guess} {score.guessing:.3f}",
     )
 
 
@@ -93,39 +96,44 @@ def must_pass(wrong: list[str], n: int, policy: FlipsPolicy) -> GateResult:
 
 
 def calibration(champion: Evidence | None, candidate: Evidence, policy: CalibrationPolicy) -> GateResult:
-    """Are its probabilities honest: ECE within its null, confidence right on average, NLL and Brier score not worse, prediction
-    sets as wide as they have to be?
+    """Are its claims honest: ECE within its null, right on average, NLL and Brier score not worse, sets or intervals as wide as
+    they have to be?
     """
     report, level = candidate.report, policy.alpha / 4
-    limit = max(report.ece_null_99, policy.ece_floor)
-    wrong = [f"ECE is above {limit:.3f}"] if report.ece > limit else []
-    bias, p_bias = measures.bias(candidate.confidence, candidate.right, candidate.calibration.fitted_rows)
-    if p_bias <= level and abs(bias) > policy.ece_floor:
-        wrong.append(f"it is {'over-confident' if bias > 0 else 'timid'} by {abs(bias):.3f} as a whole")
+    wrong, told = [], []
+    observed, limit, interval = None, None, None
+    if report.ece is not None:
+        observed, limit = report.ece, max(report.ece_null_99 or 0.0, policy.ece_floor)
+        told.append(f"ECE {observed:.3f} (a calibrated model stays below {limit:.3f})")
+        wrong += [f"ECE is above {limit:.3f}"] if observed > limit else []
+        if ece := report.measures.get("ece"):
+            interval = (ece.low, ece.high)
+    bias = candidate.bias
+    if bias is not None and bias.p <= level and abs(bias.gap) > policy.ece_floor:
+        wrong.append(f"it is {bias.said} as a whole")
     if champion is not None:
-        losses = {"NLL": (champion.nll, candidate.nll), "Brier score": (champion.brier, candidate.brier)}
+        losses = {LOSSES[name]: (champion.losses[name], loss) for name, loss in candidate.losses.items()}
         worse = [name for name, pair in losses.items() if paired.p_larger(*pair) <= level]
         wrong += [f"{' and '.join(worse)} worse than the champion's"] if worse else []
-    sets = candidate.calibration.conformal
-    covered = ""
-    if sets is not None and sets.scores:
-        hits = conformal.covered(sets, candidate.probabilities[:, : candidate.known], candidate.truth, policy.coverage)
-        covered = f"; sets at {policy.coverage:.0%} hold {hits / report.n:.1%}"
-        if conformal.p_covered(sets, hits, report.n, policy.coverage) <= level:
-            wrong.append("sets hold less than they promise")
-    scores = f"NLL {report.nll:.3f}, Brier {report.brier:.3f}"
-    measured = f"ECE {report.ece:.3f} (a calibrated model stays below {limit:.3f}), {scores}"
-    ece = report.measures.get("ece")
+    told += [f"{LOSSES[name]} {loss.mean():.3f}" for name, loss in candidate.losses.items()]
+    if candidate.scores:
+        hits, promised = int(candidate.held(policy.coverage).sum()), f"{policy.coverage:.0%}"
+        told.append(f"{candidate.bounds} at {promised} hold {hits / report.n:.1%}")
+        if conformal.p_covered(candidate.scores, hits, report.n, policy.coverage) <= level:
+            wrong.append(f"{candidate.bounds} hold less than they promise")
+        if observed is None:
+            observed, limit, interval = hits / report.n, policy.coverage, paired.share_interval(hits, report.n)
+    measured = ", ".join(told)
     return GateResult(
         gate="calibration",
         verdict=Verdict.FAIL if wrong else Verdict.PASS,
         # A first champion that is over-confident is still the only one there can be; a person sees the warning.
         blocking=policy.blocking and champion is not None,
-        observed=report.ece,
+        observed=observed,
         threshold=limit,
         n=report.n,
-        interval=(ece.low, ece.high) if ece else None,
-        sentence=f"{' and '.join(wrong)}: {measured}{covered}" if wrong else f"{measured}{covered}",
+        interval=interval,
+        sentence=f"{' and '.join(wrong)}: {measured}" if wrong else measured,
     )
 
 
@@ -162,18 +170,18 @@ def robustness(
 
 
 def baseline(probe: Evidence, candidate: Evidence, policy: MarginPolicy) -> GateResult:
-    """Is it worth its training: not worse than a logistic probe on the same rows?"""
-    moved = paired.change(probe.right, candidate.right)
-    failed = moved.accuracy < -policy.margin and moved.p_worse <= 0.05
+    """Is it worth its training: not worse than a linear probe on the same rows?"""
+    moved = candidate.moved(probe)
+    failed = moved.observed < -policy.margin and moved.p_worse <= 0.05
     return GateResult(
         gate="baseline",
         verdict=Verdict.FAIL if failed else Verdict.PASS,
         blocking=policy.blocking,
-        observed=moved.accuracy,
+        observed=moved.observed,
         threshold=-policy.margin,
         n=moved.n,
         interval=moved.interval(),
-        sentence=f"{moved.accuracy:+.3f} accuracy against a logistic probe on the same training rows",
+        sentence=f"{moved.observed:+.3f} {candidate.measure} against a linear probe on the same training rows",
     )
 
 

@@ -1,15 +1,15 @@
-"""Regression: honest intervals around a predicted number, and how honest they are.
+"""Regression: honest intervals around a predicted number.
 
-Turns predictions, their claimed spread and the truth into an `IntervalCalibration`, and into measures. The regression task
-will call it as classification calls calibration.py; nothing serves numbers yet. Pure functions.
+Turns predictions, their claimed spread and the truth into an `IntervalCalibration`. evaluation.py calls it
+for regression as it calls calibration.py for labels. Pure functions.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from pipelines import conformal
 from schemas.artifacts import IntervalCalibration
-from serving import calibration as applied
 
 FOLDS = 5
 
@@ -48,26 +48,8 @@ def fit(mean: Floats, spread: Floats | None, truth: Floats) -> IntervalCalibrati
     factor = max(factor, 1e-9)
     return IntervalCalibration(
         factor=factor,
-        scores=np.sort(errors).tolist(),
+        scores=conformal.thinned(errors).tolist(),
         fitted_rows=len(truth),
         nll_before=float(row_nll(mean, claimed, truth).mean()),
         nll_after=float(row_nll(mean, claimed * factor, truth).mean()),
     )
-
-
-def measure(fitted: IntervalCalibration, mean: Floats, spread: Floats | None, truth: Floats) -> dict[str, float]:
-    """RMSE, MAE and NLL; at 90 % the share of intervals that hold the truth and their mean width; [n] each.
-
-    `pit_error` is the largest gap between claimed and seen quantiles (Kuleshov, Fenner & Ermon 2018).
-    """
-    claimed = np.ones_like(mean) if spread is None else spread
-    low, high = applied.intervals(fitted, mean, spread, 0.9)
-    quantiles = np.sort(norm.cdf(truth, mean, claimed * fitted.factor))
-    return {
-        "rmse": float(np.sqrt(np.mean((truth - mean) ** 2))),
-        "mae": float(np.mean(np.abs(truth - mean))),
-        "nll": float(row_nll(mean, claimed * fitted.factor, truth).mean()),
-        "coverage_90": float(np.mean((low <= truth) & (truth <= high))),
-        "width_90": float(np.mean(high - low)),
-        "pit_error": float(np.max(np.abs(quantiles - (np.arange(len(truth)) + 0.5) / len(truth)))),
-    }

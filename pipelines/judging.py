@@ -7,26 +7,24 @@ It deliberately judges nothing: gates.py does, on what is gathered here.
 import hashlib
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines import evaluation, robustness
+from pipelines import robustness
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.dataset.profile import psi
-from pipelines.evaluation import Evidence
+from pipelines.evaluation import JudgedTask
+from pipelines.evidence import Evidence
 from pipelines.gates import Facts
 from pipelines.policy import Policy
 from pipelines.serving_try import try_in_fresh_process
-from pipelines.training.classification import Classification
 from pipelines.training.model import Encoder
-from pipelines.training.trainer import probe_outputs
 from schemas.artifacts import DatasetManifest, EvaluationReport
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
-from serving import calibration as applied
+from schemas.targets import Task, labels_of
 from serving.runtime import Runtime
 
 
@@ -52,6 +50,7 @@ def threads(settings: TrainingSettings) -> int:
 
 
 def gather(
+    task: JudgedTask,
     candidate: Runtime,
     champion: Runtime | None,
     dataset: Dataset,
@@ -62,26 +61,24 @@ def gather(
 ) -> Judged:
     """Score candidate, champion and probe on the judging rows, and edited texts on both models."""
     judge, texts = dataset.judge, [row.text for row in dataset.judge]
-    found = {"candidate": evaluation.evaluate(candidate, judge, split="reference")}
-    progress(0.3)
-    if champion is not None:
-        found["champion"] = evaluation.evaluate(champion, judge, split="reference")
-    progress(0.5)
+    models = {"candidate": candidate} | ({"champion": champion} if champion else {})
+    found = {}
+    for name, model in models.items():
+        found[name] = task.evaluate(model, judge, split="reference")
+        progress(0.5 * len(found) / len(models))
     chosen = robustness.chosen_rows(texts, policy.robustness.rows)
     some = [texts[n] for n in chosen]
-    models = {"candidate": candidate} | ({"champion": champion} if champion else {})
     flips = {
-        name: robustness.count_flips(model, some, found[name].probabilities[chosen, : found[name].known].argmax(axis=1))
+        name: robustness.count_flips(model, some, found[name].outputs[chosen], found[name].alike)
         for name, model in models.items()
     }
     progress(0.8)
-    used = [*dataset.train, *dataset.validation]
-    logits = probe_outputs(Classification(dataset.labels), encoder, used, texts, settings)
-    probe = evaluation.score(applied.softmax(logits), dataset.labels, judge, version="probe", split="reference")
+    probe = task.baseline(encoder, dataset, judge, settings)
     return Judged(found["candidate"], probe, found.get("champion"), flips)
 
 
 def facts(
+    task: JudgedTask,
     judged: Judged,
     candidate: Runtime,
     dataset: Dataset,
@@ -99,7 +96,6 @@ def facts(
     used = [*dataset.train, *dataset.validation]
     people = {row.person for row in used if row.person}
     quarantined = dataset.manifest.quarantined_people
-    commonest = Counter(row.label for row in dataset.judge).most_common(1)[0][1]
     trained = {_plain(row.text) for row in used}
     tried = try_in_fresh_process(directory)
     return Facts(
@@ -107,12 +103,11 @@ def facts(
         alpha=policy.alpha_at(look),
         people=len(people | set(quarantined)),
         quarantined=len(quarantined),
-        drift=psi(before.rows_by_label, dataset.manifest.rows_by_label) if before else None,
+        drift=psi(before.rows_by_label, dataset.manifest.rows_by_label) if before and dataset.labels else None,
         leaked=sum(_plain(row.text) in trained for row in dataset.judge),
-        majority_share=commonest / len(dataset.judge),
-        absent=_without_recent_feedback(dataset, policy.forgetting.recent_rows),
+        absent=_without_recent_feedback(dataset, judged.candidate.task, policy.forgetting.recent_rows),
         must_pass_rows=len(must_pass),
-        must_pass_wrong=_wrong(candidate, must_pass),
+        must_pass_wrong=_wrong(task, candidate, must_pass),
         robustness=judged.robustness,
         latency_ms=tried.latency_ms,
         memory_mb=tried.memory_mb,
@@ -130,18 +125,19 @@ def code_version() -> str:
     return total.hexdigest()[:10]
 
 
-def _without_recent_feedback(dataset: Dataset, rows: int) -> frozenset[str]:
+def _without_recent_feedback(dataset: Dataset, task: Task, rows: int) -> frozenset[str]:
     """Labels that none of the newest feedback rows carries; none if there is no feedback at all."""
     feedback = [row for row in [*dataset.train, *dataset.validation] if row.source != "seed"]
     recent = sorted(feedback, key=lambda row: (row.order, row.text))[-rows:]
-    return frozenset(dataset.labels) - {row.label for row in recent} if recent else frozenset()
+    seen = {label for row in recent for label in labels_of(task, row.label)}
+    return frozenset(dataset.labels) - seen if recent else frozenset()
 
 
-def _wrong(runtime: Runtime, rows: Sequence[FileRow]) -> list[str]:
+def _wrong(task: JudgedTask, runtime: Runtime, rows: Sequence[FileRow]) -> list[str]:
     if not rows:
         return []
-    best = runtime.probabilities([row.text for row in rows]).argmax(axis=1)
-    return [row.text for row, n in zip(rows, best, strict=True) if runtime.labels[n] != row.label]
+    passes = task.evaluate(runtime, rows, split="must pass").passes
+    return [row.text for row, good in zip(rows, passes, strict=True) if not good]
 
 
 def _plain(text: str) -> str:

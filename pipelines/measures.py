@@ -1,7 +1,7 @@
 """Measures: how good and how honest probabilities are, how surely, and what a perfectly calibrated model would show.
 
-Turns probabilities [n, k] and the truth [n] into NLL, Brier score, three calibration errors and a reliability curve.
-evaluation.py calls `measure`. Pure functions that deliberately know no models and no thresholds.
+Turns probabilities [n, k] and the truth [n] (or [n, k], where several labels can be true) into NLL, Brier score, calibration
+errors and a reliability curve. Evidence calls `measure`. Pure functions that deliberately know no models and no thresholds.
 
 A calibration error is never 0 on a finite sample, so each comes with its null: the same measure on outcomes drawn from the
 model's own probabilities (consistency resampling, Bröcker & Smith 2007). Intervals are bootstrap percentiles over rows, with
@@ -62,6 +62,13 @@ def bias(confidence: Floats, right: NDArray[np.bool_], fitted_rows: int = 0) -> 
     return gap, float(2 * norm.sf(abs(gap) / max(variance**0.5, FLOOR)))
 
 
+def mean_bias(gaps: Floats, fitted_rows: int = 0) -> tuple[float, float]:
+    """The mean of gaps between claim and truth [n], and the two-sided p of it being 0, by their own spread."""
+    n, gap = len(gaps), float(gaps.mean())
+    variance = float(gaps.var()) * (1 / n + (1 / fitted_rows if fitted_rows else 0))
+    return gap, float(2 * norm.sf(abs(gap) / max(variance**0.5, FLOOR)))
+
+
 def classwise_ece(probabilities: Floats, truth: Integers) -> float:
     """Mean over labels of the ECE of that label's probability, equal-mass bins (adaptive, Nixon et al. 2019): [n, k], [n]."""
     return float(_Classwise(probabilities).errors(truth[None])[0])
@@ -113,6 +120,44 @@ def measure(probabilities: Floats, truth: Integers, seed: int = 0) -> dict[str, 
         ),
         "smooth_ece": of_residuals(smoothed.errors),
     }
+
+
+def measure_each(probabilities: Floats, truth: NDArray[np.bool_], seed: int = 0) -> dict[str, Measure]:
+    """Subset accuracy, NLL and Brier score summed over labels, and the ECE of all labels' probabilities together: [n, k], [n, k].
+
+    Rows are resampled whole; the null draws every label by itself.
+    """
+    draw = np.random.default_rng(seed)
+    n, cells = probabilities.shape[0], 4 * probabilities.size
+    imagined = draw.random((min(NULL_DRAWS, max(100, MAX_CELLS // cells)), *probabilities.shape)) < probabilities
+    counts = draw.multinomial(n, np.full(n, 1 / n), size=min(RESAMPLES, max(100, MAX_CELLS // cells))).astype(
+        np.float64
+    )
+    binned, said = _Binned(probabilities.ravel()), probabilities > 0.5
+
+    def of_rows(value: Callable[[NDArray[np.bool_]], Floats]) -> Measure:
+        own = value(truth)
+        return _measure(float(own.mean()), counts @ own / n, value(imagined).mean(axis=1))
+
+    def errors(residuals: Floats) -> Floats:
+        return binned.errors(residuals.reshape(len(residuals), -1))
+
+    residuals = truth - probabilities
+    return {
+        "accuracy": of_rows(lambda outcomes: (outcomes == said).all(axis=-1).astype(np.float64)),
+        "nll": of_rows(lambda outcomes: row_nll_each(probabilities, outcomes)),
+        "brier": of_rows(lambda outcomes: ((outcomes - probabilities) ** 2).sum(axis=-1)),
+        "ece": _measure(
+            float(errors(residuals[None])[0]),
+            errors(counts[:, :, None] * residuals),
+            errors(imagined - probabilities),
+        ),
+    }
+
+
+def row_nll_each(probabilities: Floats, truth: NDArray[np.bool_]) -> Floats:
+    """-log p of each row's labels, the true and the others, each by itself, summed: [n, k], [..., n, k] -> [..., n]."""
+    return np.asarray(-np.log(np.clip(np.where(truth, probabilities, 1 - probabilities), FLOOR, 1)).sum(axis=-1))
 
 
 def _measure(value: float, resampled: Floats, null: Floats) -> Measure:

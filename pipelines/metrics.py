@@ -1,4 +1,4 @@
-"""Metrics of what a model answered, all of them a library's: scikit-learn's and SciPy's.
+"""Metrics of what a model answered, all of them a library's: scikit-learn's, SciPy's, sacrebleu's and rouge-score's.
 
 Turns true and given answers into named numbers. Training shows them by epoch, evaluation reports them. Pure functions that
 deliberately implement nothing: measures.py holds what asks for probabilities.
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rouge_score import rouge_scorer
+from sacrebleu.metrics import BLEU, CHRF
 from scipy import stats
 from sklearn import metrics
 
@@ -58,6 +60,43 @@ def regression(truth: NDArray[np.float64], answers: NDArray[np.float64]) -> dict
         "r2": float(metrics.r2_score(truth, answers)) if varied else float("nan"),
         "spearman": spearman,
     }
+
+
+def generation(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
+    """Of texts [n], each with the texts that would do: BLEU, chrF, ROUGE-1, -2 and -L, exact match; all from 0 to 1.
+
+    BLEU (Papineni et al. 2002; sacrebleu, Post 2018) is of all texts together, the others are means over texts, each against
+    the reference that fits best. Exact match knows no case and no white space.
+    """
+    rouge = _rouge(references, answers)
+    most = max(map(len, references))
+    streams = [[given[n] if n < len(given) else None for given in references] for n in range(most)]
+    exact = [_plain(answer) in map(_plain, given) for given, answer in zip(references, answers, strict=True)]
+    return {
+        "bleu": BLEU().corpus_score(list(answers), streams).score / 100,
+        "chrf": float(row_chrf(references, answers).mean()),
+        **{name: float(np.mean(values)) for name, values in rouge.items()},
+        "exact_match": float(np.mean(exact)),
+    }
+
+
+def row_chrf(references: Sequence[Sequence[str]], answers: Sequence[str]) -> NDArray[np.float64]:
+    """Character n-gram F-score of each text [n], from 0 to 1 (Popović 2015), against the reference that fits best."""
+    chrf = CHRF()
+    pairs = zip(references, answers, strict=True)
+    return np.array([chrf.sentence_score(answer, list(given)).score / 100 for given, answer in pairs])
+
+
+def _rouge(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, list[float]]:
+    """F-scores (Lin 2004) of each text."""
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = rouge_scorer.RougeScorer(names, use_stemmer=False)
+    found = [scorer.score_multi(list(given), answer) for given, answer in zip(references, answers, strict=True)]
+    return {name.lower(): [one[name].fmeasure for one in found] for name in names}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _averages(truth: NDArray[Any], answers: NDArray[Any], names: Sequence[str] = AVERAGES) -> dict[str, float]:

@@ -1,17 +1,18 @@
 """Two models on the same rows: what changed, how surely, and how many rows would tell.
 
-Turns right and wrong, or losses, of two models into probabilities and intervals. The gates read them; the report page plots
-them. Pure functions that deliberately know no thresholds.
+Turns right and wrong, or losses, of two models into a `Moved`. Evidence makes one, the gates read it, the report page plots it.
+Pure functions that deliberately know no thresholds.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import ceil, sqrt
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binom, binomtest, norm
+from scipy.stats import beta, binom, binomtest, norm, t
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -20,16 +21,62 @@ POINTS = 400  # of the quadrature in `harm_probability`
 RESAMPLES = 2000
 
 
+class Moved(Protocol):
+    """What moved from a first model to a second one on the same rows; up is better."""
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+
+    @property
+    def gained(self) -> int:
+        """Rows on which the second model is better."""
+
+    @property
+    def lost(self) -> int:
+        """Rows on which it is worse."""
+
+    @property
+    def observed(self) -> float:
+        """How much better the second model is."""
+
+    @property
+    def p_better(self) -> float:
+        """One-sided p that the second model is no better."""
+
+    @property
+    def p_worse(self) -> float:
+        """One-sided p that the second model is no worse."""
+
+    @property
+    def said(self) -> str:
+        """In words."""
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Of `observed`."""
+
+    def harm_probability(self, margin: float) -> float:
+        """Posterior probability that the second model is worse by more than `margin`."""
+
+    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
+        """About how many rows show at `alpha` that the difference is above `better_than`, if it stays; None if it is not."""
+
+
 @dataclass(frozen=True)
 class Change:
-    """What moved between two models on n rows. Everything follows from three counts."""
+    """Right and wrong answers: what moved is accuracy. Everything follows from three counts."""
 
     gained: int
     lost: int
     n: int
 
     @property
-    def accuracy(self) -> float:
+    def said(self) -> str:
+        """In words."""
+        return f"{self.gained} rows gained, {self.lost} lost of {self.n} ({self.observed:+.3f})"
+
+    @property
+    def observed(self) -> float:
         """Difference in accuracy."""
         return (self.gained - self.lost) / self.n if self.n else 0.0
 
@@ -61,10 +108,10 @@ class Change:
 
     def rows_to_show(self, better_than: float, alpha: float) -> int | None:
         """About how many rows show at `alpha` that the difference is above `better_than`, if it stays; None if it is not."""
-        room = self.accuracy - better_than
+        room = self.observed - better_than
         if room <= 0 or not self.n:
             return None
-        variance = max(self.gained + self.lost, 1) / self.n - self.accuracy**2
+        variance = max(self.gained + self.lost, 1) / self.n - self.observed**2
         return ceil(max(variance, 1 / self.n) * (float(norm.isf(alpha)) / room) ** 2)
 
 
@@ -77,6 +124,120 @@ def _harm_probability(gained: int, lost: int, n: int, margin: float) -> float:
 def change(before: Bools, after: Bools) -> Change:
     """[n], [n] right or wrong -> what moved from the first model to the second."""
     return Change(int((after & ~before).sum()), int((before & ~after).sum()), len(before))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A loss of every row: what moved is its mean. `saved` [n] is the first model's loss minus the second's; `words` has a place
+    for the mean.
+    """
+
+    saved: Floats
+    words: str
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return len(self.saved)
+
+    @property
+    def gained(self) -> int:
+        """Rows whose loss is lower."""
+        return int((self.saved > 0).sum())
+
+    @property
+    def lost(self) -> int:
+        """Rows whose loss is higher."""
+        return int((self.saved < 0).sum())
+
+    @property
+    def observed(self) -> float:
+        """Mean loss saved."""
+        return float(self.saved.mean())
+
+    @property
+    def p_better(self) -> float:
+        """One-sided p of the paired difference."""
+        return p_larger(-self.saved, np.zeros_like(self.saved))
+
+    @property
+    def p_worse(self) -> float:
+        """The other side's."""
+        return p_larger(self.saved, np.zeros_like(self.saved))
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        return f"{self.words.format(self.observed)} on {self.n} rows"
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Normal interval of the mean."""
+        return mean_interval(self.saved, level)
+
+    def harm_probability(self, margin: float) -> float:
+        """Student's t around the mean: the posterior under Jeffreys' prior, if losses are about normal."""
+        spread = float(self.saved.std(ddof=1)) / sqrt(self.n) if self.n > 1 else 0.0
+        if not spread:
+            return float(self.observed < -margin)
+        return float(t.cdf((-margin - self.observed) / spread, self.n - 1))
+
+    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
+        """About how many rows show that more is saved than `better_than`."""
+        room = self.saved - better_than
+        return rows_wanted(float(room.mean()), mean_interval(room), self.n, alpha)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A metric of all rows together, by paired bootstrap (Efron & Tibshirani 1993, §15).
+
+    `metric` turns how often each row counts [draws, n] into the difference on these rows [draws].
+    """
+
+    metric: Callable[[Floats], Floats]
+    n: int
+    words: str
+    gained: int = 0
+    lost: int = 0
+
+    @cached_property
+    def _drawn(self) -> Floats:
+        draw = np.random.default_rng(0)
+        return self.metric(draw.multinomial(self.n, np.full(self.n, 1 / self.n), size=RESAMPLES).astype(np.float64))
+
+    @cached_property
+    def observed(self) -> float:
+        """The difference on all rows."""
+        return float(self.metric(np.ones((1, self.n)))[0])
+
+    @property
+    def p_better(self) -> float:
+        """Share of the draws without a gain."""
+        return (1 + int((self._drawn <= 0).sum())) / (RESAMPLES + 1)
+
+    @property
+    def p_worse(self) -> float:
+        """Share of the draws without a loss."""
+        return (1 + int((self._drawn >= 0).sum())) / (RESAMPLES + 1)
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        return f"{self.words.format(self.observed)} on {self.n} rows"
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Percentiles of the draws."""
+        low, high = np.quantile(self._drawn, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def harm_probability(self, margin: float) -> float:
+        """Share of the draws with such a loss."""
+        return float((self._drawn < -margin).mean())
+
+    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
+        """About how many rows show a gain above `better_than`."""
+        low, high = self.interval()
+        return rows_wanted(self.observed - better_than, (low - better_than, high - better_than), self.n, alpha)
 
 
 def p_larger(before: Floats, after: Floats) -> float:
@@ -104,27 +265,6 @@ def share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float
     """Exact interval of a share (Clopper & Pearson 1934)."""
     found = binomtest(hits, n).proportion_ci(level)
     return float(found.low), float(found.high)
-
-
-def bootstrap_change(
-    metric: Callable[[Floats], Floats], n: int, seed: int = 0
-) -> tuple[float, float, tuple[float, float]]:
-    """Paired bootstrap of a difference (Efron & Tibshirani 1993, §15).
-
-    Args:
-        metric: how often each row counts [draws, n] -> the difference on these rows [draws].
-        n: rows.
-        seed: of the resampling.
-
-    Returns:
-        The difference on all rows, the one-sided p that it is not above 0, and the 95 % percentile interval.
-
-    """
-    draw = np.random.default_rng(seed)
-    drawn = metric(draw.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64))
-    p = (1 + int((drawn <= 0).sum())) / (RESAMPLES + 1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(metric(np.ones((1, n)))[0]), p, (float(low), float(high))
 
 
 def holm(p: NDArray[np.float64], alpha: float) -> Bools:

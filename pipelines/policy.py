@@ -30,14 +30,15 @@ max_drift = 0.25
 [superiority]
 blocking = true
 # accuracy: exact one-sided McNemar. nll or brier: paired test, which sees more with the same rows. macro_f1: paired bootstrap.
+# Several labels are right if all are. Of numbers it is a paired test on NLL, or for any other metric on the squared error.
 metric = "accuracy"
 # The k-th look since the last promotion gets alpha / (k (k + 1)), so that all looks together stay below alpha.
 alpha = 0.05
 
 [non_inferiority]
 blocking = true
-# Accuracy may be lower than the champion's by less than this, with 95 % confidence. Implied by superiority in accuracy; it is
-# what holds accuracy when superiority is judged by another metric.
+# Accuracy may be lower than the champion's by less than this, with 95 % confidence; of numbers, the squared error larger by less
+# than this share. Implied by superiority in accuracy; it is what holds accuracy when superiority is judged by another metric.
 margin = 0.01
 
 [slices]

@@ -5,6 +5,7 @@ opens it. It deliberately computes no measure, loads nothing from elsewhere and 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,43 @@ MATRIX_LABELS = 12
 SHOWN_SLICES = 30
 DRAWN = ("accuracy", "macro_f1", "subset_accuracy", "r2", "spearman", "chrf", "rouge_l")  # three of a task at most
 WORDS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
+
+
+@dataclass(frozen=True)
+class Words:
+    """How the page speaks of a task."""
+
+    plot: tuple[str, str]
+    honest: str
+    bounds: str
+    width: str
+    worse: str = "Right before, wrong now"
+    better: str = "Wrong before, right now"
+    confuses: bool = False
+
+
+_ONE = Words(
+    ("confidence", "share right"),
+    "on the dashed line a model is as often right as it says",
+    "prediction sets",
+    "labels a set",
+    confuses=True,
+)
+_MANY = replace(
+    _ONE,
+    plot=("probability", "share true"),
+    honest="on the dashed line a label is as often true as it says",
+    confuses=False,
+)
+_NUMBER = Words(
+    ("claimed to hold", "share held"),
+    "on the dashed line intervals hold the truth as often as they claim",
+    "intervals",
+    "mean width",
+    "Error grew most",
+    "Error shrank most",
+)
+WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER}
 
 
 def render(report: RoundReport) -> str:
@@ -35,13 +73,14 @@ def render(report: RoundReport) -> str:
         r=report,
         headline=_headline(report),
         words=WORDS,
+        of=WORDS_OF[report.task],
         numbers=_gate_numbers,
         figures=_figures(report),
         curves=_curves(report.history),
         reliability=_reliability(report),
         slices=[(one, _forest(shown, one, report)) for one in shown],
         hidden_slices=len(report.slices) - len(shown),
-        matrix=_matrix(report.labels, report.confusion),
+        matrix=_matrix(report.labels, report.confusion) if WORDS_OF[report.task].confuses else [],
         worst_labels=sorted((one for one in report.labels if one.n), key=lambda one: (one.recall or 0, -one.n)),
         percent=lambda part, whole: f"{100 * part / max(1, whole):.1f}%",
     )
@@ -62,11 +101,9 @@ def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
     candidate, champion, probe = found["candidate"], found.get("champion"), found.get("probe")
     beside = champion or probe
     whose = "champion" if champion else "probe"
-    rows = [
-        (name, _number(getattr(candidate, key)), f"{whose} {_number(getattr(beside, key))}" if beside else "")
-        for name, key in (("accuracy", "accuracy"), ("NLL", "nll"), ("macro F1", "macro_f1"))
-    ]
-    return [*rows, ("ECE", _number(candidate.ece), f"if calibrated, below {_number(candidate.ece_null_99)}")]
+    said = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
+    said["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
+    return [(name, _number(value), said[name]) for name, value in candidate.figures.items()]
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], str]]:
@@ -98,9 +135,12 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], 
 
 
 def _reliability(report: RoundReport) -> str:
-    return report_plots.reliability(
-        {"before calibration": report.uncalibrated, "after calibration": report.evaluations["candidate"].reliability}
-    )
+    series = {
+        "before calibration": report.uncalibrated,
+        "after calibration": report.evaluations["candidate"].reliability,
+    }
+    drawn = {name: bins for name, bins in series.items() if bins}
+    return report_plots.reliability(drawn, WORDS_OF[report.task].plot) if drawn else ""
 
 
 def _forest(shown: Sequence[SliceChange], one: SliceChange, report: RoundReport) -> str:

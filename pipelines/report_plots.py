@@ -66,21 +66,21 @@ def line_chart(series: Mapping[str, Points], x_name: str, y_name: str) -> Markup
     return _svg(drawn, f"{', '.join(series)} by {x_name}")
 
 
-def reliability(series: Mapping[str, Sequence[ReliabilityBin]]) -> Markup:
-    """Confidence against accuracy, one dot a bin as large as its rows; on the diagonal a model is honest."""
+def reliability(series: Mapping[str, Sequence[ReliabilityBin]], names: tuple[str, str]) -> Markup:
+    """Confidence against accuracy on axes of these names, a dot a bin as large as its rows; honest ones keep to the diagonal."""
     low = min((min(b.confidence, b.accuracy) for bins in series.values() for b in bins), default=0.0)
     low = floor(low * 5) / 5
     axes, marks = _Axes((low, 1.0), (low, 1.0)), [mark for mark in ticks(low, 1.0) if low <= mark <= 1]
-    drawn = axes.frame(marks, marks, "confidence", "share right")
+    drawn = axes.frame(marks, marks, *names)
     ends = axes.across(low), axes.up(low), axes.across(1.0), axes.up(1.0)
     drawn.append('<line class="ideal" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'.format(*ends))
     most = max((b.n for bins in series.values() for b in bins), default=1)
-    for colour, (name, bins) in zip("cab", series.items(), strict=False):
+    for colour, (name, bins) in zip("ca" if len(series) > 1 else "a", series.items(), strict=False):
         path = " ".join(f"{axes.across(b.confidence):.1f},{axes.up(b.accuracy):.1f}" for b in bins)
         drawn.append(f'<polyline class="line {colour}" points="{path}"/>')
         drawn += [
             f'<circle class="dot {colour}" cx="{axes.across(b.confidence):.1f}" cy="{axes.up(b.accuracy):.1f}" '
-            f'r="{2 + 2.5 * (b.n / most) ** 0.5:.1f}"><title>{escape(name)}: said {b.confidence:.3f}, right {b.accuracy:.3f}, '
+            f'r="{2 + 2.5 * (b.n / most) ** 0.5:.1f}"><title>{escape(name)}: said {b.confidence:.3f}, seen {b.accuracy:.3f}, '
             f"{b.n} rows</title></circle>"
             for b in bins
         ]

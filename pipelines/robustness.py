@@ -10,7 +10,7 @@ same.
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +57,19 @@ def chosen_rows(texts: Sequence[str], most: int) -> NDArray[np.int64]:
     return np.array(ordered[:most], dtype=np.int64)
 
 
-def count_flips(runtime: Runtime, texts: Sequence[str], best: NDArray[np.int64]) -> dict[str, Robustness]:
+def count_flips(
+    runtime: Runtime,
+    texts: Sequence[str],
+    outputs: NDArray[np.float64],
+    alike: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.bool_]],
+) -> dict[str, Robustness]:
     """Kind of edit -> how many of the texts' answers it changes.
 
     Args:
         runtime: the model.
         texts: n of them.
-        best: the column that it answers to each, [n].
+        outputs: what it says of each, [n, k].
+        alike: on which rows two outputs are the same answer.
 
     """
     if not texts:
@@ -75,10 +81,10 @@ def count_flips(runtime: Runtime, texts: Sequence[str], best: NDArray[np.int64])
         kind: [n for n, tokens in enumerate(runtime.encode(found)) if tokens != before[n]]
         for kind, found in edited.items()
     }
-    answers = runtime.probabilities([edited[kind][n] for kind, rows in seen.items() for n in rows]).argmax(axis=1)
+    after = runtime.probabilities([edited[kind][n] for kind, rows in seen.items() for n in rows])
     result, start = {}, 0
     for kind, rows in seen.items():
-        flipped = int((answers[start : start + len(rows)] != best[rows]).sum()) if rows else 0
-        result[kind] = Robustness(edited=len(texts), flipped=flipped)
+        same = alike(outputs[rows], after[start : start + len(rows)])
+        result[kind] = Robustness(edited=len(texts), flipped=int((~same).sum()))
         start += len(rows)
     return result

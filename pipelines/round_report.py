@@ -8,20 +8,17 @@ measured before, or follows from the evidence.
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
-import numpy as np
-
-from pipelines import measures, report_page
-from pipelines.evaluation import Evidence
+from pipelines import report_page
+from pipelines.evidence import Evidence
 from pipelines.gates_comparison import slice_changes
 from pipelines.judging import Judged
 from pipelines.policy import Policy
 from schemas.artifacts import DatasetManifest, GateReport, ModelManifest, RoundRecord
-from schemas.reports import Confusion, Flip, LabelScore, Lineage, RoundReport
-from serving import calibration as applied
+from schemas.reports import Flip, Lineage, RoundReport
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
 
 MOST = 200
@@ -39,13 +36,7 @@ def build(
 ) -> RoundReport:
     """The report; `history` is the text of the version's history.jsonl."""
     candidate, champion = judged.candidate, judged.champion
-    sets = manifest.calibration.conformal
-    known, within = candidate.probabilities[:, : candidate.known], candidate.truth < candidate.known
-    inside = {c: applied.prediction_sets(sets, known, c) for c in (COVERAGES if sets and sets.scores else ())}
-    held = {c: found[np.flatnonzero(within), candidate.truth[within]].sum() for c, found in inside.items()}
-    raw = candidate.raw if candidate.raw is not None else candidate.probabilities
-    confidence, right = raw.max(axis=1), raw.argmax(axis=1) == candidate.truth
-    moved = [] if champion is None else np.flatnonzero(champion.right != candidate.right).tolist()
+    before, covered = candidate.uncalibrated, COVERAGES if candidate.scores else ()
     return RoundReport(
         round_id=record.round_id,
         model_name=record.model_name,
@@ -55,17 +46,20 @@ def build(
         candidate_version=manifest.model_version,
         gate_report=verdict,
         evaluations=judged.reports,
-        uncalibrated=measures.reliability(confidence, right),
-        uncalibrated_nll=float(measures.row_nll(raw, candidate.truth).mean()),
-        uncalibrated_ece=measures.ece(confidence, right),
-        calibration=manifest.calibration.model_dump(mode="json", exclude={"conformal": {"scores"}, "knots": True}),
-        set_sizes={f"{c:g}": float(found.sum(axis=1).mean()) for c, found in inside.items()},
-        set_coverage={f"{c:g}": float(hits / len(within)) for c, hits in held.items()},
+        uncalibrated=before.reliability,
+        uncalibrated_nll=before.nll,
+        uncalibrated_ece=before.ece,
+        calibration=manifest.calibration.model_dump(
+            mode="json", exclude={"conformal": {"scores"}, "intervals": {"scores"}, "knots": True}
+        ),
+        set_sizes={f"{c:g}": size for c in covered if isfinite(size := candidate.width(c))},
+        set_coverage={f"{c:g}": float(candidate.held(c).mean()) for c in covered},
         slices=slice_changes(champion, candidate, policy.slices) if champion else [],
-        negative_flips=_flips(champion, candidate, (n for n in moved if not candidate.right[n])),
-        positive_flips=_flips(champion, candidate, (n for n in moved if candidate.right[n])),
-        confusion=_confusion(candidate),
-        labels=_labels(candidate),
+        measure=candidate.measure,
+        negative_flips=_flips(champion, candidate, candidate.worse_than(champion)) if champion else [],
+        positive_flips=_flips(champion, candidate, champion.worse_than(candidate)) if champion else [],
+        confusion=candidate.confusion(MOST),
+        labels=candidate.label_scores(),
         robustness=judged.robustness,
         history=[json.loads(line) for line in history.splitlines()],
         dataset=dataset,
@@ -125,42 +119,16 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _flips(champion: Evidence | None, candidate: Evidence, rows: Iterable[int]) -> list[Flip]:
-    """Rows that moved, the candidate's surest first."""
-    if champion is None:
-        return []
-    ordered = sorted(rows, key=lambda n: -candidate.confidence[n])[:MOST]
+def _flips(champion: Evidence, candidate: Evidence, rows: Sequence[int]) -> list[Flip]:
+    before, after = champion.confidence, candidate.confidence
     return [
         Flip(
             text=candidate.rows[n].text[:500],
             truth=candidate.rows[n].label,
             champion=str(champion.answers[n]),
             candidate=str(candidate.answers[n]),
-            champion_confidence=float(champion.confidence[n]),
-            candidate_confidence=float(candidate.confidence[n]),
+            champion_confidence=None if before is None else float(before[n]),
+            candidate_confidence=None if after is None else float(after[n]),
         )
-        for n in ordered
+        for n in rows[:MOST]
     ]
-
-
-def _confusion(evidence: Evidence) -> list[Confusion]:
-    pairs = Counter(
-        (evidence.rows[n].label, str(evidence.answers[n])) for n in np.flatnonzero(~evidence.right).tolist()
-    ).most_common(MOST)
-    return [Confusion(truth=truth, answer=answer, n=n) for (truth, answer), n in pairs]
-
-
-def _labels(evidence: Evidence) -> list[LabelScore]:
-    found = []
-    for column, label in enumerate(evidence.labels):
-        own, given = evidence.truth == column, evidence.best == column
-        hits = int((own & given).sum())
-        found.append(
-            LabelScore(
-                label=label,
-                n=int(own.sum()),
-                recall=hits / int(own.sum()) if own.any() else None,
-                precision=hits / int(given.sum()) if given.any() else None,
-            )
-        )
-    return found

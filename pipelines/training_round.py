@@ -22,6 +22,7 @@ from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import read_rows
 from pipelines.dataset.report import write_report
 from pipelines.dataset.rows import collect_and_build, write_rows
+from pipelines.evaluation import judged_task
 from pipelines.features import FeedbackRow
 from pipelines.policy import load_policy
 from pipelines.training.model import Encoder, base_model_path
@@ -57,7 +58,7 @@ class Feedback(Protocol):
         """Effective feedback up to the cut."""
 
     def recent_predictions(self, limit: int) -> list[tuple[str, str]]:
-        """Text and predicted label of the newest predictions."""
+        """Text and predicted target of the newest predictions."""
 
 
 def run_round(
@@ -101,7 +102,7 @@ def run_round(
     _crash_at("dataset")
     present = {row.label for row in dataset.train}
     if len(present) < 2 or not dataset.judge:
-        missing = "two labels to train on" if len(present) < 2 else "reference rows to judge by"
+        missing = "two different targets to train on" if len(present) < 2 else "reference rows to judge by"
         return _end(registry, folder, round_id, RoundState.SKIPPED, f"nothing to do: without {missing}")
 
     champion, _ = _champion(record, registry, store, settings)
@@ -183,8 +184,16 @@ def _judge(
     policy = load_policy(text)
     candidate, champion = _runtimes(directory, record, registry, store, settings)
     registry.update_round(record.round_id, step="evaluation", candidate_version=candidate.version)
+    task = judged_task(settings.model.task)
     judged = judging.gather(
-        candidate, champion, dataset, encoder, settings.training, policy, lambda share: progress("evaluation", share)
+        task,
+        candidate,
+        champion,
+        dataset,
+        encoder,
+        settings.training,
+        policy,
+        lambda share: progress("evaluation", share),
     )
 
     progress("gates", 0.0)
@@ -193,7 +202,9 @@ def _judge(
         read_rows(settings.path(settings.gates.must_pass), settings.model.task) if settings.gates.must_pass else []
     )
     before = _dataset_of(record.champion_version, registry)
-    facts = judging.facts(judged, candidate, dataset, directory, policy, look=look, must_pass=must_pass, before=before)
+    facts = judging.facts(
+        task, judged, candidate, dataset, directory, policy, look=look, must_pass=must_pass, before=before
+    )
     verdict = gates.judge(
         judged.champion, judged.candidate, judged.probe, facts, policy, _previous_policy(record, registry)
     )
@@ -213,7 +224,13 @@ def _runtimes(
     threads = judging.threads(settings.training)
     candidate = Runtime(directory, threads=threads)
     champion, digest = _champion(record, registry, store, settings)
-    return candidate, Runtime(champion, digest, threads=threads) if champion else None
+    if champion is None:
+        return candidate, None
+    loaded = Runtime(champion, digest, threads=threads)
+    if loaded.manifest.task != settings.model.task:
+        told = f"the champion {loaded.version} is of {loaded.manifest.task}, model.task is {settings.model.task}"
+        raise ValueError(f"{told}: a project keeps its task, make another with `ratchet init`")
+    return candidate, loaded
 
 
 def _champion(

@@ -142,25 +142,41 @@ class ReliabilityBin(Frozen):
     n: int
 
 
+ERRORS = {"mean absolute error": "mae", "RMSE": "rmse", "R²": "r2"}
+
+
 class EvaluationReport(Frozen):
     """One artefact scored on one split. `probabilities` are calibrated; rows are in the split's order."""
 
     model_version: str
     split: str
     n: int
-    accuracy: float
-    macro_f1: float
+    accuracy: float | None = Field(default=None, description="of several labels: subset accuracy; of numbers: none")
+    macro_f1: float | None = None
     nll: float
-    brier: float
-    ece: float = Field(description="top-label ECE, 15 equal-mass bins")
-    ece_null_99: float = Field(
-        description="99th percentile of the ECE that a perfectly calibrated model shows at this n"
+    brier: float | None = None
+    ece: float | None = Field(
+        default=None, description="15 equal-mass bins: of the top label, or of all labels' probabilities together"
+    )
+    ece_null_99: float | None = Field(
+        default=None, description="99th percentile of the ECE that a perfectly calibrated model shows at this n"
     )
     by_slice: dict[str, dict[str, float]] = Field(default_factory=dict)
     measures: dict[str, Measure] = Field(
-        default_factory=dict, description="accuracy, nll, brier, ece, classwise_ece, smooth_ece"
+        default_factory=dict,
+        description="accuracy, nll, brier, ece, classwise_ece, smooth_ece; of numbers mae, rmse, r2, spearman, nll, coverage_90",
     )
-    reliability: list[ReliabilityBin] = Field(default_factory=list, description="15 equal-mass bins of top confidence")
+    reliability: list[ReliabilityBin] = Field(
+        default_factory=list,
+        description="15 equal-mass bins of confidence; of numbers: what intervals claim to hold, and what they hold",
+    )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is shown first."""
+        named = {"accuracy": self.accuracy, "macro F1": self.macro_f1}
+        named |= {name: self.measures[key].value for name, key in ERRORS.items() if key in self.measures}
+        return {name: value for name, value in {**named, "NLL": self.nll, "ECE": self.ece}.items() if value is not None}
 
 
 class Conformal(Frozen):
@@ -170,28 +186,6 @@ class Conformal(Frozen):
         default="lac", description="lac: 1 - p(truth), the smallest sets; aps: probability above the truth"
     )
     scores: list[float] = Field(default_factory=list)
-
-
-class Calibration(Frozen):
-    """A fitted calibration map over logits, chosen by cross-validated NLL, and the scores of its prediction sets.
-
-    none: softmax(logits). temperature: softmax(logits / temperature). vector: softmax(scale * logits + shift).
-    platt, isotonic: for two labels; the second one's probability is a sigmoid, or a monotone line through knots, of the
-    difference of logits.
-    """
-
-    kind: Literal["none", "temperature", "vector", "platt", "isotonic"] = "none"
-    temperature: float = Field(default=1.0, gt=0)
-    scale: list[float] = Field(default_factory=list, description="vector: one a label; platt: one")
-    shift: list[float] = Field(default_factory=list, description="vector: one a label; platt: one")
-    knots: list[tuple[float, float]] = Field(
-        default_factory=list, description="isotonic: difference of logits, ascending, and probability"
-    )
-    fitted_rows: int = 0
-    nll_before: float | None = None
-    nll_after: float | None = None
-    held_out_nll: dict[str, float] = Field(default_factory=dict, description="kind -> cross-validated NLL")
-    conformal: Conformal | None = None
 
 
 class IntervalCalibration(Frozen):
@@ -213,13 +207,43 @@ class SequenceCalibration(Frozen):
     fitted_rows: int = 0
 
 
+class Calibration(Frozen):
+    """A fitted calibration map over logits, chosen by cross-validated NLL, and the scores of its prediction sets or intervals.
+
+    none: softmax(logits). temperature: softmax(logits / temperature). vector: softmax(scale * logits + shift).
+    platt, isotonic: for two labels; the second one's probability is a sigmoid, or a monotone line through knots, of the
+    difference of logits. In multilabel models a sigmoid stands in place of softmax; numbers have no map.
+    """
+
+    kind: Literal["none", "temperature", "vector", "platt", "isotonic"] = "none"
+    temperature: float = Field(default=1.0, gt=0)
+    scale: list[float] = Field(default_factory=list, description="vector: one a label; platt: one")
+    shift: list[float] = Field(default_factory=list, description="vector: one a label; platt: one")
+    knots: list[tuple[float, float]] = Field(
+        default_factory=list, description="isotonic: difference of logits, ascending, and probability"
+    )
+    fitted_rows: int = 0
+    nll_before: float | None = None
+    nll_after: float | None = None
+    held_out_nll: dict[str, float] = Field(default_factory=dict, description="kind -> cross-validated NLL")
+    conformal: Conformal | None = None
+    intervals: IntervalCalibration | None = Field(default=None, description="regression")
+    sequence: SequenceCalibration | None = Field(default=None, description="generation")
+
+
 class Golden(Frozen):
-    """Inputs with the calibrated probabilities that the artefact gave when it was made."""
+    """Inputs with the calibrated outputs (probabilities, or a number) that the artefact gave when it was made."""
 
     texts: list[str]
     probabilities: list[list[float]]
     sets: list[list[int]] = Field(
         default_factory=list, description="columns in the prediction set at 90 % of each of `probabilities`"
+    )
+    completions: list[list[int]] = Field(
+        default_factory=list, description="generation: the tokens that each text was answered with, greedily"
+    )
+    logprobs: list[list[float]] = Field(
+        default_factory=list, description="generation: log-probabilities of these tokens"
     )
     tolerance: float = 1e-3
 
@@ -239,7 +263,7 @@ class ModelManifest(Frozen):
     round_id: str
     dataset_fingerprint: str
     method: str
-    artifact: str = Field(default="fp32", description="how the served model.onnx was made: fp32, int8, or student-int8")
+    artifact: str = Field(default="fp32", description="how the served model was made: fp32, int8, student-int8 or bf16")
     seed: int | None = None
     code_version: str | None = None
     calibration: Calibration

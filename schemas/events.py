@@ -50,9 +50,11 @@ class PredictionData(Frozen):
     generation: int
     task: str = "classification"
     text: str
-    label: str
-    confidence: float = Field(ge=0, le=1, description="calibrated probability of `label`")
-    probabilities: dict[str, float] = Field(default_factory=dict)
+    label: str = Field(description="canonical text of what was answered (schemas/targets.py)")
+    confidence: float = Field(
+        ge=0, le=1, description="calibrated probability of `label`; of a number: what its interval promises"
+    )
+    probabilities: dict[str, float] = Field(default_factory=dict, description="by label; none of a number")
     user: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     audit: bool = Field(default=False, description="marked by the keyed hash for the audit sample")

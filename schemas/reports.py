@@ -13,7 +13,7 @@ from schemas.events import Frozen
 
 
 class SliceChange(Frozen):
-    """How accuracy moved from the champion to the candidate on some of the rows."""
+    """How the report's measure moved from the champion to the candidate on some of the rows."""
 
     name: str
     n: int
@@ -22,20 +22,20 @@ class SliceChange(Frozen):
     change: float
     low: float = Field(description="95 %")
     high: float = Field(description="95 %")
-    p_harm: float = Field(description="probability that accuracy fell by more than the policy's margin")
+    p_harm: float = Field(description="probability that it fell by more than the policy's margin")
     weighs: bool = Field(description="enough rows for a likely loss to stop the candidate")
     stops: bool
 
 
 class Flip(Frozen):
-    """A row that one of champion and candidate has right and the other wrong."""
+    """A row that one of champion and candidate has right and the other wrong; of numbers, one whose error grew or shrank."""
 
     text: str
     truth: str
     champion: str
     candidate: str
-    champion_confidence: float
-    candidate_confidence: float
+    champion_confidence: float | None = None
+    candidate_confidence: float | None = None
 
 
 class Confusion(Frozen):
@@ -93,8 +93,13 @@ class RoundReport(Frozen):
     uncalibrated_nll: float | None = None
     uncalibrated_ece: float | None = None
     calibration: dict[str, JsonValue] = Field(description="the fitted map, without the scores of prediction sets")
-    set_sizes: dict[str, float] = Field(default_factory=dict, description="coverage -> mean labels in a prediction set")
-    set_coverage: dict[str, float] = Field(default_factory=dict, description="coverage -> share of sets with the truth")
+    set_sizes: dict[str, float] = Field(
+        default_factory=dict, description="coverage -> mean labels in a prediction set, or mean width of an interval"
+    )
+    set_coverage: dict[str, float] = Field(
+        default_factory=dict, description="coverage -> share of sets, or intervals, with the truth"
+    )
+    measure: str = Field(default="accuracy", description="what the changes by slice are changes of")
     slices: list[SliceChange] = Field(default_factory=list, description="without a champion there are none")
     negative_flips: list[Flip] = Field(default_factory=list, description="right before, wrong now; at most 200")
     positive_flips: list[Flip] = Field(default_factory=list, description="wrong before, right now; at most 200")

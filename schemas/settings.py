@@ -10,9 +10,11 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from schemas.targets import Built
 
 PREFIX = "RATCHET_"
 
@@ -35,7 +37,10 @@ class ModelSettings(Group):
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
         description="in every topic, key and metric label: one project is one model",
     )
-    task: Literal["classification"] = Field("classification", description="what the model answers")
+    task: Built = Field(
+        "classification",
+        description="what the model answers: one label, labels in plural (multilabel) or a number (regression)",
+    )
     base_model: str | None = Field(
         None, description="folder or hub name of the pretrained encoder; unset: the all-MiniLM-L6-v2 that is installed"
     )
@@ -150,24 +155,26 @@ class TrainingSettings(Group):
 
     method: Literal["lora", "head", "full"] = Field(
         "lora",
-        description="what learns: adapters and head, a regularised head on the frozen base model, or all weights",
+        description="what learns: adapters and head, a regularised head on the frozen base model, or all layers",
     )
     start: Literal["base", "champion"] = Field(
         "base",
         description="where a round's weights start; champion: its adapter and head go on, replay is held to its share",
     )
     seed: int = Field(13, description="of everything random")
-    epochs: int = Field(6, ge=0, description="at most; early stopping usually ends sooner; 0: the probe alone")
+    epochs: int | None = Field(None, ge=0, description="at most; 0: the probe alone; unset: 8, from 4,000 rows on 4")
     patience: int = Field(2, ge=1, description="epochs without a better validation loss before stopping")
     refit_below: int | None = Field(
-        None,
+        1000,
         ge=0,
         description="rows below which all rows, those of validation too, train once more for as many epochs as were best; "
         "from there on the best checkpoint is kept; unset: always once more, unless the round starts from the champion",
     )
-    batch_size: int = Field(16, ge=1, description="rows a step, at most: a small set is cut smaller")
+    batch_size: int = Field(32, ge=1, description="rows a step, at most: a small set is cut smaller")
     learning_rate: float | None = Field(
-        None, gt=0, description="peak rate of all but the head; unset: 1e-3 for lora, 5e-5 for full"
+        None,
+        gt=0,
+        description="peak rate of all but the head; unset: 1e-3 for lora, 1e-4 for full",
     )
     head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head")
     layer_decay: float = Field(
@@ -178,7 +185,7 @@ class TrainingSettings(Group):
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the rate falls after that")
     base_dropout: bool = Field(
-        False, description="the base model's own dropout while training, in the layers that change and those above"
+        True, description="the base model's own dropout while training, in the layers that change and those above"
     )
     focal_distillation: float = Field(
         0.0,
@@ -188,16 +195,24 @@ class TrainingSettings(Group):
     adapted_layers: int | None = Field(
         None,
         ge=1,
-        description="uppermost layers that carry adapters; those below run once a round; unset: the upper half",
+        description="uppermost layers that carry adapters; those below run once a round; unset: all",
     )
-    lora_rank: int = Field(8, ge=1, description="r")
+    lora_rank: int | None = Field(None, ge=1, description="r; unset: 16 in an encoder, 8 in a language model")
     lora_alpha: int | None = Field(None, ge=1, description="scale is alpha / r; unset: 2 r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="on adapter inputs")
-    lora_targets: Literal["query-value", "attention", "all"] = Field(
-        "query-value", description="matrices that carry adapters: some of attention, all of it, or those after it too"
+    lora_targets: Literal["query-value", "attention", "all"] | None = Field(
+        None,
+        description="matrices that carry adapters: some of attention, all of it, or those after it too; unset: all, "
+        "in a language model query-value",
+    )
+    label_names: bool = Field(
+        True, description="a label's own words are one more row of it: card_arrival, card arrival"
+    )
+    bf16: bool | None = Field(
+        None, description="train in bfloat16, weights staying in float32; unset: where the processor computes in it"
     )
     probe_c: float = Field(
-        1.0, gt=0, description="inverse regularisation of the logistic probe that warm-starts the head"
+        0.075, gt=0, description="inverse regularisation of the logistic probe, on embeddings of length 20"
     )
     student_layers: int | None = Field(
         None, ge=1, description="layers of a distilled student that competes to be served; unset: none is made"
@@ -285,6 +300,14 @@ class Settings(Group):
     access: AccessSettings = AccessSettings()
     root: Path = Field(default=Path(), exclude=True)
 
+    @model_validator(mode="after")
+    def _balances_what_has_one_label(self) -> Self:
+        if self.dataset.balance != "none" and self.model.task != "classification":
+            raise ValueError(
+                f"dataset.balance = {self.dataset.balance!r}: a row of {self.model.task} has not one label"
+            )
+        return self
+
     def path(self, value: str) -> Path:
         """A path setting as an absolute path; relative ones start at `root`."""
         return (self.root / value).absolute()
@@ -359,7 +382,7 @@ def _explain(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown setting {name}"
-    return f"{name} = {error['input']!r}: {error['msg']}"
+    return f"{name} = {error['input']!r}: {error['msg']}" if name else str(error["ctx"]["error"])
 
 
 def render_settings(overrides: Mapping[str, Mapping[str, object]]) -> str:

@@ -74,11 +74,10 @@ def _listed(text: str) -> object:
 
 
 def text_of(value: str | float | list[str]) -> str:
-    """The canonical text of a value whose task its type tells."""
-    return canonical(
-        "multilabel" if isinstance(value, list) else "classification" if isinstance(value, str) else "regression",
-        value,
-    )
+    """The canonical text of a value whose task its type tells; whether it is a good target is not looked at."""
+    if isinstance(value, list):
+        return json.dumps(sorted(set(value)), ensure_ascii=False)
+    return value if isinstance(value, str) else repr(float(value) + 0.0)
 
 
 def value_of(task: Task, target: str) -> str | float | list[str]:

@@ -11,9 +11,11 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import click
 
+from schemas.targets import Built
 from services.cli_dataset import dataset
 from services.cli_feedback import feedback
 from services.cli_models import audit, labels, model
@@ -32,22 +34,22 @@ for group in (rounds, dataset, model, labels, feedback, audit):
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--task", default="classification", show_default=True, help="what the model answers")
+@click.option("--task", type=click.Choice(get_args(Built)), default="classification", show_default=True)
 @click.option("--seed", required=True, type=click.Path(path_type=Path), help="labelled rows: CSV, JSONL or Parquet")
 @click.option("--reference", type=click.Path(path_type=Path), help="curated rows that judge and never train")
 @click.option("--labels", default="", help="further labels, separated by commas")
 @click.option("--base-model", help="folder or hub name of a pretrained encoder")
 @click.option("--name", help="name of the model; default: the folder's")
 def init(
-    folder: Path, task: str, seed: Path, reference: Path | None, labels: str, base_model: str | None, name: str | None
+    folder: Path, task: Built, seed: Path, reference: Path | None, labels: str, base_model: str | None, name: str | None
 ) -> None:
     """Make a project folder DIR from labelled data."""
     from services.projects import create_project
 
-    if task != "classification":
-        raise click.UsageError(f"--task {task}: only classification is built so far")
     extra = [label.strip() for label in labels.split(",") if label.strip()]
-    settings = create_project(folder, seed=seed, reference=reference, labels=extra, base_model=base_model, name=name)
+    settings = create_project(
+        folder, seed=seed, reference=reference, task=task, labels=extra, base_model=base_model, name=name
+    )
     click.echo(f"made {folder}: the {task} project {settings.model.name}")
     click.echo("settings are in ratchet.toml, gates in policy.toml, the API key in keys.env")
     click.echo(f"next: cd {folder} && ratchet up")

@@ -58,7 +58,7 @@ def _moment(_context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--since", callback=_moment, help="said at or after this time (ISO 8601, UTC unless it says otherwise)")
 @click.option("--until", callback=_moment, help="said before this time")
 @click.option("--user", help="of this user, as the app names them (or as their pseudonym)")
-@click.option("--label", help="correction to this label; for other kinds: about this predicted label")
+@click.option("--label", help="correction to this label (or a|b, or number); for other kinds: about this predicted one")
 @click.option("--model-version", help="about predictions of this version")
 @config_option
 @json_option
@@ -80,7 +80,8 @@ def export(
         raise click.UsageError(f"--out {out}: the name must end in {' or '.join(WRITERS)}")
     settings = open_project(config)
     rows = FeatureStore(settings).export()
-    rows = _chosen(rows, since, until, _names(settings, user), label, model_version)
+    target = None if label is None else _target(settings, label)
+    rows = _chosen(rows, since, until, _names(settings, user), target, model_version)
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         WRITERS[out.suffix.lower()](rows, beside)
@@ -119,12 +120,25 @@ def _names(settings: "Settings", user: str | None) -> list[str] | None:
     return [user, access.pseudonym(access.read_keys(settings.path(settings.access.keys)).secret, user)]
 
 
+def _target(settings: "Settings", label: str) -> tuple[str, str]:
+    """How the log writes a target that was said, and one that was predicted."""
+    import orjson
+
+    from schemas.targets import BadTarget, from_cell, value_of
+
+    try:
+        target = from_cell(settings.model.task, label)
+    except BadTarget as error:
+        raise click.UsageError(f"--label {error}") from error
+    return orjson.dumps(value_of(settings.model.task, target)).decode(), target
+
+
 def _chosen(
     rows: "pa.Table",
     since: datetime | None,
     until: datetime | None,
     users: list[str] | None,
-    label: str | None,
+    target: tuple[str, str] | None,
     model_version: str | None,
 ) -> "pa.Table":
     import pyarrow as pa
@@ -137,10 +151,10 @@ def _chosen(
         keep = pc.and_(keep, pc.less(rows["event_timestamp"], pa.scalar(until)))
     if users is not None:
         keep = pc.and_(keep, pc.is_in(rows["user"], value_set=pa.array(users)))
-    if label is not None:
+    if target is not None:
         corrected = pc.equal(rows["kind"], "correction")
         about = pc.if_else(corrected, rows["value"], rows["predicted_label"])
-        wanted = pc.if_else(corrected, json.dumps(label, ensure_ascii=False), label)
+        wanted = pc.if_else(corrected, *target)
         keep = pc.and_(keep, pc.fill_null(pc.equal(about, wanted), False))
     if model_version is not None:
         keep = pc.and_(keep, pc.fill_null(pc.equal(rows["model_version"], model_version), False))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from schemas.targets import LABELLED
 from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
 
 
@@ -81,7 +82,9 @@ def labels_add(names: tuple[str, ...], config: Path, by: str) -> None:
     wanted = [name.strip() for name in names]
     if not all(wanted):
         raise click.UsageError("a label may not be empty")
-    with opened(config) as (_, registry):
+    with opened(config) as (settings, registry):
+        if settings.model.task not in LABELLED:
+            raise click.ClickException(f"{settings.model.task} has no labels")
         known = {label.name for label in registry.labels()}
         fresh = [name for name in dict.fromkeys(wanted) if name not in known]
         registry.set_labels(fresh)

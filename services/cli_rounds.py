@@ -196,7 +196,8 @@ def _lines(record: "RoundRecord") -> list[str]:
             f"rows       {d.rows_in} in: {d.rows_train} train, {d.rows_validation} validation; dropped {dropped}"
         )
     for name, e in record.evaluations.items():
-        lines.append(f"{name:<10} accuracy {e.accuracy:.4f}, NLL {e.nll:.4f}, ECE {e.ece:.4f} on {e.n} {e.split} rows")
+        figures = ", ".join(f"{figure} {value:.4f}" for figure, value in e.figures.items())
+        lines.append(f"{name:<10} {figures} on {e.n} {e.split} rows")
     if record.gate_report:
         lines += [
             f"  {g.gate:<14} {g.verdict:<21}{'' if g.blocking else ' (advises)'} {g.sentence}"

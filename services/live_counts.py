@@ -15,6 +15,7 @@ from datetime import datetime
 
 from pipelines.features import FeatureStore
 from schemas.events import FeedbackReceived
+from schemas.targets import text_of
 
 REMEMBERED = 100_000
 WAITING = 10_000  # orphans looked up again and again; older ones join when counts are made anew
@@ -102,7 +103,7 @@ def live_counts(features: FeatureStore) -> dict[str, dict[Verdict, int]]:
 
 def _agreed(event: FeedbackReceived, predicted_label: str) -> bool | None:
     if event.data.kind == "correction":
-        return event.data.value == predicted_label
+        return text_of(event.data.value) == predicted_label
     return event.data.value == "up" if event.data.kind == "rating" else None
 
 

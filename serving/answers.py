@@ -1,24 +1,18 @@
-"""Probabilities into bytes: what the caller gets, and the event that says so.
+"""Outputs into bytes: what the caller gets, and the event that says so.
 
 Turns one batched `Answer` into the answers of its texts and their `PredictionMade` events. api.py calls it on every
-request. It deliberately knows no HTTP, no queue and no broker.
-
-The probabilities of every label are most of both: they are written once, as float32, which is all that a float32 model
-knows, and go into both as they are. An event here is bytes that schemas/events.py reads (a test holds the two equal).
+request. It deliberately knows no HTTP, no queue, no broker, and no task: what is said of a text is outputs.py's. An event here
+is bytes that schemas/events.py reads (a test holds the two equal).
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from weakref import WeakKeyDictionary
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from schemas.events import new_id, utc_now
-from serving import access, calibration
+from serving import access
 from serving.batching import Answer
-from serving.runtime import Runtime
 
 Event = tuple[str, bytes]
 
@@ -41,7 +35,6 @@ class Answers:
         self._secret = secret
         self._audit_rate = audit_rate
         self._token_seconds = token_seconds
-        self._templates: WeakKeyDictionary[Runtime, bytes] = WeakKeyDictionary()
 
     def write(
         self,
@@ -59,48 +52,31 @@ class Answers:
             texts: anonymised, in its order.
             metadata: anonymised, of each text.
             user: already a pseudonym.
-            coverage: adds the set of labels that reach it.
+            coverage: of the set of labels, or the interval, that is asked for.
 
         """
         body, events = [], []
         expires = int(time.time()) + self._token_seconds
-        labels, version = answer.runtime.labels, answer.runtime.version
-        template = self._template(answer.runtime)
-        for n, probabilities in enumerate(answer.probabilities.astype(np.float32)):
-            numbers = orjson.dumps(probabilities, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
-            best = int(probabilities.argmax())
+        version, task = answer.runtime.version, answer.runtime.manifest.task
+        said = answer.runtime.outputs.said(answer.probabilities, coverage)
+        for text, described, (shown, kept) in zip(texts, metadata, said, strict=True):
             prediction_id = new_id()
-            said: dict[str, object] = {
+            token = access.issue_token(self._secret, prediction_id, expires)
+            body.append({"prediction_id": prediction_id, "model_version": version, **shown, "feedback_token": token})
+            data = {
                 "prediction_id": prediction_id,
                 "model_version": version,
-                "label": labels[best],
-                "confidence": orjson.Fragment(numbers[best]),
-                "probabilities": orjson.Fragment(template % tuple(numbers)),
-            }
-            data = {
-                **said,
+                **kept,
                 "model_name": self._model_name,
                 "generation": answer.generation,
-                "task": answer.runtime.manifest.task,
-                "text": texts[n],
+                "task": task,
+                "text": text,
                 "user": user,
-                "metadata": metadata[n],
+                "metadata": described,
                 "audit": access.keyed_share(self._secret, "audit", prediction_id) < self._audit_rate,
             }
-            said["feedback_token"] = access.issue_token(self._secret, prediction_id, expires)
-            if coverage is not None:
-                said["set"] = prediction_set(answer.runtime, answer.probabilities[n], coverage)
-            body.append(said)
             events.append((prediction_id, self._event(prediction_id, data)))
         return orjson.dumps(body), events
-
-    def _template(self, runtime: Runtime) -> bytes:
-        """{label: probability} in JSON, with a `%b` for each probability."""
-        template = self._templates.get(runtime)
-        if template is None:
-            keys = (orjson.dumps(label).replace(b"%", b"%%") for label in runtime.labels)
-            template = self._templates[runtime] = b"{" + b",".join(key + b":%b" for key in keys) + b"}"
-        return template
 
     def _event(self, prediction_id: str, data: dict[str, object]) -> bytes:
         event = {
@@ -114,9 +90,3 @@ class Answers:
             "data": data,
         }
         return orjson.dumps(event, option=orjson.OPT_UTC_Z)
-
-
-def prediction_set(runtime: Runtime, probabilities: NDArray[np.float64], coverage: float) -> list[str]:
-    """The labels, likeliest first, that hold the truth with this probability; never empty."""
-    [inside] = calibration.prediction_sets(runtime.manifest.calibration.conformal, probabilities[None], coverage)
-    return [runtime.labels[n] for n in np.argsort(-probabilities, kind="stable") if inside[n]]

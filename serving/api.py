@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 from prometheus_client import Counter, Gauge, Histogram
 
+from schemas import targets
 from schemas.events import FeedbackData, FeedbackReceived, new_id
 from schemas.settings import Settings
 from serving import access, contract
@@ -181,7 +182,7 @@ class Api:
     # --- routes -----------------------------------------------------------------------------------------------------
 
     async def predict(self, request: Request) -> tuple[int, bytes]:
-        """Answer texts with the champion's labels and calibrated probabilities."""
+        """Answer texts with what the champion says of them."""
         started = time.perf_counter()
         self._authorise(request)
         asked = await self._parse(request, contract.PredictRequest)
@@ -247,14 +248,14 @@ class Api:
             "model_version": manifest.model_version,
             "generation": champion.generation,
             "promoted_at": champion.promoted_at.isoformat(),
-            "calibration": manifest.calibration.model_dump(exclude={"conformal": {"scores"}}),
+            "calibration": manifest.calibration.model_dump(exclude={"conformal": {"scores"}, "intervals": {"scores"}}),
             "worker": self._worker,
         }
         return 200, orjson.dumps(said)
 
     async def openapi(self, _request: Request) -> tuple[int, bytes]:
         """The OpenAPI 3.1 document of these routes."""
-        return 200, orjson.dumps(contract.openapi_document())
+        return 200, orjson.dumps(contract.openapi_document(self._settings.model.task))
 
     def flush(self) -> None:
         """Hand the predictions that linger to the outbox; also the last thing before it closes."""
@@ -316,6 +317,8 @@ class Api:
 
     def _checked_value(self, asked: contract.FeedbackRequest) -> str | float | list[str]:
         value = asked.value
+        if asked.kind == "correction":
+            return self._checked_target(value)
         if asked.kind == "score":
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise Refused(422, "not a score", ("value", "expected a number between 0 and 1"))
@@ -332,8 +335,22 @@ class Api:
                     422, "the comment is too long", ("value", f"at most {self._settings.serving.max_text_chars}")
                 )
             return anonymise(value)
-        if asked.kind == "correction" and value not in self._live.labels and value not in self._live.refresh_labels():
-            shown = value if len(value) <= 64 else value[:61] + "..."
-            hint = f"{shown!r} is not in the taxonomy: add it with `ratchet labels add`, or use one of its labels"
-            raise Refused(422, "unknown label", ("value", hint))
         return value
+
+    def _checked_target(self, value: str | float | list[str]) -> str | float | list[str]:
+        """A correction in its canonical form: labels in order and once each, numbers as numbers."""
+        task = self._settings.model.task
+        try:
+            target = targets.canonical(task, value)
+        except targets.BadTarget as error:
+            raise Refused(422, "not a valid value", ("value", _short(str(error)))) from error
+        named = set(targets.labels_of(task, target))
+        if unknown := named - set(self._live.labels) and named - set(self._live.refresh_labels()):
+            shown = ", ".join(_short(repr(label)) for label in sorted(unknown)[:5])
+            hint = f"not in the taxonomy: {shown}; add it with `ratchet labels add`, or use one of its labels"
+            raise Refused(422, "unknown label", ("value", hint))
+        return targets.value_of(task, target)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:48]} ... {text[-48:]}"

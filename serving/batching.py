@@ -39,7 +39,7 @@ class NotReady(ConnectionError):
 
 @dataclass(frozen=True)
 class Answer:
-    """Calibrated probabilities [n, k], and the runtime and generation that gave them."""
+    """Calibrated outputs [n, k], and the runtime and generation that gave them."""
 
     runtime: Runtime
     generation: int
@@ -170,7 +170,7 @@ class MicroBatcher:
                 request.encoded = [next(encoded) for _ in request.texts]
                 request.remaining = sorted(range(len(request.texts)), key=lambda n: -len(request.encoded[n]))
                 request.missing = len(request.texts)
-                request.probabilities = np.zeros((len(request.texts), len(runtime.labels)))
+                request.probabilities = np.zeros((len(request.texts), runtime.columns))
         self._settle(refused)
         return [request for request in requests if request.runtime is not None]
 

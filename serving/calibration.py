@@ -1,7 +1,7 @@
 """Apply a fitted calibration: logits in, probabilities and prediction sets out.
 
-The runtime calls `apply` on every batch, the API `prediction_sets` where a caller asks for coverage; pipelines/calibration.py
-and conformal.py fit what they apply. It deliberately cannot fit.
+outputs.py calls the functions of its task on every batch, and those for sets and intervals where a caller asks for coverage;
+pipelines/calibration.py, conformal.py and intervals.py fit what they apply. It deliberately cannot fit.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from math import ceil, inf
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.artifacts import Calibration, Conformal, Golden, IntervalCalibration, SequenceCalibration
+from schemas.artifacts import Calibration, Conformal, IntervalCalibration, SequenceCalibration
 
 Floats = NDArray[np.float64]
 
@@ -49,6 +49,22 @@ def apply(calibration: Calibration, logits: NDArray[np.floating]) -> Floats:
             return np.column_stack([1 - second, second])
         case _:
             return softmax(exact / calibration.temperature)
+
+
+def apply_to_each(calibration: Calibration, logits: NDArray[np.floating]) -> Floats:
+    """Calibrated probabilities of labels that do not exclude each other: [n, k] -> [n, k].
+
+    One temperature (Guo et al. 2017), or for each label a scale and a shift (Platt 1999), inside the sigmoid.
+    """
+    exact = logits.astype(np.float64)
+    if calibration.kind == "vector":
+        return sigmoid(exact * np.array(calibration.scale) + np.array(calibration.shift))
+    return sigmoid(exact / calibration.temperature)
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """[...] -> [...]."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -500, 500))))
 
 
 def scores(method: str, probabilities: Floats) -> Floats:
@@ -90,6 +106,17 @@ def prediction_sets(conformal: Conformal | None, probabilities: Floats, coverage
     return np.asarray(inside)
 
 
+def outer_sets(conformal: Conformal | None, probabilities: Floats, coverage: float) -> NDArray[np.bool_]:
+    """Which labels are in each row's set, where several can be true: [n, k] -> [n, k].
+
+    A set holds all true labels with at least this probability (Cauchois, Gupta & Duchi 2021): the score of a row is that of
+    its least likely true label, 1 - p. A model that came without scores gets the labels that are likelier than 1 - coverage,
+    which promises nothing.
+    """
+    limit = threshold(conformal.scores, coverage) if conformal is not None and conformal.scores else coverage
+    return np.asarray(1 - probabilities <= limit)
+
+
 def intervals(
     fitted: IntervalCalibration, mean: Floats, spread: Floats | None, coverage: float
 ) -> tuple[Floats, Floats]:
@@ -108,12 +135,4 @@ def sequence_confidence(fitted: SequenceCalibration, token_logprobs: Sequence[Se
     means = mean_logprob(token_logprobs)
     if fitted.kind == "none":
         return np.asarray(np.exp(means))
-    return np.asarray(1 / (1 + np.exp(-np.clip(fitted.scale * means + fitted.shift, -500, 500))))
-
-
-def golden_sets_hold(calibration: Calibration, golden: Golden) -> bool:
-    """Whether the golden probabilities still give the golden sets. A version that was made without sets has none to hold."""
-    if not golden.sets:
-        return True
-    inside = prediction_sets(calibration.conformal, np.array(golden.probabilities), GOLDEN_COVERAGE)
-    return [np.flatnonzero(row).tolist() for row in inside] == golden.sets
+    return sigmoid(fitted.scale * means + fitted.shift)

@@ -10,6 +10,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from schemas.events import FeedbackKind
+from schemas.targets import Task
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
@@ -30,7 +31,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     coverage: float | None = Field(
-        None, gt=0, lt=1, description="adds `set`: labels, likeliest first, that hold the truth with this probability"
+        None,
+        gt=0,
+        lt=1,
+        description="adds `set`: labels, likeliest first, that hold the truth with this probability; of a number: what its "
+        "interval holds the truth with, else 0.9",
     )
 
 
@@ -54,16 +59,43 @@ class FeedbackRequest(BaseModel):
     feedback_id: Short | None = None
 
 
-class Prediction(BaseModel):
-    """One answer of POST /predict."""
+class Answered(BaseModel):
+    """What every answer of POST /predict has."""
 
     prediction_id: str
+    model_version: str
+    feedback_token: str
+
+
+class LabelPrediction(Answered):
+    """One answer of POST /predict: classification."""
+
     label: str
     confidence: float
     probabilities: dict[str, float]
-    model_version: str
-    feedback_token: str
     set: list[str] | None = None
+
+
+class LabelsPrediction(Answered):
+    """One answer of POST /predict: multilabel."""
+
+    labels: list[str] = Field(description="those likelier than not, likeliest first")
+    probabilities: dict[str, float]
+    set: list[str] | None = Field(None, description="holds all true labels with the probability that was asked for")
+
+
+class NumberPrediction(Answered):
+    """One answer of POST /predict: regression."""
+
+    value: float
+    interval: tuple[float | None, float | None] = Field(description="null: too few rows were fitted to bound that end")
+
+
+PREDICTIONS: dict[Task, type[Answered]] = {
+    "classification": LabelPrediction,
+    "multilabel": LabelsPrediction,
+    "regression": NumberPrediction,
+}
 
 
 class NotJson(ValueError):
@@ -89,14 +121,19 @@ def read(body: bytes, shape: type[Shape]) -> Shape:
         raise NotValid([(".".join(map(str, e["loc"])) or "body", e["msg"]) for e in found]) from error
 
 
-def openapi_document() -> dict[str, object]:
-    """OpenAPI 3.1 of the routes."""
+def openapi_document(task: Task) -> dict[str, object]:
+    """OpenAPI 3.1 of the routes, as a project of this task answers them."""
+    prediction = PREDICTIONS[task]
     bodies: dict[Literal["/predict", "/feedback"], tuple[type[BaseModel], str, object]] = {
-        "/predict": (PredictRequest, "200", {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}),
+        "/predict": (
+            PredictRequest,
+            "200",
+            {"type": "array", "items": {"$ref": f"#/components/schemas/{prediction.__name__}"}},
+        ),
         "/feedback": (FeedbackRequest, "202", {"type": "object", "properties": {"feedback_id": {"type": "string"}}}),
     }
     schemas: dict[str, object] = {}
-    for shape in (PredictRequest, FeedbackRequest, Prediction):
+    for shape in (PredictRequest, FeedbackRequest, prediction):
         schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[shape.__name__] = schema

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import calibration, conformal, measures, paired
+from pipelines import calibration, measures, paired
 from pipelines.dataset.files import FileRow
-from pipelines.evaluation import Evidence
+from pipelines.evidence_classification import LabelEvidence
 from pipelines.gates_comparison import slice_changes, slices_hold
 from pipelines.gates_floor import calibration as calibration_gate
 from pipelines.policy import DEFAULT_POLICY, Policy
@@ -91,7 +91,7 @@ def slice_gate() -> list[Figure]:
     ]
 
 
-def candidate_like(champion: Evidence, changes: Sequence[float], draw: np.random.Generator) -> Evidence:
+def candidate_like(champion: LabelEvidence, changes: Sequence[float], draw: np.random.Generator) -> LabelEvidence:
     """A candidate whose accuracy in slice s differs by changes[s] from the champion's, in truth."""
     right = champion.right
     change = np.array(changes)[np.arange(len(right)) % SLICES]
@@ -196,7 +196,7 @@ def banking() -> list[Figure]:
             for coverage in (0.9, 0.95, 0.99):
                 inside = applied.prediction_sets(sets, honest, coverage)
                 least = min(least, int(inside.sum(axis=1).min()))
-                hits = conformal.covered(sets, honest, truth, coverage)
+                hits = int(inside[np.arange(len(truth)), truth].sum())
                 covered.setdefault((method, coverage), []).append(hits / len(truth))
                 sizes.setdefault((method, coverage), []).append(float(inside.sum(axis=1).mean()))
     for (method, coverage), values in covered.items():
@@ -299,8 +299,8 @@ def timed_round(settings: Settings, registry: Registry) -> tuple[RoundRecord, di
 
 def evidence(
     probabilities: Floats, truth: NDArray[np.int64], labels: Sequence[str], limit: float | None = None
-) -> Evidence:
-    """Evidence with what the gates read of it, and no more: thousands of runs need no bootstrap."""
+) -> LabelEvidence:
+    """LabelEvidence with what the gates read of it, and no more: thousands of runs need no bootstrap."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
     report = EvaluationReport(
         model_version="bench",
@@ -313,7 +313,7 @@ def evidence(
         ece=measures.ece(confidence, right),
         ece_null_99=measures.ece_null(confidence) if limit is None else limit,
     )
-    return Evidence(report, [], list(labels), len(labels), probabilities, truth, Calibration())
+    return LabelEvidence(report, [], list(labels), len(labels), probabilities, truth, Calibration())
 
 
 def share(name: str, value: float, op: str, target: float, baseline: float | None = None) -> Figure:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import compression, evaluation
+from pipelines import compression
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
 from pipelines.training.classification import Classification
@@ -82,7 +82,7 @@ def answers(seed: int) -> Answers:
         print(f"seed {seed}: training on {TRAIN} rows", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             runtime = _artefact(parts["train"], labels, seed, Path(scratch))
-            found = {name: evaluation.logits(runtime, [row.text for row in parts[name]]) for name in splits}
+            found = {name: runtime.logits([row.text for row in parts[name]]) for name in splits}
         KEPT.mkdir(exist_ok=True)
         beside = kept.with_suffix(".tmp.npz")
         np.savez_compressed(beside, **found)  # type: ignore[arg-type]  # names to arrays

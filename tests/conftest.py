@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, Settings, TrainingSettings
-from tests.fakes import TOPICS, free_port, tiny_base_model, toy_rows, wait_until
+from tests.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until
 
 if TYPE_CHECKING:
     from serving.registry import Registry
@@ -37,6 +37,20 @@ def wider_version(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> 
     from tests.versions import tiny_version
 
     return tiny_version(tmp_path_factory.mktemp("wider") / "w", tiny_base, "w", [*TOPICS, "weather"], seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama."""
+    return tiny_causal_model(tmp_path_factory.mktemp("tiny-decoder"))
+
+
+@pytest.fixture(scope="session")
+def text_version(tmp_path_factory: pytest.TempPathFactory, tiny_decoder: Path) -> Path:
+    """A small real model version that writes; copy it before you change it."""
+    from tests.versions import tiny_text_version
+
+    return tiny_text_version(tmp_path_factory.mktemp("text-version") / "t", tiny_decoder, "t")
 
 
 @pytest.fixture

@@ -69,6 +69,15 @@ def tiny_base_model(directory: Path) -> Path:
     return directory
 
 
+def forget_metrics() -> None:
+    """Take Ratchet's metrics out of the process-wide registry, so that another `Api` can be made."""
+    import prometheus_client
+
+    for collector in list(prometheus_client.REGISTRY._collector_to_names):
+        if "ratchet" in str(getattr(collector, "_name", "")):
+            prometheus_client.REGISTRY.unregister(collector)
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:
@@ -83,3 +92,41 @@ def wait_until(condition: Callable[[], object], timeout_s: float, every_s: float
         if time.monotonic() > deadline:
             raise TimeoutError(f"not true within {timeout_s} s: {condition}")
         time.sleep(every_s)
+
+
+def tiny_causal_model(directory: Path, seed: int = 0) -> Path:
+    """A Llama of 2 layers, 32 wide, with random weights and a tokenizer of bytes that knows a chat template, as a folder."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<end>", "<user>", "<model>")])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>", model_max_length=256
+    )
+    fast.chat_template = (
+        "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<model>' }}{{ m.content }}<end>\n{% endfor %}"
+        "{% if add_generation_prompt %}<model>{% endif %}"
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    fast.save_pretrained(directory)
+    return directory

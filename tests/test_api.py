@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import prometheus_client
 import pytest
 from starlette.testclient import TestClient
 
@@ -21,7 +20,7 @@ from serving.live import LiveModel
 from serving.outbox import Outbox
 from serving.registry import Registry
 from tests.conftest import write_rows
-from tests.fakes import TOPICS, free_port, toy_rows
+from tests.fakes import TOPICS, forget_metrics, free_port, toy_rows
 
 LATER = 4_000_000_000
 SOME_ID = "01900000-0000-7000-8000-000000000000"
@@ -77,9 +76,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
     batcher.close()
     outbox.close(5)
     registry.close()
-    for collector in list(prometheus_client.REGISTRY._collector_to_names):
-        if "ratchet" in str(getattr(collector, "_name", "")):
-            prometheus_client.REGISTRY.unregister(collector)
+    forget_metrics()
 
 
 @pytest.fixture

@@ -194,26 +194,6 @@ def test_beyond_what_is_embedded_the_quarantine_reads_words() -> None:
     }
 
 
-def test_formats_of_every_task() -> None:
-    rows = [row("x", "a"), row("y", "b", weight=0.5)]
-    assert formats.classification(rows, ["b", "a"]) == [
-        {"text": "x", "label": 1, "weight": 1.0},
-        {"text": "y", "label": 0, "weight": 0.5},
-    ]
-    assert formats.multilabel([("x", ["a", "c"]), ("y", [])], ["a", "b", "c"]) == [
-        {"text": "x", "labels": [1.0, 0.0, 1.0]},
-        {"text": "y", "labels": [0.0, 0.0, 0.0]},
-    ]
-    assert formats.regression([("x", 0.25)]) == [{"text": "x", "target": 0.25}]
-    with pytest.raises(formats.BadFormat, match="row 1: unknown label 'b'"):
-        formats.classification(rows, ["a"])
-    with pytest.raises(formats.BadFormat, match="row 0: unknown labels z"):
-        formats.multilabel([("x", ["z"])], ["a"])
-    for value in (float("nan"), True):
-        with pytest.raises(formats.BadFormat, match="not a finite number"):
-            formats.regression([("x", value)])
-
-
 def test_generation_costs_on_the_completion_alone(tiny_base: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -235,6 +215,10 @@ def test_the_chat_export_keeps_the_published_rules() -> None:
     lines = formats.chat_lines(rows, ["a", "b"], "classification")
     formats.check_chat(lines)
     assert [m["role"] for m in json.loads(lines[0])["messages"]] == ["system", "user", "assistant"]
+    for task, label in (("multilabel", '["a"]'), ("regression", "3.0"), ("generation", "text")):
+        lines = formats.chat_lines([row(f"t{n}", label) for n in range(10)], ["a"], task)  # type: ignore[arg-type]
+        formats.check_chat(lines)
+        assert json.loads(lines[0])["messages"][2]["content"] == label
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.files import FileRow
-from pipelines.evaluation import Evidence, score
+from pipelines.evidence_classification import LabelEvidence, score_label
 from pipelines.gates import Facts, judge, judge_compressed
 from pipelines.policy import DEFAULT_POLICY, BadPolicy, Policy, changes, load_policy
 from schemas.artifacts import Calibration, Conformal, GateReport, GateResult, Verdict
@@ -17,13 +17,15 @@ LABELS = ["a", "b"]
 
 
 def evidence(
-    right: Sequence[bool], confidence: float = 0.9, slices: Sequence[str] = ("all",), **more: object
-) -> Evidence:
+    right: Sequence[bool], confidence: float = 0.9, slices: Sequence[str] = ("all",), labels: str = "a", **more: object
+) -> LabelEvidence:
     """Rows of which these are right, all about as sure; they take turns in the slices."""
-    rows = [FileRow(f"text {n}", "a", {"channel": slices[n % len(slices)]}) for n in range(len(right))]
+    own = [labels[n % len(labels)] for n in range(len(right))]
+    rows = [FileRow(f"text {n}", label, {"channel": slices[n % len(slices)]}) for n, label in enumerate(own)]
     sure = np.clip(np.random.default_rng(0).normal(confidence, 0.01, len(right)), 0.501, 0.9999)
-    probabilities = np.array([[c, 1 - c] if r else [1 - c, c] for r, c in zip(right, sure, strict=True)])
-    return score(probabilities, LABELS, rows, version="v", split="reference", **more)  # type: ignore[arg-type]
+    said_a = np.where(np.array(right) == (np.array(own) == "a"), sure, 1 - sure)
+    probabilities = np.column_stack([said_a, 1 - said_a])
+    return score_label(probabilities, LABELS, rows, version="v", split="reference", **more)  # type: ignore[arg-type]
 
 
 def share(n: int, wrong: int, shift: int = 0) -> list[bool]:
@@ -36,7 +38,6 @@ def facts(**fields: object) -> Facts:
         "alpha": 0.025,
         "people": 10,
         "quarantined": 0,
-        "majority_share": 0.5,
         "latency_ms": 5.0,
         "load_error": None,
     }
@@ -44,8 +45,8 @@ def facts(**fields: object) -> Facts:
 
 
 def verdict(
-    champion: Evidence | None,
-    candidate: Evidence,
+    champion: LabelEvidence | None,
+    candidate: LabelEvidence,
     policy: Policy | None = None,
     found: Facts | None = None,
     **fields: Any,
@@ -111,13 +112,13 @@ def test_a_gate_that_advises_stops_nothing() -> None:
 
 
 def test_without_a_champion_floors_decide() -> None:
-    assert verdict(None, evidence(share(400, 100), 0.75)).verdict is Verdict.PASS
-    assert verdict(None, evidence(share(400, 200), 0.52)).stopped_by() == ["bootstrap"]
-    assert verdict(None, evidence(share(20, 5), 0.75)).verdict is Verdict.PASS, (
+    assert verdict(None, evidence(share(400, 100), 0.75, labels="ab")).verdict is Verdict.PASS
+    assert verdict(None, evidence(share(400, 200), 0.52, labels="ab")).stopped_by() == ["bootstrap"]
+    assert verdict(None, evidence(share(20, 5), 0.75, labels="ab")).verdict is Verdict.PASS, (
         "few rows advise, where nothing serves yet"
     )
     brittle = {"candidate": {"typo": Robustness(edited=100, flipped=60)}}
-    assert verdict(None, evidence(share(400, 100), 0.75), robustness=brittle).verdict is Verdict.PASS
+    assert verdict(None, evidence(share(400, 100), 0.75, labels="ab"), robustness=brittle).verdict is Verdict.PASS
 
 
 # --- superiority and non-inferiority --------------------------------------------------------------------------------
@@ -223,10 +224,10 @@ def test_every_must_pass_example_has_to_be_right() -> None:
 
 
 def test_a_label_without_recent_feedback_has_to_keep_its_score() -> None:
-    def two_labels(right: list[bool]) -> Evidence:
+    def two_labels(right: list[bool]) -> LabelEvidence:
         rows = [FileRow(f"text {n}", LABELS[n % 2]) for n in range(len(right))]
         other = [(n + (not r)) % 2 for n, r in enumerate(right)]
-        return score(np.eye(2)[other] * 0.8 + 0.1, LABELS, rows, version="v", split="reference")
+        return score_label(np.eye(2)[other] * 0.8 + 0.1, LABELS, rows, version="v", split="reference")
 
     before = [bool(n % 6 > 1) for n in range(600)]
     after = moved(moved(before, gained=90, of=2, at=0), lost=15, of=2, at=1)

@@ -126,7 +126,8 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     assert dataset.rows_in == dataset.rows_kept + sum(dataset.dropped.values())
     assert record.gate_report is not None
     assert not record.gate_report.bootstrap
-    assert record.evaluations["candidate"].accuracy > record.evaluations["champion"].accuracy
+    figures = {name: report.figures for name, report in record.evaluations.items()}
+    assert figures["candidate"]["accuracy"] > figures["champion"]["accuracy"]
 
     # 8 promotion and hot swap: every worker follows
     champion = registry.champion()

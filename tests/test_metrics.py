@@ -63,3 +63,34 @@ def test_regression_metrics_are_their_definitions() -> None:
     assert found["spearman"] == pytest.approx(pearsonr(rankdata(truth), rankdata(answers)).statistic)
     assert np.isnan(metrics.regression(truth, np.ones(150))["spearman"])
     assert np.isnan(metrics.regression(truth[:1], answers[:1])["r2"])
+
+
+def test_metrics_of_texts_are_their_definitions() -> None:
+    from nltk.translate.bleu_score import corpus_bleu
+
+    answers = ["the cat sat on the mat today", "a dog runs across the wide road", "no", "Yes  indeed"]
+    given = [
+        ["the cat sat on a mat", "the cat was sitting on the mat today"],
+        ["a dog runs across the road", "the dog ran"],
+        ["maybe not"],
+        ["yes indeed"],
+    ]
+    found = metrics.generation(given, answers)
+    # nltk counts a 4-gram even in texts that are too short for one
+    by_words = corpus_bleu([[one.split() for one in each] for each in given[:2]], [one.split() for one in answers[:2]])
+    assert metrics.generation(given[:2], answers[:2])["bleu"] == pytest.approx(by_words)
+    assert found["exact_match"] == 0.25
+
+    def overlap(reference: str, answer: str) -> float:
+        """F1 of the words of both."""
+        left, right = (text.lower().split() for text in (reference, answer))
+        hits = sum(min(left.count(word), right.count(word)) for word in set(left))
+        return 2 * hits / (len(left) + len(right))
+
+    best = [max(overlap(one, answer) for one in each) for each, answer in zip(given, answers, strict=True)]
+    assert found["rouge1"] == pytest.approx(np.mean(best))
+    assert found["rouge2"] <= found["rougel"] <= found["rouge1"]
+    rows = metrics.row_chrf(given, answers)
+    assert rows.mean() == pytest.approx(found["chrf"])
+    assert rows[3] == pytest.approx(metrics.row_chrf([["yes indeed"]], ["Yes indeed"])[0])
+    assert list(metrics.generation([["a b c d"]], ["a b c d"]).values()) == pytest.approx([1.0] * 6)

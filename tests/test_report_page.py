@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from pipelines import report_page, report_plots, round_report
 from pipelines.dataset.files import FileRow
-from pipelines.evaluation import Evidence, score
+from pipelines.evidence_classification import LabelEvidence, score_label
 from pipelines.gates import Facts, judge
 from pipelines.judging import Judged
 from pipelines.policy import DEFAULT_POLICY, Policy
@@ -23,7 +24,7 @@ from serving.artifacts import verify, write_manifest
 HOSTILE = '<script>alert("x")</script> & {{ 7 * 7 }}'
 
 
-def evidence(labels: list[str], wrong: int, version: str, seed: int) -> Evidence:
+def evidence(labels: list[str], wrong: int, version: str, seed: int) -> LabelEvidence:
     draw = np.random.default_rng(seed)
     n = 300
     rows = [FileRow(f"{HOSTILE} {i}", labels[i % len(labels)], {"channel": ["web", "ios"][i % 2]}) for i in range(n)]
@@ -33,7 +34,7 @@ def evidence(labels: list[str], wrong: int, version: str, seed: int) -> Evidence
         logits[i, (i + (not hit[i])) % len(labels)] += 3
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     calibration = Calibration(kind="temperature", temperature=1.2, conformal=Conformal(scores=[0.1] * 80 + [0.9] * 20))
-    return score(
+    return score_label(
         probabilities, labels, rows, version=version, split="reference", calibration=calibration, raw=probabilities
     )
 
@@ -66,14 +67,18 @@ def report(k: int = 3, *, bootstrap: bool = False, policy: Policy | None = None)
     champion = None if bootstrap else evidence(labels, 60, "champion", 2)
     edits = {"typo": Robustness(edited=100, flipped=3)}
     judged = Judged(candidate, evidence(labels, 30, "probe", 3), champion, {"candidate": edits, "champion": edits})
+    return report_of(judged, "classification", labels, policy)
+
+
+def report_of(judged: Judged, task: str, labels: Sequence[str] = (), policy: Policy | None = None) -> RoundReport:
     facts = Facts(
-        look=1, alpha=0.025, people=3, quarantined=0, majority_share=0.4, latency_ms=4.0, load_error=None,
+        look=1, alpha=0.025, people=3, quarantined=0, latency_ms=4.0, load_error=None,
         robustness=judged.robustness,
     )  # fmt: skip
     dataset = DatasetManifest(
-        fingerprint="d" * 64, cut={}, labels=labels, rows_in=110, rows_train=90, rows_validation=10,
-        rows_by_source={"seed": 60, "correction": 40}, rows_by_label=dict.fromkeys(labels, 30), dropped={"duplicate": 10},
-        reference_rows=300, reference_calibration_rows=100, reference_sha256="e" * 64,
+        fingerprint="d" * 64, cut={}, labels=list(labels), rows_in=110, rows_train=90, rows_validation=10,
+        rows_by_source={"seed": 60, "correction": 40}, rows_by_label=dict.fromkeys(labels or ["2"], 30),
+        dropped={"duplicate": 10}, reference_rows=300, reference_calibration_rows=100, reference_sha256="e" * 64,
     )  # fmt: skip
     record = RoundRecord(
         round_id="r1", model_name="toys", state=RoundState.RUNNING, reason="200 feedback", created_at=utc_now()
@@ -88,8 +93,9 @@ def report(k: int = 3, *, bootstrap: bool = False, policy: Policy | None = None)
     ]
     history = "".join(json.dumps(line) + "\n" for line in lines)
     policy = policy or Policy()
-    verdict = judge(champion, candidate, judged.probe, facts, policy, previous=Policy().values())
-    return round_report.build(record, judged, verdict, manifest(labels), dataset, policy, history)
+    verdict = judge(judged.champion, judged.candidate, judged.probe, facts, policy, previous=Policy().values())
+    made = manifest(list(labels)).model_copy(update={"task": task})
+    return round_report.build(record, judged, verdict, made, dataset, policy, history)
 
 
 class Checker(HTMLParser):

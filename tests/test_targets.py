@@ -2,7 +2,7 @@
 
 import pytest
 
-from schemas.targets import BadTarget, Task, canonical, labels_of
+from schemas.targets import BadTarget, Task, canonical, labels_of, text_of, value_of
 
 
 @pytest.mark.parametrize(
@@ -13,11 +13,14 @@ from schemas.targets import BadTarget, Task, canonical, labels_of
         ("multilabel", [], "[]"),
         ("regression", 3, "3.0"),
         ("regression", 2.5, "2.5"),
+        ("regression", -0.0, "0.0"),
         ("generation", "Hello.", "Hello."),
     ],
 )
 def test_a_target_has_one_text(task: Task, value: object, text: str) -> None:
     assert canonical(task, value) == text
+    assert text_of(value) == text  # type: ignore[arg-type]  # a parameter is an object
+    assert canonical(task, value_of(task, text)) == text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What learns and where it starts: adapters, a head or all weights; the base model or the champion, whose head grows."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from pipelines import compression
 from pipelines.dataset.examples import Example
@@ -32,7 +33,19 @@ LABELS = sorted(TOPICS)
 TASK = Classification(LABELS)
 # A probe held this short leaves much to learn; adapters of a random base first make it worse, hence the patience.
 RECIPE = TrainingSettings(
-    epochs=5, patience=5, threads=1, learning_rate=2e-2, lora_dropout=0.0, probe_c=0.001, adapted_layers=2
+    epochs=8,
+    patience=8,
+    threads=1,
+    learning_rate=2e-3,
+    lora_dropout=0.0,
+    base_dropout=False,
+    label_names=False,
+    bf16=False,
+    adapted_layers=1,
+    lora_targets="query-value",
+    lora_rank=8,
+    probe_c=1e-4,
+    refit_below=None,
 )
 
 
@@ -126,7 +139,9 @@ def test_all_weights_learn_in_each_family_and_the_base_stays(encoder: Encoder, t
     compression.save_weights(model, tmp_path)
     learned = load_file(tmp_path / "model.safetensors")
     assert not (tmp_path / "adapter").exists()
-    assert any(not np.array_equal(learned[name], before[name].numpy()) for name in before if "embeddings" in name)
+    for name, weights in before.items():
+        if "embeddings." in name or name.endswith(("query.weight", "q_lin.weight")):
+            assert np.array_equal(learned[name], weights.numpy()) == ("embeddings." in name), name
     if kind != "roberta":  # once for each shape of module is enough
         return
     compression.export(model, base, tmp_path)
@@ -148,7 +163,7 @@ def test_all_weights_go_through_a_round_and_on_from_it(encoder: Encoder, tmp_pat
         opened(before.directory, encoder, recipe(start="champion"))
 
 
-@pytest.mark.parametrize(("adapted", "first"), [(1, 1), (2, 0), (9, 0), (None, 1)])
+@pytest.mark.parametrize(("adapted", "first"), [(1, 1), (2, 0), (9, 0), (None, 0)])
 def test_what_does_not_change_is_set_aside(encoder: Encoder, adapted: int | None, first: int) -> None:
     settings = recipe(adapted_layers=adapted, lora_targets="all", lora_rank=2)
     rows = examples(9, seed=4)
@@ -257,7 +272,9 @@ def test_numbers_go_on_in_their_unit(encoder: Encoder, tmp_path: Path) -> None:
     )
 
 
-def test_what_a_round_cannot_go_on_from_is_said(encoder: Encoder, champion: tuple[Path, Trained]) -> None:
+def test_what_a_round_cannot_go_on_from_is_said(
+    encoder: Encoder, champion: tuple[Path, Trained], tmp_path: Path
+) -> None:
     directory, _ = champion
     with pytest.raises(CannotContinue, match="v1 was trained on another base model"):
         open_champion(directory, "classification", "0" * 64, RECIPE)
@@ -265,6 +282,10 @@ def test_what_a_round_cannot_go_on_from_is_said(encoder: Encoder, champion: tupl
         opened(directory, encoder, RECIPE, "multilabel")
     with pytest.raises(CannotContinue, match="v1 holds an adapter"):
         opened(directory, encoder, recipe(start="champion", method="full"))
+    other = shutil.copytree(directory, tmp_path / "v0")
+    save_file(load_file(directory / "head.safetensors"), other / "head.safetensors")
+    with pytest.raises(CannotContinue, match="v1 has a head for embeddings of another length"):
+        opened(other, encoder, RECIPE)
 
 
 def test_a_teacher_is_heard_where_it_is_right_and_only_of_what_it_knows(

@@ -282,7 +282,7 @@ def test_the_process_says_ready_and_gives_its_lease_back(settings: Settings, reg
     assert process.stdout.readline() == "ready\n"
     wait_until(lambda: registry.acquire_lease("scheduler", "elsewhere:1", 0.001) is None, timeout_s=20)
     process.terminate()
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, out
     assert registry.acquire_lease("scheduler", "elsewhere:1", 1) is not None
 

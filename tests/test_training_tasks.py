@@ -26,7 +26,19 @@ from tests.fakes import TOPICS, toy_rows
 LABELS = sorted(TOPICS)
 # A probe held this short leaves much to learn; adapters of a random base first make it worse, hence the patience.
 RECIPE = TrainingSettings(
-    epochs=8, patience=8, threads=1, learning_rate=2e-2, lora_dropout=0.0, probe_c=0.001, batch_size=8
+    epochs=8,
+    patience=8,
+    threads=1,
+    learning_rate=2e-3,
+    lora_dropout=0.0,
+    base_dropout=False,
+    label_names=False,
+    bf16=False,
+    lora_targets="query-value",
+    lora_rank=8,
+    probe_c=1e-4,
+    batch_size=8,
+    adapted_layers=1,
 )
 
 

@@ -50,6 +50,41 @@ def tiny_version(directory: Path, base: Path, name: str, labels: list[str], *, s
     return with_golden(directory, Runtime(directory).probabilities(GOLDEN).tolist())
 
 
+def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, model: str = "m") -> Path:
+    """Make `directory` a version that writes: a tiny decoder with adapters that say anything, merged."""
+    import torch
+
+    from pipelines.training.decoder import Decoder, save, trainable_copy
+    from serving.generation import Writer
+
+    decoder = Decoder(base, 48, torch.float32)
+    adapted = trainable_copy(decoder, TrainingSettings())
+    torch.manual_seed(seed)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    directory.mkdir(parents=True)
+    manifest = ModelManifest(
+        model_version=name,
+        model_name=model,
+        task="generation",
+        labels=[],
+        base_model="tiny",
+        base_model_sha256="0" * 64,
+        max_length=48,
+        parent_version=None,
+        round_id="r",
+        dataset_fingerprint="f",
+        method="lora",
+        artifact=save(adapted, decoder, directory),
+        calibration=Calibration(),
+        golden=Golden(texts=[], probabilities=[]),
+        files={},
+    )
+    write_manifest(directory, manifest)
+    return rewritten(directory, golden=Writer(directory).golden(GOLDEN[:2], 8))
+
+
 def with_golden(directory: Path, probabilities: list[list[float]]) -> Path:
     """The same version with these golden outputs, right or wrong."""
     return rewritten(directory, golden=Golden(texts=GOLDEN, probabilities=probabilities))

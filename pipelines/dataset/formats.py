@@ -1,7 +1,7 @@
-"""Formats: what each kind of training reads, and the file that people fine-tune chat models elsewhere with.
+"""Formats: what training of generation reads, and the file that people fine-tune chat models elsewhere with.
 
-Turns texts and their targets into rows for classification, multilabel, regression and generation, and a dataset into chat
-JSONL. `ratchet dataset export` writes with it. It deliberately trains nothing.
+Turns a prompt and its completion into tokens, and a dataset of any task into chat JSONL. training/generation.py and `ratchet
+dataset export` call it. It deliberately trains nothing.
 """
 
 import json
@@ -28,38 +28,6 @@ Message = Mapping[str, str]
 
 class BadFormat(ValueError):
     """Rows that the format does not allow; the message names the row and the rule."""
-
-
-def classification(rows: Iterable[Example], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """`{"text", "label": index, "weight"}` a row. Raises BadFormat on a label that is not in `labels`."""
-    index = {label: n for n, label in enumerate(labels)}
-    found = []
-    for n, row in enumerate(rows):
-        if row.label not in index:
-            raise BadFormat(f"row {n}: unknown label {row.label!r}")
-        found.append({"text": row.text, "label": index[row.label], "weight": row.weight})
-    return found
-
-
-def multilabel(rows: Iterable[tuple[str, Iterable[str]]], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """`{"text", "labels": [0.0 or 1.0 a label]}` a row: a row without any is all zeros. Raises BadFormat."""
-    found = []
-    for n, (text, given) in enumerate(rows):
-        chosen = set(given)
-        if unknown := sorted(chosen - set(labels)):
-            raise BadFormat(f"row {n}: unknown labels {', '.join(unknown)}")
-        found.append({"text": text, "labels": [float(label in chosen) for label in labels]})
-    return found
-
-
-def regression(rows: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
-    """`{"text", "target"}` a row. Raises BadFormat on what is no finite number."""
-    found = []
-    for n, (text, target) in enumerate(rows):
-        if isinstance(target, bool) or not isinstance(target, int | float) or not abs(target) < float("inf"):
-            raise BadFormat(f"row {n}: {target!r} is not a finite number")
-        found.append({"text": text, "target": float(target)})
-    return found
 
 
 def generation(prompt: str | Sequence[Message], completion: str, tokenizer: Any) -> dict[str, list[int]]:

@@ -102,7 +102,7 @@ def two_sample(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[fl
     fold = np.arange(2 * n) % 2
     right = 0
     for held in (0, 1):
-        fitted = fit_probe(rows[fold != held], truth[fold != held].tolist(), names.tolist(), c=1.0)
+        fitted = fit_probe(rows[fold != held], truth[fold != held].tolist(), names.tolist(), c=0.075)
         best = names[fitted.outputs(rows[fold == held]).argmax(axis=1)]
         right += int((best == truth[fold == held]).sum())
     return right / (2 * n), float(binomtest(right, 2 * n, 0.5, alternative="greater").pvalue)

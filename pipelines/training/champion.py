@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.training.model import NORM
 from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
 from serving.artifacts import read_manifest
@@ -39,11 +40,13 @@ class Champion:
         """A copy of the base model with this version's adapter, to be trained on, or with its own weights."""
         if self.is_whole:
             model.load_state_dict(self.tensors(WEIGHTS))
-            return model.requires_grad_(True)
+            model.requires_grad_(True).embeddings.requires_grad_(False)
+            return model
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
         config = LoraConfig.from_pretrained(self.directory / ADAPTER)
         config.inference_mode, config.lora_dropout = False, settings.lora_dropout
+        config.base_model_name_or_path = None  # where the base model lay is of no interest
         adapted = get_peft_model(model, config)
         set_peft_model_state_dict(adapted, self.tensors(f"{ADAPTER}/adapter_model.safetensors"))
         return adapted
@@ -66,7 +69,16 @@ def open_champion(directory: Path, task: TaskName, base_sha256: str, settings: T
         raise CannotContinue(f"{champion.version} was trained on another base model ({manifest.base_model})")
     if not champion.is_whole and not (directory / ADAPTER / "adapter_model.safetensors").is_file():
         raise CannotContinue(f"{champion.version} holds neither an adapter nor weights")
+    if (directory / HEAD).is_file() and _norm(directory) != str(NORM):
+        raise CannotContinue(f"{champion.version} has a head for embeddings of another length")
     if settings.start == "champion" and champion.is_whole != (settings.method == "full"):
         kind = "all weights" if champion.is_whole else "an adapter"
         raise CannotContinue(f"{champion.version} holds {kind}, and training.method is {settings.method}")
     return champion
+
+
+def _norm(directory: Path) -> str | None:
+    from safetensors import safe_open
+
+    with safe_open(directory / HEAD, "numpy") as file:
+        return (file.metadata() or {}).get("norm")

@@ -39,6 +39,19 @@ class Classification(EncoderTask):
         weights = [e.weight for e in examples]
         return fit_probe(embeddings, [e.label for e in examples], self.labels, c=settings.probe_c, weights=weights)
 
+    def first_head(
+        self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings
+    ) -> Probe:
+        """Prototypes: each label's row is the mean embedding of its own rows at length 1, zero if it has none.
+
+        A probe leaves the encoder little to learn, because it fits the rows by itself; prototypes fit only what lies together.
+        """
+        members = np.zeros((len(self.labels), len(examples)))
+        members[self.targets(examples), np.arange(len(examples))] = [e.weight for e in examples]
+        sums = members @ embeddings
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        return Probe(sums / np.maximum(lengths, 1e-9), np.zeros(len(self.labels)))
+
     def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
         """Cross-entropy [b]; of a rejection, that of "not this label" (negative learning: Kim et al. 2019).
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.examples import Example
 from pipelines.training.champion import HEAD, Champion
 from pipelines.training.lower_layers import EncoderInputs
-from pipelines.training.model import Encoder, TextModel, shared_copy, trainable_copy
+from pipelines.training.model import Encoder, TextModel, computes_bf16, shared_copy, trainable_copy
 from pipelines.training.probe import Probe
 from pipelines.training.tasks import Rows
 from schemas.settings import TrainingSettings
@@ -44,6 +44,12 @@ class EncoderTask(ABC):
     def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
         """The regularised linear model on embeddings [n, width] that a round starts from and must beat, in the target's unit."""
 
+    def first_head(
+        self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings
+    ) -> Probe:
+        """The head that training starts from, in the target's unit: the probe."""
+        return self.probe(embeddings, examples, settings)
+
     def rows(
         self,
         base: Encoder,
@@ -68,23 +74,31 @@ class EncoderTask(ABC):
         settings: TrainingSettings,
         champion: Champion | None = None,
     ) -> TextModel:
-        """The probe on these rows as a module, its head and adapters that change nothing yet; or the champion's, grown."""
+        """A first head and an encoder that has learnt nothing yet; or the champion's, grown. If the method is head, the probe."""
         torch.manual_seed(settings.seed)
         texts = [e.text for e in examples]
         if champion is None:
             encoder = trainable_copy(base, settings)
-            head = self.probe(base.embed(texts), examples, settings)
+            first = self.probe if settings.method == "head" else self.first_head
+            head = first(base.embed(texts), examples, settings)
         else:
             encoder = _encoder_of(champion, base, settings)
             head = self._grown(champion, encoder, base, examples, settings)
-        return TextModel(encoder, base.width, head.weight / self.scale, (head.bias - self.shift) / self.scale)
+        return TextModel(
+            encoder,
+            base.width,
+            head.weight / self.scale,
+            (head.bias - self.shift) / self.scale,
+            bf16=computes_bf16() if settings.bf16 is None else settings.bf16,
+        )
 
     def kept(self, outputs: torch.Tensor, targets: torch.Tensor) -> NDArray[Any]:
         """All of them: [b, k]."""
         return np.asarray(outputs.numpy())
 
     def finish(self, model: TextModel) -> None:
-        """Fold shift and scale into the head."""
+        """Fold shift and scale into the head; answers are in full precision."""
+        model.bf16 = False
         with torch.no_grad():
             model.head.weight.mul_(self.scale)
             model.head.bias.mul_(self.scale).add_(self.shift)
@@ -92,14 +106,14 @@ class EncoderTask(ABC):
     def _grown(
         self, champion: Champion, encoder: Any, base: Encoder, examples: Sequence[Example], settings: TrainingSettings
     ) -> Probe:
-        """The champion's head in the order of today's labels. New ones get a probe's rows, on what its encoder gives."""
+        """The champion's head in the order of today's labels. New ones get a first head's rows, on what its encoder gives."""
         trained, place = champion.tensors(HEAD), {name: n for n, name in enumerate(champion.labels or VALUE)}
         weight, bias = (trained[name].numpy().astype(np.float64) for name in ("weight", "bias"))
         names = self.labels or VALUE
         if set(names) <= place.keys():
             rows = [place[name] for name in names]
             return Probe(weight[rows], bias[rows])
-        head = self.probe(base.embed_with(encoder, [e.text for e in examples]), examples, settings)
+        head = self.first_head(base.embed_with(encoder, [e.text for e in examples]), examples, settings)
         old = [n for n, name in enumerate(names) if name in place]
         rows = [place[names[n]] for n in old]
         head.weight[old], head.bias[old] = weight[rows], bias[rows]

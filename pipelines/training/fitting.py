@@ -24,12 +24,13 @@ from pipelines.training.model import layer_of
 from pipelines.training.tasks import Forward, Rows, Task
 from schemas.settings import TrainingSettings
 
-LEAST_STEPS = 8
-LEAST_BATCH = 4
+LEAST_BATCH, SMALL_BATCH = 4, 16
+LEAST_STEPS, MANY_STEPS = 8, 60
+EPOCHS, EPOCHS_OF_MANY, MANY_ROWS = 8, 4, 4000
 MAX_NORM = 1.0
 CHUNK = 16
 HEAD = "head."
-RATES = {"lora": 1e-3, "full": 5e-5, "head": 1e-3}
+RATES = {"lora": 1e-3, "full": 1e-4, "head": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,14 @@ class Step:
 
 def batch_size(rows: int, settings: TrainingSettings) -> int:
     """Rows a step: smaller for a small set, which would otherwise see a handful of steps only."""
-    return min(settings.batch_size, max(LEAST_BATCH, rows // LEAST_STEPS))
+    return min(settings.batch_size, max(LEAST_BATCH, min(SMALL_BATCH, rows // LEAST_STEPS), rows // MANY_STEPS))
+
+
+def epochs_of(rows: int, settings: TrainingSettings) -> int:
+    """Passes over so many rows, at most: a large set needs fewer."""
+    if settings.epochs is not None:
+        return settings.epochs
+    return EPOCHS if rows < MANY_ROWS else EPOCHS_OF_MANY
 
 
 class Fit:
@@ -58,7 +66,7 @@ class Fit:
             model: as `task.start` made it.
             rows: all rows; `own` numbers those that train.
             own: numbers of rows.
-            settings: the recipe's; the rate decays over `settings.epochs` epochs.
+            settings: the recipe's; the rate decays over its epochs.
 
         """
         self._task, self._model, self._rows, self._own = task, model, rows, list(own)
@@ -70,7 +78,7 @@ class Fit:
         self.steps = -(-len(self._own) // self._batch)  # of an epoch
         self._optimizer = torch.optim.AdamW(_groups(self._trained, settings))
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, schedule(self.steps * settings.epochs, settings)
+            self._optimizer, schedule(self.steps * epochs_of(len(self._own), settings), settings)
         )
 
     def __enter__(self) -> Self:

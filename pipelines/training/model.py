@@ -1,9 +1,10 @@
 """The model of an encoder's tasks: a pretrained encoder, mean-pooled, with a linear head; what of it can be trained.
 
 Turns a base model's folder and a probe's weights into a torch module. trainer.py trains it, compression.py exports it. It
-deliberately knows no data. Mean pooling because sentence encoders are pretrained that way; the CLS pooler is not.
+deliberately knows no data. Mean pooling at one length because sentence encoders are pretrained that way; the CLS pooler is not.
 """
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -25,7 +26,8 @@ BERT = (["query", "value"], ["key", "attention.output.dense"], ["intermediate.de
 DISTILBERT = (["q_lin", "v_lin"], ["k_lin", "out_lin"], ["ffn.lin1", "ffn.lin2"])
 MATRICES = {"bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT, "distilbert": DISTILBERT}
 GROUPS = {"query-value": 1, "attention": 2, "all": 3}
-LAYER = re.compile(r"\.layers?\.(\d+)\.")
+NORM = 20.0  # of an embedding; with head rows of length 1 a logit is a cosine over a temperature of .05 (SimCSE: Gao et al. 2021)
+LAYER = re.compile(r"\.(\d+)\.")  # the first number in the name of a parameter
 
 
 class BaseModelMissing(FileNotFoundError):
@@ -113,17 +115,19 @@ class Encoder:
 
 
 def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens that are not padding: [n, length, width], [n, length] -> [n, width]."""
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
+    """Mean over the tokens that are not padding, at the length NORM: [n, length, width], [n, length] -> [n, width]."""
+    total = (hidden * mask.unsqueeze(-1).to(hidden.dtype)).sum(dim=1)
+    return NORM * nn.functional.normalize(total, dim=-1)
 
 
 class TextModel(nn.Module):  # type: ignore[misc]  # torch is not followed
     """Encoder, mean pooling, linear head: input_ids and attention_mask [n, length] -> outputs [n, k]."""
 
-    def __init__(self, encoder: Any, width: int, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+    def __init__(
+        self, encoder: Any, width: int, weight: NDArray[np.float64], bias: NDArray[np.float64], *, bf16: bool = False
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.bf16 = encoder, bf16
         self.head = nn.Linear(width, len(bias))
         with torch.no_grad():
             self.head.weight.copy_(torch.from_numpy(weight))
@@ -141,9 +145,16 @@ class TextModel(nn.Module):  # type: ignore[misc]  # torch is not followed
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Outputs: logits, or a number."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        outputs: torch.Tensor = self.head(mean_pool(hidden, attention_mask))
+        with torch.autocast("cpu", torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        outputs: torch.Tensor = self.head(mean_pool(hidden.float(), attention_mask))
         return outputs
+
+
+def computes_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; where it does not, training in it is slower, not faster."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def adapter_targets(path: Path, group: str) -> list[str]:
@@ -168,16 +179,19 @@ def layer_of(parameter: str) -> int | None:
 def trainable_copy(encoder: Encoder, settings: TrainingSettings) -> Any:
     """The base model with untouched LoRA adapters on its upper layers or, if all weights are to be trained, a copy of it."""
     if settings.method == "full":
-        return copy.deepcopy(encoder.model).requires_grad_(True)
+        whole = copy.deepcopy(encoder.model).requires_grad_(True)
+        whole.embeddings.requires_grad_(False)  # few words of a vocabulary are in a round's rows
+        return whole
     from peft import LoraConfig, get_peft_model
 
     layers = len(layers_of(encoder.model))
-    adapted = layers - layers // 2 if settings.adapted_layers is None else settings.adapted_layers
+    adapted = layers if settings.adapted_layers is None else settings.adapted_layers
+    rank = settings.lora_rank or 16
     config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,
+        r=rank,
+        lora_alpha=settings.lora_alpha or 2 * rank,
         lora_dropout=settings.lora_dropout,
-        target_modules=adapter_targets(encoder.path, settings.lora_targets),
+        target_modules=adapter_targets(encoder.path, settings.lora_targets or "all"),
         layers_to_transform=list(range(max(0, layers - adapted), layers)),
     )
     return get_peft_model(shared_copy(encoder), config)

@@ -127,4 +127,6 @@ def task_for(name: TaskName, labels: Sequence[str], examples: Sequence[Example] 
 
             return Regression.of(examples)
         case "generation":
-            raise NotImplementedError("generation is not trained yet")
+            from pipelines.training.generation import Generation
+
+            return Generation()

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pipelines.dataset.examples import Example
 from pipelines.training.champion import Champion
 from pipelines.training.encoder_task import EncoderTask
-from pipelines.training.fitting import Fit, outputs_of
+from pipelines.training.fitting import Fit, epochs_of, outputs_of
+from pipelines.training.label_names import label_rows
 from pipelines.training.log import History, Log, Progress
 from pipelines.training.model import Encoder
 from pipelines.training.tasks import Rows, Task
@@ -76,12 +77,15 @@ def train(
         torch.set_num_threads(settings.threads)
     ordered = [*_sorted(train_rows), *_sorted(validation_rows)]
     log = Log(progress)
-    if settings.method == "head" or not settings.epochs or len(ordered) < LEAST_ROWS:
+    most = epochs_of(len(ordered), settings)
+    settings = settings.model_copy(update={"epochs": most})
+    if settings.method == "head" or not most or len(ordered) < LEAST_ROWS:
         return _probe(task, base, ordered, settings, "head" if settings.method == "head" else "probe", log)
+    named = label_rows(task.name, ordered) if settings.label_names else []
     others = _sorted(rejections) if task.learns_rejections else []
     goes_on = champion if settings.start == "champion" else None
-    rows = task.rows(base, [*ordered, *others], settings, champion)
-    search = _Search(task, base, ordered, rows, len(others), settings, goes_on, log)
+    rows = task.rows(base, [*ordered, *named, *others], settings, champion)
+    search = _Search(task, base, ordered, named, rows, settings, most, goes_on, log)
     keeps = goes_on is not None or (settings.refit_below is not None and len(ordered) >= settings.refit_below)
     if (keeps or len(ordered) >= CROSS_BELOW) and validation_rows:
         splits = [(list(range(len(train_rows))), list(range(len(train_rows), len(ordered))))]
@@ -91,8 +95,8 @@ def train(
     if epochs is None:
         return _probe(task, base, ordered, settings, "probe", log)
     if not keeps:
-        model = task.start(base, ordered, settings, goes_on)
-        with Fit(task, model, rows, range(len(ordered) + len(others)), settings) as fit:
+        model = task.start(base, [*ordered, *named], settings, goes_on)
+        with Fit(task, model, rows, range(len(rows.targets)), settings) as fit:
             log.begin("final", epochs * fit.steps, 1.0)
             for epoch in range(1, epochs + 1):
                 log.line(epoch=epoch, train_loss=fit.epoch(log.step))
@@ -116,15 +120,17 @@ class _Search:
         task: Task,
         base: Any,
         examples: list[Example],
+        named: list[Example],
         rows: Rows,
-        rejections: int,
         settings: TrainingSettings,
+        most: int,
         champion: Champion | None,
         log: Log,
     ) -> None:
         self._task, self._base, self._settings, self._champion, self._log = task, base, settings, champion, log
-        self._examples, self._rows = examples, rows
-        self._extra = list(range(len(examples), len(examples) + rejections))
+        self._most = most
+        self._examples, self._named, self._rows = examples, named, rows
+        self._extra = list(range(len(examples), len(rows.targets)))  # what no fold holds back
 
     def run(self, splits: Splits, *, keeps: bool) -> tuple[int | None, Any]:
         """The epoch with the lowest held-out NLL, None unless it beats the probe by a standard error.
@@ -136,18 +142,22 @@ class _Search:
         curve: list[NDArray[np.float64]] = []
         best, snapshot = 0, None
         with contextlib.ExitStack() as stack:
-            models = [self._start(own, self._champion) for own, _ in splits]
-            probe = np.concatenate([self._probe_losses(own, part) for own, part in splits]) if self._champion else None
+            models = [self._start(own, self._settings, self._champion) for own, _ in splits]
+            cheap = np.concatenate([self._probe_outputs(own, part) for own, part in splits])
+            probe = self._task.row_losses(cheap, targets)
             fits = [
                 stack.enter_context(Fit(self._task, model, self._rows, [*own, *self._extra], self._settings))
                 for model, (own, _) in zip(models, splits, strict=True)
             ]
-            steps = sum(fit.steps for fit in fits) * self._settings.epochs
+            steps = sum(fit.steps for fit in fits) * self._most
             self._log.begin("search", steps, 1.0 if keeps else 0.5)
-            for epoch in range(self._settings.epochs + 1):
+            for epoch in range(self._most + 1):
                 # Epoch by epoch through all folds, so that all of them stop at the same one.
                 losses = [fit.epoch(self._log.step) for fit in fits] if epoch else []
-                outputs = np.concatenate([fit.outputs(part) for fit, part in zip(fits, held, strict=True)])
+                if epoch or self._champion:
+                    outputs = np.concatenate([fit.outputs(part) for fit, part in zip(fits, held, strict=True)])
+                else:  # what training starts from is no contender, the probe is
+                    outputs = cheap
                 curve.append(self._task.row_losses(outputs, targets))
                 shown = {"search_loss": float(np.mean(losses))} if losses else {}
                 self._log.line(
@@ -156,13 +166,14 @@ class _Search:
                     **shown,
                     **self._task.metrics(outputs, targets),
                 )
-                if not epoch or curve[-1].mean() < curve[best].mean():
+                # The probe is met at the end: from prototypes it may take more epochs to pass it than patience has.
+                if epoch <= (0 if self._champion else 1) or curve[-1].mean() < curve[best].mean():
                     best, snapshot = epoch, fits[0].snapshot() if keeps else None
                 elif epoch - best >= self._settings.patience:
                     break
             if snapshot is not None:
                 fits[0].restore(snapshot)
-        gain = (curve[0] if probe is None else probe) - curve[best]
+        gain = probe - curve[best]
         needed = float(gain.std() / np.sqrt(len(gain)))
         beaten = bool(gain.mean() > needed)
         self._log.line(
@@ -173,24 +184,30 @@ class _Search:
         )
         return best if beaten else None, models[0]
 
-    def _start(self, own: list[int], champion: Champion | None) -> Any:
-        return self._task.start(self._base, [self._examples[n] for n in own], self._settings, champion)
+    def _start(self, own: list[int], settings: TrainingSettings, champion: Champion | None) -> Any:
+        return self._task.start(self._base, [*(self._examples[n] for n in own), *self._named], settings, champion)
 
-    def _probe_losses(self, own: list[int], held: list[int]) -> NDArray[np.float64]:
-        """What a round that goes on from the champion is held against, too."""
-        model = self._start(own, None).eval()
+    def _probe_outputs(self, own: list[int], held: list[int]) -> NDArray[Any]:
+        """What the probe says of held-out rows: every contender is held against it."""
+        model = self._start(own, as_probe(self._settings), None).eval()
         with self._rows.inputs.feeding(model) as forward:
-            outputs = outputs_of(self._task, forward, self._rows, held)
-        return self._task.row_losses(outputs, self._rows.targets[held])
+            found: NDArray[Any] = outputs_of(self._task, forward, self._rows, held)
+        return found
 
 
 def _probe(
     task: Task, base: Any, rows: Sequence[Example], settings: TrainingSettings, method: str, log: Log
 ) -> Trained:
-    """What a round starts from, with adapters that change nothing."""
-    model = task.start(base, rows, settings.model_copy(update={"method": "lora"}))
+    """The probe, with adapters that change nothing."""
+    named = label_rows(task.name, rows) if settings.label_names else []
+    model = task.start(base, [*rows, *named], as_probe(settings))
     task.finish(model)
     return Trained(model, method, log.history)
+
+
+def as_probe(settings: TrainingSettings) -> TrainingSettings:
+    """The recipe that fits a head alone."""
+    return settings.model_copy(update={"method": "head"})
 
 
 def _sorted(rows: Sequence[Example]) -> list[Example]:

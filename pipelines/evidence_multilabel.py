@@ -1,0 +1,125 @@
+"""Evidence of models that answer with several labels, or none.
+
+Turns a probability for each label, and the true ones, into `LabelsEvidence`. evaluation.py calls `score_labels`. An answer is
+right if all of it is. It deliberately judges nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import measures, metrics
+from pipelines.dataset.files import FileRow
+from pipelines.evidence import Bias, Bools, Floats, Uncalibrated, slices
+from pipelines.evidence_right import RightOrWrong, all_labels, bias_of, report_of, widened
+from schemas.artifacts import Calibration, EvaluationReport
+from schemas.targets import Task, canonical, labels_of
+from serving import calibration as applied
+
+
+@dataclass(frozen=True)
+class LabelsEvidence(RightOrWrong):
+    """Multilabel; `truth` [n, k] are true or not. An answer is right if it has every true label and no other."""
+
+    task: ClassVar[Task] = "multilabel"
+    measure: ClassVar[str] = "subset accuracy"
+
+    report: EvaluationReport
+    rows: Sequence[FileRow]
+    labels: list[str]
+    known: int
+    probabilities: Floats
+    truth: Bools
+    calibration: Calibration
+    raw: Floats | None = None
+
+    def alike(self, some: Floats, others: Floats) -> Bools:
+        """The same labels."""
+        return np.asarray(((some > 0.5) == (others > 0.5)).all(axis=1))
+
+    @cached_property
+    def answers(self) -> NDArray[np.str_]:
+        """Labels likelier than not, as canonical texts [n]."""
+        said = [[self.labels[k] for k in np.flatnonzero(row)] for row in self.probabilities > 0.5]
+        return np.array([canonical("multilabel", labels) for labels in said])
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """That all labels are right, were they independent [n]."""
+        return np.asarray(np.maximum(self.probabilities, 1 - self.probabilities).prod(axis=1))
+
+    @cached_property
+    def right(self) -> Bools:
+        """[n]."""
+        return np.asarray(((self.probabilities > 0.5) == self.truth).all(axis=1))
+
+    @property
+    def indicators(self) -> tuple[Bools, Bools]:
+        """[n, k], [n, k]."""
+        return self.truth, self.probabilities > 0.5
+
+    @cached_property
+    def losses(self) -> dict[str, Floats]:
+        """Summed over labels, [n] each."""
+        return {
+            "nll": measures.row_nll_each(self.probabilities, self.truth),
+            "brier": ((self.probabilities - self.truth) ** 2).sum(axis=1),
+        }
+
+    @property
+    def bias(self) -> Bias:
+        """Probabilities against truth, of all labels together; labels of one row may depend on each other."""
+        gap, p = measures.mean_bias((self.probabilities - self.truth).mean(axis=1), self.calibration.fitted_rows)
+        return bias_of(gap, p)
+
+    def held(self, coverage: float) -> Bools:
+        """Every true label is in the set."""
+        inside = applied.outer_sets(self.calibration.conformal, self.outputs, coverage)
+        missed = (self.truth[:, : self.known] & ~inside).any(axis=1) | self.truth[:, self.known :].any(axis=1)
+        return np.asarray(~missed)
+
+    def width(self, coverage: float) -> float:
+        """Labels in a set."""
+        return float(applied.outer_sets(self.calibration.conformal, self.outputs, coverage).sum(axis=1).mean())
+
+    @property
+    def uncalibrated(self) -> Uncalibrated:
+        """Before calibration, of all labels together."""
+        raw = self.probabilities if self.raw is None else self.raw
+        said, true = raw.ravel(), self.truth.ravel()
+        nll = float(measures.row_nll_each(raw, self.truth).mean())
+        return Uncalibrated(measures.reliability(said, true), nll, measures.ece(said, true))
+
+
+def score_labels(
+    probabilities: Floats,
+    labels: Sequence[str],
+    rows: Sequence[FileRow],
+    *,
+    version: str,
+    split: str,
+    calibration: Calibration | None = None,
+    raw: Floats | None = None,
+) -> LabelsEvidence:
+    """The same where several labels, or none, can be true of a row."""
+    names = all_labels(labels, rows, "multilabel", version, split)
+    own = [set(labels_of("multilabel", row.label)) for row in rows]
+    truth = np.array([[name in given for name in names] for given in own], dtype=bool)
+    full = widened(probabilities, len(names))
+    right = ((full > 0.5) == truth).all(axis=1)
+    report = report_of(
+        measures.measure_each(full, truth),
+        metrics.multilabel(truth, full > 0.5)["macro_f1"],
+        {"accuracy": right, "nll": measures.row_nll_each(full, truth)},
+        slices(rows, "multilabel"),
+        reliability=measures.reliability(full.ravel(), truth.ravel()),
+        model_version=version,
+        split=split,
+        n=len(rows),
+    )
+    before = None if raw is None else widened(raw, len(names))
+    return LabelsEvidence(report, rows, names, len(labels), full, truth, calibration or Calibration(), before)

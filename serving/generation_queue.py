@@ -1,0 +1,153 @@
+"""One generation at a time: requests that want text wait their turn on a worker's one thread.
+
+Turns each request's texts into answers, or into the pieces of one as they are written. api.py asks; it runs what live.py holds.
+It deliberately knows no HTTP, no registry and no torch.
+
+A request runs on the one version that is live as its work begins: no answer mixes versions. Its texts are written together.
+Whoever stops listening stops the work at the next token.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from serving.batching import DeadlinePassed, NotReady, QueueFull
+from serving.runtime import Runtime
+
+if TYPE_CHECKING:
+    from serving.generation import Piece, Writer, Written
+
+
+@dataclass(frozen=True)
+class TextAnswer:
+    """What was written to each text of a request, and the version and generation that wrote it."""
+
+    runtime: "Writer"
+    generation: int
+    written: list["Written"]
+
+
+@dataclass(eq=False)
+class _Request:
+    texts: Sequence[str]
+    most: int
+    pieces: bool
+    loop: asyncio.AbstractEventLoop
+    told: "asyncio.Queue[Piece | TextAnswer | Exception | None]" = field(default_factory=asyncio.Queue)
+    gone: bool = False
+
+    def tell(self, what: "Piece | TextAnswer | Exception | None") -> None:
+        """From the thread to whoever waits."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who waited
+            self.loop.call_soon_threadsafe(self.told.put_nowait, what)
+
+
+class GenerationQueue:
+    """One worker's queue and thread.
+
+    Args:
+        current: the live version and its generation, asked as work begins.
+        max_queue: texts waiting before QueueFull; an idle queue takes a request of any size.
+
+    """
+
+    def __init__(self, current: "Callable[[], tuple[Runtime | Writer, int] | None]", *, max_queue: int) -> None:
+        self._current = current
+        self._max_queue = max_queue
+        self._waiting: deque[_Request] = deque()
+        self._condition = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._thread.start()
+
+    async def write(self, texts: Sequence[str], most: int, timeout_s: float) -> TextAnswer:
+        """Answers of `most` tokens at most, if work begins within `timeout_s`. Raises QueueFull, DeadlinePassed or NotReady."""
+        async with contextlib.aclosing(self._ask(texts, most, timeout_s, pieces=False)) as told:
+            async for found in told:
+                if isinstance(found, TextAnswer):
+                    return found
+        raise NotReady("this worker is stopping")
+
+    def stream(self, text: str, most: int, timeout_s: float) -> "AsyncGenerator[Piece | TextAnswer]":
+        """The pieces of one answer as they are written, then all of it; raises as `write`, before the first."""
+        return self._ask([text], most, timeout_s, pieces=True)
+
+    def close(self) -> None:
+        """Finish the answer at hand, refuse what waits, and stop the thread."""
+        with self._condition:
+            self._closed = True
+            for request in self._waiting:
+                request.tell(NotReady("this worker is stopping"))
+            self._waiting.clear()
+            self._condition.notify()
+        self._thread.join(5)
+
+    async def _ask(
+        self, texts: Sequence[str], most: int, timeout_s: float, *, pieces: bool
+    ) -> "AsyncGenerator[Piece | TextAnswer]":
+        request = _Request(texts, most, pieces, asyncio.get_running_loop())
+        self._put(request)
+        try:
+            async with asyncio.timeout(timeout_s) as waiting:
+                begun = await request.told.get()
+            found = begun or await request.told.get()
+            while not isinstance(found, Exception):
+                assert found is not None
+                yield found
+                if isinstance(found, TextAnswer):
+                    return
+                found = await request.told.get()
+            raise found
+        except TimeoutError as error:
+            if waiting.expired():
+                raise DeadlinePassed("the deadline passed before the work began") from error
+            raise
+        finally:
+            request.gone = True
+
+    def _put(self, request: _Request) -> None:
+        with self._condition:
+            if self._closed:
+                raise NotReady("this worker is stopping")
+            waiting = sum(len(other.texts) for other in self._waiting if not other.gone)
+            if waiting and waiting + len(request.texts) > self._max_queue:
+                raise QueueFull(f"{waiting} texts are waiting")
+            self._waiting.append(request)
+            self._condition.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._waiting and not self._closed:
+                    self._condition.wait()
+                if self._closed:
+                    return
+                request = self._waiting.popleft()
+            if request.gone:
+                continue
+            try:
+                self._answer(request)
+            except Exception as error:  # whatever the model raises belongs to this request, not to the thread
+                request.tell(error)
+
+    def _answer(self, request: _Request) -> None:
+        writer, generation = self._current() or (None, 0)
+        if writer is None or isinstance(writer, Runtime):
+            request.tell(NotReady("no champion that writes is loaded yet"))
+            return
+        request.tell(None)  # begun
+        if request.pieces:
+            found = []
+            for piece in writer.pieces(writer.encode(request.texts[0]), request.most):
+                if request.gone:
+                    return
+                found.append(piece)
+                request.tell(piece)
+            written = [writer.whole(found)]
+        else:
+            written = writer.write(request.texts, request.most, gone=lambda: request.gone)
+        request.tell(TextAnswer(writer, generation, written))

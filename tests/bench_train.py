@@ -1,0 +1,53 @@
+"""`make bench-train`: what a training round is worth, and what it costs. `PART=speed,sequential` runs some parts.
+
+Turns Banking77 (RATCHET_BENCH_DATA), drug reviews and pairs of questions and answers into bench-train.json, rewritten after each
+part; a run of some parts replaces the figures of those alone. All choices were made on rows of the training file
+(docs/lab-notes.md): the test file is read for figures alone.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tests.bench_report import Figure, write
+
+# In the order of their cost; a part is a module's function that measures.
+PARTS = {
+    "regression": "tests.bench_train_regression:measure",
+    "generation": "tests.bench_train_generation:measure",
+    "speed": "tests.bench_train_speed:measure",
+    "sequential": "tests.bench_train_sequential:measure",
+    "accuracy_few": "tests.bench_train_accuracy:few_rows",
+    "accuracy_all": "tests.bench_train_accuracy:all_rows",
+    "full_few": "tests.bench_train_accuracy:few_rows_full",
+    "full_all": "tests.bench_train_accuracy:all_rows_full",
+}
+REPORT = Path("bench-train.json")
+
+
+def main() -> None:
+    """Run the parts that PART names, all of them by default."""
+    wanted = os.environ["PART"].split(",") if os.environ.get("PART") else list(PARTS)
+    if unknown := set(wanted) - PARTS.keys():
+        sys.exit(f"PART={','.join(sorted(unknown))}: parts are {', '.join(PARTS)}")
+    figures: dict[tuple[str, str, float], Figure] = {}
+    if os.environ.get("PART") and REPORT.exists():
+        before = [Figure(**row) for row in json.loads(REPORT.read_text())]
+        figures = {(f.figure.split(":")[0], f.figure, f.target): f for f in before}
+    for part in wanted:
+        print(f"== {part}", flush=True)
+        started = time.monotonic()
+        module, _, name = PARTS[part].partition(":")
+        found: list[Figure] = getattr(importlib.import_module(module), name)()
+        own = {figure.figure.split(":")[0] for figure in found}
+        figures = {key: figure for key, figure in figures.items() if key[0] not in own}
+        figures |= {(figure.figure.split(":")[0], figure.figure, figure.target): figure for figure in found}
+        write("train", list(figures.values()))
+        print(f"== {part} took {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Whoever wants text waits their turn: order, deadlines, bounds, versions, pieces, and callers who go away."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from serving.batching import DeadlinePassed, NotReady, QueueFull
+from serving.generation import Piece, Writer, Written
+from serving.generation_queue import GenerationQueue, TextAnswer
+from serving.runtime import Runtime
+
+pytestmark = pytest.mark.anyio
+
+
+class Held(Writer):
+    """A version that waits for leave before each token, and remembers how many it wrote."""
+
+    def __init__(self, directory: Path) -> None:
+        self.leave, self.entered, self.steps = threading.Semaphore(0), threading.Event(), 0
+        self.free = True
+        super().__init__(directory)
+        self.free, self.steps = False, 0
+        self.entered.clear()
+
+    def _steps(self, rows: Sequence[Sequence[int]], most: int) -> Iterator[tuple[list[int], list[float]]]:
+        for found in super()._steps(rows, most):
+            self.entered.set()
+            assert self.free or self.leave.acquire(timeout=20)
+            self.steps += 1
+            yield found
+
+    def go_on(self, tokens: int = 10_000) -> None:
+        self.leave.release(tokens)
+
+    async def hold(self, queue: GenerationQueue) -> "asyncio.Task[TextAnswer]":
+        """Keep the queue's thread busy with one text."""
+        self.entered.clear()
+        task = asyncio.create_task(queue.write(["held"], 4, 10))
+        await asyncio.to_thread(self.entered.wait, 10)
+        return task
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def writer(text_version: Path) -> Held:
+    return Held(text_version)
+
+
+@pytest.fixture
+def queue(writer: Held) -> Iterator[GenerationQueue]:
+    made = GenerationQueue(lambda: (writer, 1), max_queue=3)
+    yield made
+    writer.go_on()
+    made.close()
+
+
+async def test_answers_come_whole_or_in_pieces_that_make_the_whole(queue: GenerationQueue, writer: Held) -> None:
+    writer.go_on()
+    answer = await queue.write(["hello", "a"], 6, 10)
+    assert (answer.runtime, answer.generation) == (writer, 1)
+    assert [one.text for one in answer.written] == [one.text for one in writer.write(["hello", "a"], 6)]
+    *pieces, whole = [found async for found in queue.stream("hello", 6, 10)]
+    assert isinstance(whole, TextAnswer)
+    assert all(isinstance(piece, Piece) for piece in pieces)
+    assert "".join(piece.text for piece in pieces if isinstance(piece, Piece)) == whole.written[0].text
+    assert whole.written[0].text == answer.written[0].text
+
+
+async def test_one_at_a_time_in_order_on_the_version_live_as_work_begins(text_version: Path) -> None:
+    first, second = Held(text_version), Held(text_version)
+    live: list[tuple[Runtime | Writer, int] | None] = [(first, 1)]
+    queue = GenerationQueue(lambda: live[0], max_queue=9)
+    held = await first.hold(queue)
+    waiting = asyncio.create_task(queue.write(["b"], 2, 10))
+    await asyncio.sleep(0)
+    live[0] = (second, 2)
+    assert second.steps == 0
+    first.go_on()
+    second.go_on()
+    assert (await held).generation == 1
+    assert (await waiting).runtime is second
+    live[0] = None
+    with pytest.raises(NotReady):
+        await queue.write(["b"], 2, 10)
+    queue.close()
+    with pytest.raises(NotReady, match="stopping"):
+        await queue.write(["b"], 2, 10)
+
+
+async def test_an_encoder_writes_nothing(version: Path) -> None:
+    queue = GenerationQueue(lambda: (Runtime(version), 1), max_queue=9)
+    with pytest.raises(NotReady, match="writes"):
+        await queue.write(["b"], 2, 10)
+    queue.close()
+
+
+async def test_the_deadline_counts_until_work_begins(queue: GenerationQueue, writer: Held) -> None:
+    held = await writer.hold(queue)
+    with pytest.raises(DeadlinePassed):
+        await queue.write(["late"], 2, 0)
+    with pytest.raises(DeadlinePassed):
+        await anext(queue.stream("late", 2, 0))
+    writer.go_on()
+    assert len((await held).written[0].tokens) == 4
+    await queue.write(["b"], 2, 10)
+    assert writer.steps == 4 + 2, "nobody wrote for those who were late"
+
+
+async def test_the_queue_is_bounded(queue: GenerationQueue, writer: Held) -> None:
+    held = await writer.hold(queue)
+    waiting = [asyncio.create_task(queue.write(texts, 1, 10)) for texts in (["b"], ["c", "d"])]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="3 texts"):
+        await queue.write(["e"], 1, 10)
+    waiting[1].cancel()
+    await asyncio.gather(waiting[1], return_exceptions=True)
+    later = asyncio.create_task(queue.write(["e"], 1, 10))
+    writer.go_on()
+    assert [len(answer.written) for answer in await asyncio.gather(held, waiting[0], later)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+async def test_who_goes_away_stops_the_work(queue: GenerationQueue, writer: Held, pieces: bool) -> None:
+    async def listen() -> None:
+        async for _ in queue.stream("hello", 200, 10):
+            pass
+
+    task = asyncio.create_task(listen() if pieces else leave(queue.write(["hello"], 200, 10)))
+    await asyncio.to_thread(writer.entered.wait, 10)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    writer.go_on()
+    assert len((await queue.write(["b"], 2, 10)).written) == 1
+    assert writer.steps <= 2 + 2
+
+
+async def leave(answer: object) -> None:
+    await answer  # type: ignore[misc]
+
+
+async def test_what_the_model_raises_reaches_who_asked(text_version: Path) -> None:
+    class Broken(Writer):
+        def write(self, texts: Sequence[str], most: int, gone: Callable[[], bool] = lambda: False) -> list[Written]:
+            if texts == ["broken"]:
+                raise FloatingPointError("no number")
+            return super().write(texts, most, gone)
+
+    broken = Broken(text_version)
+    queue = GenerationQueue(lambda: (broken, 1), max_queue=9)
+    with pytest.raises(FloatingPointError):
+        await queue.write(["broken"], 2, 10)
+    assert len((await queue.write(["b"], 2, 10)).written) == 1
+    queue.close()

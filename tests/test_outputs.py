@@ -1,0 +1,86 @@
+"""What outputs mean by task: answer and event say the same, sets and intervals hold what they promise."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas.artifacts import Calibration, Conformal, Golden, IntervalCalibration
+from schemas.events import PredictionMade, parse_event
+from schemas.targets import canonical
+from serving.answers import Answers
+from serving.batching import Answer
+from serving.contract import PREDICTIONS
+from serving.outputs import BY_TASK, ManyLabels, OneNumber, UnknownTask
+from serving.runtime import GoldenMismatch, Runtime
+from tests.versions import copied
+
+LABELS = ['a "b"', "100 %", "č"]
+
+
+def test_labels_in_plural_say_what_is_likelier_than_not() -> None:
+    said = ManyLabels(LABELS, Calibration(conformal=Conformal(scores=[0.1] * 80 + [0.7] * 20)))
+    probabilities = np.array([[0.6, 0.35, 0.9], [0.2, 0.1, 0.05]])
+    (answer, event), (none, nothing) = said.said(probabilities, 0.9)
+    assert answer["labels"] == ["č", 'a "b"']
+    assert answer["set"] == ["č", 'a "b"', "100 %"]
+    assert event["label"] == canonical("multilabel", answer["labels"])
+    assert event["confidence"] == pytest.approx(0.6 * 0.65 * 0.9)
+    assert (none["labels"], none["set"], nothing["label"]) == ([], [], "[]")
+    assert "set" not in next(said.said(probabilities, None))[0]
+    assert said.apply(np.array([[0.0, 100.0, -1000.0]])).tolist() == [[0.5, pytest.approx(1), pytest.approx(0)]]
+    hotter = ManyLabels(LABELS, Calibration(kind="temperature", temperature=2.0))
+    assert hotter.apply(np.log([[3.0, 1.0, 1.0]]) * 2)[0] == pytest.approx([0.75, 0.5, 0.5])
+
+
+def test_a_number_is_said_with_its_interval_and_confirmed_by_saying_it_back() -> None:
+    said = OneNumber([], Calibration(intervals=IntervalCalibration(scores=[0.5] * 18 + [2.0])))
+    [(answer, event)] = said.said(np.array([[np.float32(3.3)]]), None)
+    assert answer == {"value": 3.3, "interval": [2.8, 3.8]}
+    assert (event["label"], event["confidence"]) == (canonical("regression", 3.3), 0.9)
+    [(wide, _)] = said.said(np.array([[3.3]]), 0.95)
+    assert wide["interval"] == [1.3, 5.3]
+    [(unbounded, _)] = said.said(np.array([[3.3]]), 0.99)
+    assert unbounded["interval"] == [None, None]
+
+
+def test_outer_sets_hold_every_true_label() -> None:
+    """A row's score is that of its least likely true label."""
+    draw = np.random.default_rng(0)
+    probabilities = draw.beta(1, 3, size=(4000, 6))
+    truth = draw.random(probabilities.shape) < probabilities
+    scores = np.sort(np.where(truth, 1 - probabilities, 0.0).max(axis=1)[:2000])
+    said = ManyLabels(list("abcdef"), Calibration(conformal=Conformal(scores=scores.tolist())))
+    for coverage in (0.8, 0.95):
+        inside = said.sets(probabilities[2000:], coverage)
+        assert (inside | ~truth[2000:]).all(axis=1).mean() == pytest.approx(coverage, abs=0.03)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_answer_and_event_keep_the_contract(version: Path, tmp_path: Path, task: str) -> None:
+    runtime = Runtime(copied(version, tmp_path / "v", task=task, golden=Golden(texts=[], probabilities=[])))
+    outputs = runtime.probabilities(["text"])
+    answers = Answers("m", "s", "secret", audit_rate=0.5, token_seconds=60)
+    body, [(_, value)] = answers.write(Answer(runtime, 1, outputs), ["text"], [{}], user=None, coverage=0.8)
+    [answer] = json.loads(body)
+    shape = PREDICTIONS[task]  # type: ignore[index]  # a parameter
+    assert set(answer) == set(shape.model_fields), shape.model_validate(answer)
+    event = parse_event(value)
+    assert isinstance(event, PredictionMade)
+    assert json.loads(event.model_dump_json()) == json.loads(value)
+    assert (event.data.task, event.data.model_version) == (task, answer["model_version"])
+
+
+def test_a_version_of_another_task_or_with_other_golden_sets_is_refused(version: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownTask, match="'painting'"):
+        Runtime(copied(version, tmp_path / "other", task="painting"))
+    assert set(BY_TASK) == set(PREDICTIONS)
+    runtime = Runtime(version)
+    golden = runtime.manifest.golden
+    inside = runtime.outputs.sets(np.array(golden.probabilities), 0.9)
+    sets = [np.flatnonzero(row).tolist() for row in inside]
+    assert Runtime(copied(version, tmp_path / "same", golden=golden.model_copy(update={"sets": sets}))).version
+    wrong = golden.model_copy(update={"sets": [[], *sets[1:]]})
+    with pytest.raises(GoldenMismatch, match="sets"):
+        Runtime(copied(version, tmp_path / "wrong", golden=wrong))

@@ -202,7 +202,7 @@ class TrainingSettings(Group):
     adapted_layers: int | None = Field(
         None,
         ge=1,
-        description="uppermost layers that carry adapters; those below run once a round; unset: all, in a language model the upper half",
+        description="uppermost layers that carry adapters; unset: all of an encoder, the upper half of a language model",
     )
     lora_rank: int | None = Field(None, ge=1, description="r; unset: 16 in an encoder, 8 in a language model")
     lora_alpha: int | None = Field(None, ge=1, description="scale is alpha / r; unset: 2 r")

@@ -46,6 +46,8 @@ def init(
     """Make a project folder DIR from labelled data."""
     from services.projects import create_project
 
+    if task == "generation":
+        raise click.UsageError("--task generation: rounds do not train text yet; the other tasks are built")
     extra = [label.strip() for label in labels.split(",") if label.strip()]
     settings = create_project(
         folder, seed=seed, reference=reference, task=task, labels=extra, base_model=base_model, name=name

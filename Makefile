@@ -19,7 +19,7 @@ install: .venv/.installed
 demo: install
 	$(BIN)/ratchet demo
 
-# Three at a time on two cores: a third of a run is waiting for brokers and child processes.
+# Three at a time on two cores: many tests wait for brokers and child processes.
 test: install
 	$(BIN)/python -m pytest -q -n 3
 

@@ -10,7 +10,7 @@ no worse than KL divergence on logits).
 
 import copy
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,11 +18,12 @@ from torch import nn
 from torch.nn import functional
 
 from pipelines.training.champion import HEAD, Champion
+from pipelines.training.fitting import batches, schedule
 from pipelines.training.log import Progress
 from pipelines.training.model import Encoder, TextModel, computes_bf16, layers_of, mean_pool
 from schemas.settings import TrainingSettings
 
-BATCH, CHUNK = 32, 16
+BATCH = 32
 LEARNING_RATE, WARMUP_SHARE, WEIGHT_DECAY = 2e-4, 0.06, 0.01
 
 
@@ -72,13 +73,11 @@ def distil(
     trained = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = settings.student_epochs * -(-len(unique) // BATCH)
-    warm = max(1, int(steps * WARMUP_SHARE))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
-    )
+    falling = settings.model_copy(update={"warmup_share": WARMUP_SHARE, "schedule": "linear"})
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(steps, falling))
     half = computes_bf16()
     for epoch in range(settings.student_epochs):
-        for rows in _batches(len(unique), draw):
+        for rows in batches(range(len(unique)), range(len(unique)), BATCH, draw):  # sorted by length already
             pooled, outputs = _run(student, encoder, [unique[n] for n in rows], half)
             loss = functional.mse_loss(pooled, wanted[0][rows], reduction="sum") / pooled_scale
             loss = loss + functional.mse_loss(outputs, wanted[1][rows], reduction="sum") / output_scale
@@ -86,7 +85,7 @@ def distil(
             (loss / len(rows)).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            schedule.step()
+            rate.step()
         progress((epoch + 1) / settings.student_epochs, None)
     return student
 
@@ -102,17 +101,6 @@ def _start(teacher: TextModel, kept: int) -> TextModel:
     student.requires_grad_(True)
     student.encoder.embeddings.requires_grad_(False)
     return student
-
-
-def _batches(rows: int, draw: random.Random) -> Iterator[list[int]]:
-    """Batches of similar length in random order, of rows that are sorted by length."""
-    order = list(range(rows))
-    draw.shuffle(order)
-    step = BATCH * CHUNK
-    chunks = [sorted(order[n : n + step]) for n in range(0, rows, step)]
-    batches = [chunk[n : n + BATCH] for chunk in chunks for n in range(0, len(chunk), BATCH)]
-    draw.shuffle(batches)
-    return iter(batches)
 
 
 def _run(

@@ -242,9 +242,7 @@ class Outbox:
             # carries the lost topic's id and would pass for stored. So first take such places away, then delete.
             self._topic_ids = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
             lost = 0
-            if (
-                self._topic_ids != self._checked_ids
-            ):  # else a look at every event, each second while nobody consumes them
+            if self._topic_ids != self._checked_ids:  # else every event is looked at, each second that nobody consumes
                 known = [f"{identity}/%" for identity in self._topic_ids.values()]
                 gone = "".join(" AND place NOT LIKE ?" for _ in known)
                 lost = disk.execute(f"UPDATE events SET place = NULL WHERE place IS NOT NULL{gone}", known).rowcount  # noqa: S608

@@ -9,11 +9,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from schemas.settings import TrainingSettings
+
 TOPICS: dict[str, list[str]] = {
     "football": "goal match striker league referee penalty stadium coach team keeper kick pitch".split(),
     "money": "bank loan market profit share tax budget invoice trade price bond rate".split(),
     "cooking": "oven recipe butter onion soup pepper bake flour garlic dough spoon taste".split(),
 }
+# A probe held this short leaves much to learn; adapters of a random base first make it worse, hence the patience.
+TINY_RECIPE = TrainingSettings(
+    epochs=8,
+    patience=8,
+    threads=1,
+    learning_rate=2e-3,
+    lora_dropout=0.0,
+    base_dropout=False,
+    label_names=False,
+    bf16=False,
+    adapted_layers=1,
+    lora_targets="query-value",
+    lora_rank=8,
+    probe_c=1e-4,
+)
 FILLERS = "the a of and to in with for on was is about today people new many".split()
 
 

@@ -215,7 +215,7 @@ def test_the_walk(walk: Walk, bad: list[object], figure: str, better: int) -> No
         figures = {name: report.figures[figure] for name, report in second.evaluations.items()}
         assert better * figures["candidate"] > better * figures["champion"]
         assert second.dataset is not None
-        assert second.dataset.rows_by_source["correction"] > 50
+        assert second.dataset.rows_by_source["correction"] > 100
         [after] = client.post("/predict", json={"items": [{"text": given[0][0]}]}).json()
         assert after["model_version"] == second.candidate_version
     folder = round_folder(walk.settings, second.round_id)

@@ -27,26 +27,11 @@ from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
 from schemas.targets import canonical
 from serving.artifacts import write_manifest
-from tests.fakes import TOPICS, toy_rows
+from tests.fakes import TINY_RECIPE, TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)
 TASK = Classification(LABELS)
-# A probe held this short leaves much to learn; adapters of a random base first make it worse, hence the patience.
-RECIPE = TrainingSettings(
-    epochs=8,
-    patience=8,
-    threads=1,
-    learning_rate=2e-3,
-    lora_dropout=0.0,
-    base_dropout=False,
-    label_names=False,
-    bf16=False,
-    adapted_layers=1,
-    lora_targets="query-value",
-    lora_rank=8,
-    probe_c=1e-4,
-    refit_below=None,
-)
+RECIPE = TINY_RECIPE.model_copy(update={"refit_below": None})
 
 
 @pytest.fixture(scope="module")

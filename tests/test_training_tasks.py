@@ -21,25 +21,10 @@ from pipelines.training.tasks import Batch, task_for
 from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.settings import TrainingSettings
 from schemas.targets import canonical
-from tests.fakes import TOPICS, toy_rows
+from tests.fakes import TINY_RECIPE, TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)
-# A probe held this short leaves much to learn; adapters of a random base first make it worse, hence the patience.
-RECIPE = TrainingSettings(
-    epochs=8,
-    patience=8,
-    threads=1,
-    learning_rate=2e-3,
-    lora_dropout=0.0,
-    base_dropout=False,
-    label_names=False,
-    bf16=False,
-    lora_targets="query-value",
-    lora_rank=8,
-    probe_c=1e-4,
-    batch_size=8,
-    adapted_layers=1,
-)
+RECIPE = TINY_RECIPE.model_copy(update={"batch_size": 8})
 
 
 @pytest.fixture(scope="module")

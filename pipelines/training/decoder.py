@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipelines.training.model import BaseModelMissing, base_model_path, base_model_sha256, layer_of
+from pipelines.training.model import BaseModelMissing, base_model_path, base_model_sha256, layer_of, shared_copy
 from schemas.settings import TrainingSettings
 from serving import prompts
 from serving.artifacts import sha256
@@ -117,13 +117,7 @@ def trainable_copy(base: Decoder, settings: TrainingSettings) -> Any:
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.model.modules()),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(shared_copy(base), config)
-
-
-def shared_copy(base: Decoder) -> Any:
-    """The base model in new modules whose weights are the decoder's own: for adapters."""
-    shared: dict[int, Any] = {id(weights): weights for weights in base.model.parameters()}
-    return copy.deepcopy(base.model, shared)
+    return get_peft_model(shared_copy(base.model), config)
 
 
 def save(model: Any, base: Decoder, directory: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the tasks of an encoder share: mean-pooled embeddings, a linear head that starts as a probe on them.
+"""What the tasks of an encoder share: mean-pooled embeddings, a linear head on them, a probe to beat.
 
 Turns examples into rows, and a probe or a champion into a module to be trained. classification.py, multilabel.py and
 regression.py say what is left: targets, probe, losses, metrics. It deliberately knows no optimiser.
@@ -42,12 +42,12 @@ class EncoderTask(ABC):
 
     @abstractmethod
     def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
-        """The regularised linear model on embeddings [n, width] that a round starts from and must beat, in the target's unit."""
+        """The regularised linear model on embeddings [n, width] that a round must beat, in the target's unit."""
 
     def first_head(
         self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings
     ) -> Probe:
-        """The head that training starts from, in the target's unit: the probe."""
+        """The head that training starts from, in the target's unit: the probe, unless a task knows a better one."""
         return self.probe(embeddings, examples, settings)
 
     def rows(
@@ -139,4 +139,4 @@ def not_this(nll: torch.Tensor) -> torch.Tensor:
 
 
 def _encoder_of(champion: Champion, base: Encoder, settings: TrainingSettings) -> Any:
-    return champion.apply(copy.deepcopy(base.model) if champion.is_whole else shared_copy(base), settings)
+    return champion.apply(copy.deepcopy(base.model) if champion.is_whole else shared_copy(base.model), settings)

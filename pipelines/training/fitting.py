@@ -4,7 +4,7 @@ Turns tokenised rows into gradient steps and outputs. trainer.py opens a `Fit`, 
 deliberately decides nothing, no validation, no choice of model; and it knows no task but by its `Task`.
 
 AdamW with warm-up and decay, rates that fall from the uppermost layer down (Howard and Ruder 2018), batches of similar length.
-The base model's own dropout stays off unless asked for: the layers below the first that changes run once (lower_layers.py).
+What lies below the first layer that changes runs once (lower_layers.py), without dropout.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ class Fit:
             if "lora_dropout" in name:
                 module.train()
         total = 0.0
-        for rows in self._batches():
+        for rows in batches(self._own, self._rows.inputs.lengths, self._batch, self._draw):
             batch = self._rows.batch(rows)
             losses = self._task.losses(self._forward(rows), batch, self._settings)
             loss = (losses * batch.weights).sum() / batch.weights.sum()
@@ -129,15 +129,17 @@ class Fit:
         for name, weights in snapshot.items():
             self._trained[name].copy_(weights)
 
-    def _batches(self) -> list[list[int]]:
-        """Batches of similar length in random order: rows are shuffled, sorted within chunks, cut."""
-        order, lengths = self._own.copy(), self._rows.inputs.lengths
-        self._draw.shuffle(order)
-        step = self._batch * CHUNK
-        chunks = [sorted(order[n : n + step], key=lambda row: lengths[row]) for n in range(0, len(order), step)]
-        batches = [chunk[n : n + self._batch] for chunk in chunks for n in range(0, len(chunk), self._batch)]
-        self._draw.shuffle(batches)
-        return batches
+
+def batches(
+    rows: Sequence[int], lengths: Sequence[int] | NDArray[np.int64], size: int, draw: random.Random
+) -> list[list[int]]:
+    """Batches of similar length in random order: rows are shuffled, sorted within chunks by their `lengths`, cut."""
+    order, step = list(rows), size * CHUNK
+    draw.shuffle(order)
+    chunks = [sorted(order[n : n + step], key=lambda row: lengths[row]) for n in range(0, len(order), step)]
+    found = [chunk[n : n + size] for chunk in chunks for n in range(0, len(chunk), size)]
+    draw.shuffle(found)
+    return found
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pipelines.dataset import formats
 from pipelines.dataset.examples import Example
 from pipelines.training.champion import Champion
-from pipelines.training.decoder import Decoder, shared_copy, trainable_copy
+from pipelines.training.decoder import Decoder, trainable_copy
+from pipelines.training.model import shared_copy
 from pipelines.training.tasks import Batch, Rows
 from pipelines.training.token_rows import TokenRows
 from schemas.settings import TrainingSettings
@@ -65,7 +66,7 @@ class Generation:
     ) -> Any:
         """The base model, with adapters that change nothing yet, or a champion's."""
         torch.manual_seed(settings.seed)
-        return trainable_copy(base, settings) if champion is None else champion.apply(shared_copy(base), settings)
+        return trainable_copy(base, settings) if champion is None else champion.apply(shared_copy(base.model), settings)
 
     def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
         """Training loss [b]: a row's tokens over the batch's mean number of them, so that each token weighs the same."""

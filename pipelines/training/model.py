@@ -153,8 +153,9 @@ class TextModel(nn.Module):  # type: ignore[misc]  # torch is not followed
 
 def computes_bf16() -> bool:
     """Whether this processor multiplies bfloat16 itself; where it does not, training in it is slower, not faster."""
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    from serving.generation import compute_dtype
+
+    return compute_dtype() is torch.bfloat16
 
 
 def adapter_targets(path: Path, group: str) -> list[str]:
@@ -194,10 +195,10 @@ def trainable_copy(encoder: Encoder, settings: TrainingSettings) -> Any:
         target_modules=adapter_targets(encoder.path, settings.lora_targets or "all"),
         layers_to_transform=list(range(max(0, layers - adapted), layers)),
     )
-    return get_peft_model(shared_copy(encoder), config)
+    return get_peft_model(shared_copy(encoder.model), config)
 
 
-def shared_copy(encoder: Encoder) -> Any:
-    """The base model in new modules whose weights are the encoder's own: for adapters. Merge a deep copy, never this."""
-    shared: dict[int, Any] = {id(weights): weights for weights in encoder.model.parameters()}
-    return copy.deepcopy(encoder.model, shared)
+def shared_copy(model: Any) -> Any:
+    """A base model in new modules whose weights are its own: for adapters. Merge a deep copy, never this."""
+    shared: dict[int, Any] = {id(weights): weights for weights in model.parameters()}
+    return copy.deepcopy(model, shared)

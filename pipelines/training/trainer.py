@@ -1,13 +1,14 @@
-"""Fine-tuning: probe first, then what the method trains with the head warm-started from it, kept only if that helps.
+"""Fine-tuning: what the method trains, kept only if it beats the probe.
 
 Turns a dataset's rows into a trained model and its metric history. candidates.py calls `train`. It deliberately
 knows no registry, no gates and, but for its `Task`, no task; how a model is fitted once is fitting.py.
 
-Recipe: linear probing then fine-tuning (LP-FT, Kumar et al. 2022). The number of epochs is chosen by NLL on rows that were
-not trained on, each contender with its own temperature where the task has one, and must beat the probe by a standard error.
-Those are the validation rows; below CROSS_BELOW rows, where a share of them is too few to tell, it is all rows by
-cross-validation. Then the choice is repeated on all rows, as a small seed can't spare any; or else the best checkpoint is kept.
-A round that goes on from the champion keeps it always: rows that trained a champion can't choose epochs for the next.
+A task's head starts from its probe (LP-FT, Kumar et al. 2022) or from something that leaves more to learn. The number of
+epochs is chosen by NLL on rows that were not trained on, each contender with its own temperature where the task has one, and
+must beat the probe by a standard error. Those are the validation rows; below CROSS_BELOW rows, where a share of them is too
+few to tell, it is all rows by cross-validation. Then the choice is repeated on all rows, as a small seed can't spare any; or
+else the best checkpoint is kept. A round that goes on from the champion keeps it always: rows that trained a champion can't
+choose epochs for the next.
 """
 
 import contextlib

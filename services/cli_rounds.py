@@ -5,6 +5,7 @@ run --claimed ID` too. It deliberately does not know what a round does.
 """
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ def rounds() -> None:
 @config_option
 def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: Path) -> None:
     """Run a round in the foreground, or go on with one that was interrupted."""
+    # Read when torch is loaded. Beside serving, threads that spin while they wait for each other cost a round more than sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from schemas.artifacts import RoundState
     from services.announce import announce
     from services.projects import fill_taxonomy

@@ -23,7 +23,7 @@ import psutil
 
 from pipelines.calibration import row_nll
 from serving.artifacts import ArtifactStore, read_manifest
-from tests import bench_serve_bare, bench_serve_baseline
+from tests import bench_serve_bare, bench_serve_baseline, bench_serve_generation
 from tests.bench_report import Figure, write
 from tests.bench_serve_load import (
     RATCHET_BODY,
@@ -427,6 +427,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "memory": flat,
     "bento": bento,
     "student": distilled,
+    "generation": bench_serve_generation.measure,
 }
 
 

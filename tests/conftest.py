@@ -59,12 +59,12 @@ def model_name() -> str:
     return f"m-{uuid.uuid4().hex[:12]}"
 
 
-def write_rows(path: Path, rows: list[tuple[str, str]]) -> Path:
-    """Write rows as a CSV with the columns text and label."""
+def write_rows(path: Path, rows: list[tuple[str, str]], column: str = "label") -> Path:
+    """Write rows as a CSV with the columns text and, unless said, label."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["text", "label"])
+        writer.writerow(["text", column])
         writer.writerows(rows)
     return path
 

@@ -5,10 +5,12 @@ knows no registry, no gates and, but for its `Task`, no task; how a model is fit
 
 A task's head starts from its probe (LP-FT, Kumar et al. 2022) or from something that leaves more to learn. The number of
 epochs is chosen by NLL on rows that were not trained on, each contender with its own temperature where the task has one, and
-must beat the probe by a standard error. Those are the validation rows; below CROSS_BELOW rows, where a share of them is too
-few to tell, it is all rows by cross-validation. Then the choice is repeated on all rows, as a small seed can't spare any; or
-else the best checkpoint is kept. A round that goes on from the champion keeps it always: rows that trained a champion can't
-choose epochs for the next.
+must beat the probe. Those are the validation rows; below CROSS_BELOW rows, where a share of them is too few to tell, it is all
+rows by cross-validation. Then the choice is repeated on all rows, as a small seed can't spare any; or else the best checkpoint
+is kept. A round that goes on from the champion keeps it always: rows that trained a champion can't choose epochs for the next.
+
+What is repeated is the latest epoch that was not a standard error worse than the best: few rows name the best one by chance, and
+a training that is cut off while its rate is high ends worse than one that is run to its end.
 """
 
 import contextlib
@@ -134,14 +136,15 @@ class _Search:
         self._extra = list(range(len(examples), len(rows.targets)))  # what no fold holds back
 
     def run(self, splits: Splits, *, keeps: bool) -> tuple[int | None, Any]:
-        """The epoch with the lowest held-out NLL, None unless it beats the probe by a standard error.
+        """The epoch with the lowest held-out NLL, or else the latest that is about as good; None unless it beats the probe.
 
-        If it `keeps` what it finds, there is one split, and its model comes too, as it was after that epoch.
+        If it `keeps` what it finds, it is the lowest of one split, and its model comes too, as it was after that epoch.
         """
         held = [held for _, held in splits]
         targets = self._rows.targets[[n for part in held for n in part]]
         curve: list[NDArray[np.float64]] = []
-        best, snapshot = 0, None
+        best = chosen = 0
+        snapshot = None
         with contextlib.ExitStack() as stack:
             models = [self._start(own, self._settings, self._champion) for own, _ in splits]
             cheap = np.concatenate([self._probe_outputs(own, part) for own, part in splits])
@@ -169,21 +172,17 @@ class _Search:
                 )
                 # The probe is met at the end: from prototypes it may take more epochs to pass it than patience has.
                 if epoch <= (0 if self._champion else 1) or curve[-1].mean() < curve[best].mean():
-                    best, snapshot = epoch, fits[0].snapshot() if keeps else None
-                elif epoch - best >= self._settings.patience:
+                    best = chosen = epoch
+                    snapshot = fits[0].snapshot() if keeps else None
+                elif not keeps and not _worse(curve[epoch], curve[best]):
+                    chosen = epoch
+                elif epoch - chosen >= self._settings.patience:
                     break
             if snapshot is not None:
                 fits[0].restore(snapshot)
-        gain = probe - curve[best]
-        needed = float(gain.std() / np.sqrt(len(gain)))
-        beaten = bool(gain.mean() > needed)
-        self._log.line(
-            chosen=self._settings.method if beaten else "probe",
-            epochs=best,
-            gain_over_probe=float(gain.mean()),
-            gain_needed=needed,
-        )
-        return best if beaten else None, models[0]
+        gain = float((probe - curve[chosen]).mean())
+        self._log.line(chosen=self._settings.method if gain > 0 else "probe", epochs=chosen, gain_over_probe=gain)
+        return chosen if gain > 0 else None, models[0]
 
     def _start(self, own: list[int], settings: TrainingSettings, champion: Champion | None) -> Any:
         return self._task.start(self._base, [*(self._examples[n] for n in own), *self._named], settings, champion)
@@ -209,6 +208,12 @@ def _probe(
 def as_probe(settings: TrainingSettings) -> TrainingSettings:
     """The recipe that fits a head alone."""
     return settings.model_copy(update={"method": "head"})
+
+
+def _worse(losses: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
+    """Whether the same rows' losses [n] are higher by more than a standard error."""
+    more = losses - best
+    return bool(more.mean() > more.std() / np.sqrt(len(more)))
 
 
 def _sorted(rows: Sequence[Example]) -> list[Example]:

@@ -17,7 +17,7 @@ from schemas.reports import Confusion, LabelScore, RoundReport, SliceChange
 
 MATRIX_LABELS = 12
 SHOWN_SLICES = 30
-DRAWN = ("accuracy", "macro_f1", "subset_accuracy", "r2", "spearman", "chrf", "rouge_l")  # three of a task at most
+DRAWN = ("accuracy", "macro_f1", "subset_accuracy", "r2", "spearman", "perplexity")  # three of a task at most
 WORDS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
 
 
@@ -55,7 +55,15 @@ _NUMBER = Words(
     "Error grew most",
     "Error shrank most",
 )
-WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER}
+_TEXT = Words(
+    ("confidence", "share accepted"),
+    "on the dashed line answers are accepted (chrF of a half, or the very text) as often as the model says",
+    "",
+    "",
+    "Farther from the reference",
+    "Nearer to the reference",
+)
+WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER, "generation": _TEXT}
 
 
 def render(report: RoundReport) -> str:

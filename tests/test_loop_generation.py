@@ -20,7 +20,7 @@ from pipelines.training.generation import Generation
 from pipelines.training.trainer import train
 from pipelines.training_round import round_folder
 from schemas.artifacts import RoundState
-from schemas.settings import TrainingSettings
+from schemas.settings import SettingsError, TrainingSettings, load_settings
 from services import feedback_consumer
 from services.cli import cli
 from services.projects import create_project, open_project
@@ -151,6 +151,11 @@ def test_the_walk(walk: Walk) -> None:
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 0, done.output
     assert set(json.loads(out.read_text().splitlines()[0])) == {"text", "completion"}
+
+
+def test_a_model_that_writes_has_no_student(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^training\.student_layers = 3: a model that writes"):
+        load_settings('[model]\ntask = "generation"\n[training]\nstudent_layers = 3', {}, root=tmp_path)
 
 
 def test_init_makes_a_project_that_writes(tmp_path: Path, talking: Path) -> None:

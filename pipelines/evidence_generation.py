@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import measures, metrics, paired
+from pipelines import measures, metrics, paired, sequence_confidence
 from pipelines.dataset.files import FileRow
 from pipelines.evidence import Bias, Bools, Evidence, Floats, Score, Uncalibrated, slices
 from pipelines.evidence_right import bias_of
@@ -166,20 +166,19 @@ def score_text(
     fitted, truth = calibration or Calibration(), [[row.label] for row in rows]
     by_row = {**metrics.row_generation(truth, texts), "nll": likelihood.nll / likelihood.tokens}
     found = _measures(by_row, likelihood) | {"bleu": _exactly(metrics.bleu(truth, texts))}
-    ece, reliability = None, []
-    if fitted.sequence and logprobs:
-        confidence = applied.sequence_confidence(fitted.sequence, logprobs)
+    honest, reliability = {}, []
+    if fitted.sequence and _claims(fitted) and logprobs:
         took = accepted(texts, rows)
-        reliability = measures.reliability(confidence, took)
-        if _claims(fitted):
-            ece = measures.ece(confidence, took)
+        honest = sequence_confidence.measure(fitted.sequence, logprobs, took)
+        reliability = measures.reliability(applied.sequence_confidence(fitted.sequence, logprobs), took)
+        found["confidence_auroc"] = _exactly(honest["auroc"])
     report = EvaluationReport(
         model_version=version,
         split=split,
         n=len(rows),
         nll=float(by_row["nll"].mean()),
-        ece=ece,
-        ece_null_99=None if ece is None else measures.ece_null(confidence),
+        ece=honest.get("ece"),
+        ece_null_99=honest.get("ece_null_99"),
         by_slice={
             name: {"n": len(own)} | {key: float(by_row[key][own].mean()) for key in ("chrf", "nll")}
             for name, own in slices(rows, "generation").items()

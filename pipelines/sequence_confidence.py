@@ -1,7 +1,7 @@
 """Generation: how likely is it that people accept a generated text?
 
 Turns the log-probabilities of generated tokens, and whether the text was accepted, into a `SequenceCalibration`, and into
-measures. evaluation_generation.py calls it, and says what counts as accepted. Pure functions.
+measures. evaluation_generation.py fits, evidence_generation.py measures and says what counts as accepted. Pure functions.
 """
 
 from collections.abc import Sequence

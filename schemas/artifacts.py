@@ -177,7 +177,7 @@ class EvaluationReport(Frozen):
     measures: dict[str, Measure] = Field(
         default_factory=dict,
         description="accuracy, nll, brier, ece, classwise_ece, smooth_ece; of numbers mae, rmse, r2, spearman, nll, coverage_90; "
-        "of texts chrf, bleu, rouge1, rouge2, rougel, exact_match, nll and the perplexity of a token",
+        "of texts chrf, bleu, rouge1, rouge2, rougel, exact_match, nll and perplexity of a token, confidence_auroc",
     )
     reliability: list[ReliabilityBin] = Field(
         default_factory=list,

@@ -82,6 +82,7 @@ def test_a_confidence_has_to_be_honest_where_it_was_fitted() -> None:
     bold = gate(verdict(champion, texts(0.7, honest=False)), "calibration")
     assert bold.verdict is Verdict.FAIL
     assert "over-confident" in bold.sentence
+    assert champion.report.measures["confidence_auroc"].value > 0.9
     unfitted = texts(1.0)  # one outcome alone fits nothing
     assert unfitted.report.ece is None
     assert unfitted.bias is None

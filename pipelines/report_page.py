@@ -32,6 +32,7 @@ class Words:
     worse: str = "Right before, wrong now"
     better: str = "Wrong before, right now"
     confuses: bool = False
+    probe: str = "probe"
 
 
 _ONE = Words(
@@ -62,6 +63,7 @@ _TEXT = Words(
     "",
     "Farther from the reference",
     "Nearer to the reference",
+    probe="most similar row",
 )
 WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER, "generation": _TEXT}
 
@@ -108,7 +110,7 @@ def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
     found = report.evaluations
     candidate, champion, probe = found["candidate"], found.get("champion"), found.get("probe")
     beside = champion or probe
-    whose = "champion" if champion else "probe"
+    whose = "champion" if champion else WORDS_OF[report.task].probe
     said = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
     said["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
     return [(name, _number(value), said[name]) for name, value in candidate.figures.items()]

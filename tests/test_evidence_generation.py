@@ -104,7 +104,14 @@ def test_an_exact_answer_is_accepted_however_short() -> None:
 def test_the_report_speaks_of_texts() -> None:
     candidate, champion = texts(0.8, nll=1.5, seed=1), texts(0.5, nll=2.5)
     page = report_page.render(report_of(Judged(candidate, champion, champion), "generation"))
-    for one in ("chrF", "perplexity", "Farther from the reference", "channel=ios", "share accepted"):
+    for one in (
+        "chrF",
+        "perplexity",
+        "Farther from the reference",
+        "channel=ios",
+        "share accepted",
+        "most similar row",
+    ):
         assert one in page, one
     assert candidate.report.figures.keys() == {"chrF", "BLEU", "ROUGE-L", "exact match", "perplexity", "NLL", "ECE"}
     assert champion.worse_than(candidate)

@@ -17,20 +17,22 @@ from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation import judged_task
 from pipelines.policy import load_policy
+from pipelines.training.bases import Base, base_name
 from pipelines.training.champion import CannotContinue, Champion, open_champion
+from pipelines.training.decoder import Decoder, save
 from pipelines.training.log import History, Progress
-from pipelines.training.model import Encoder, base_model_sha256
+from pipelines.training.model import Encoder
 from pipelines.training.tasks import task_for
 from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, Pace, RoundRecord
 from schemas.settings import Settings
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
-from serving.runtime import Runtime
+from serving.runtime import Runtime, open_version
 
 log = logging.getLogger("ratchet.candidates")
 
 GOLDEN_ROWS = 8
-INT8_TOLERANCE = 1e-2  # of golden outputs: processors differ in how they add int8 products
+TOLERANCES = {"fp32": 1e-3, "bf16": 0.5, "int8": 1e-2}  # of golden outputs: processors differ in how they add products
 TRIALS = "compression.json"
 TRAFFIC_TEXTS = 5000  # of recent predictions, that a student learns from beside the round's own
 
@@ -38,7 +40,7 @@ TRAFFIC_TEXTS = 5000  # of recent predictions, that a student learns from beside
 def make(
     record: RoundRecord,
     dataset: Dataset,
-    encoder: Encoder,
+    base: Base,
     settings: Settings,
     folder: Path,
     progress: Callable[[str, float, Pace | None], None],
@@ -48,8 +50,8 @@ def make(
     """The candidate's directory, below the round's `folder`; as it is if an earlier attempt finished it.
 
     Trained, merged, exported, calibrated, and compressed if a smaller artefact stands in for full precision: of those that
-    do, the fastest. `traffic` gives so many texts of recent predictions. `champion` is the verified directory of the version
-    that it goes on from or that teaches it, where the settings say so.
+    do, the fastest. A model that writes is kept as it is. `traffic` gives so many texts of recent predictions. `champion` is
+    the verified directory of the version that it goes on from or that teaches it, where the settings say so.
     """
     target = folder / "version"
     if _is_finished(target, dataset):
@@ -57,16 +59,16 @@ def make(
     full = folder / "full"
     if not _is_finished(full, dataset):
         told = partial(progress, "training")
-        _full_precision(full, record, dataset, encoder, settings, told, champion)
+        _full_precision(full, record, dataset, base, settings, told, champion)
     chosen, tried = full, []
-    if settings.serving.artifact == "auto":
+    if settings.serving.artifact == "auto" and isinstance(base, Encoder):
         smaller = [folder / "int8"]
         _compress(full, full / "model.onnx", smaller[0], "int8", dataset, settings)
         if settings.training.student_layers:
             smaller.append(folder / "student")
             if not _is_finished(smaller[1], dataset):
                 told = partial(progress, "distillation")
-                _distil(full, smaller[1], _unjudged(traffic(TRAFFIC_TEXTS), dataset), dataset, encoder, settings, told)
+                _distil(full, smaller[1], _unjudged(traffic(TRAFFIC_TEXTS), dataset), dataset, base, settings, told)
         policy = load_policy(settings.path(settings.gates.policy).read_text())
         tried = [compression.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
         passed = [(trial.seconds, path) for trial, path in zip(tried, smaller, strict=True) if trial.passed]
@@ -90,18 +92,18 @@ def _full_precision(
     target: Path,
     record: RoundRecord,
     dataset: Dataset,
-    encoder: Encoder,
+    base: Base,
     settings: Settings,
     progress: Progress,
     champion: Path | None,
 ) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    base_sha256 = base_model_sha256(encoder.path)
+    base_sha256 = base.sha256
     before, note = _before(champion, base_sha256, settings)
     trained = train(
         task_for(settings.model.task, dataset.labels, [*dataset.train, *dataset.validation]),
-        encoder,
+        base,
         dataset.train,
         dataset.validation,
         settings.training,
@@ -109,8 +111,12 @@ def _full_precision(
         rejections=dataset.rejections,
         champion=before,
     )
-    compression.save_weights(trained.model, target)
-    compression.export(trained.model, encoder, target)
+    if isinstance(base, Decoder):
+        artifact = save(trained.model, base, target)
+    else:
+        artifact = "fp32"
+        compression.save_weights(trained.model, target)
+        compression.export(trained.model, base, target)
     (target / "dataset.json").write_text(dataset.manifest.model_dump_json(indent=2))
     (target / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*note, *trained.history]))
     manifest = ModelManifest(
@@ -118,17 +124,19 @@ def _full_precision(
         model_name=settings.model.name,
         task=settings.model.task,
         labels=dataset.labels,
-        base_model=settings.model.base_model or "all-MiniLM-L6-v2",
+        base_model=base_name(settings.model),
         base_model_sha256=base_sha256,
         max_length=settings.model.max_length,
+        max_new_tokens=settings.model.max_new_tokens,
         parent_version=record.champion_version,
         round_id=record.round_id,
         dataset_fingerprint=dataset.manifest.fingerprint,
         method=trained.method,
+        artifact=artifact,
         seed=settings.training.seed,
         code_version=judging.code_version(),
         calibration=Calibration(),
-        golden=Golden(texts=[], probabilities=[]),
+        golden=Golden(texts=[], probabilities=[], tolerance=TOLERANCES[artifact]),
         files={},
     )
     write_manifest(target, manifest)
@@ -152,7 +160,7 @@ def _compress(full: Path, model: Path, target: Path, artifact: str, dataset: Dat
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(full, target, ignore=shutil.ignore_patterns("manifest.json", "model.onnx"))
     compression.quantise(model, target / "model.onnx")
-    golden = Golden(texts=[], probabilities=[], tolerance=INT8_TOLERANCE)
+    golden = Golden(texts=[], probabilities=[], tolerance=TOLERANCES["int8"])
     changes = {"artifact": artifact, "calibration": Calibration(), "golden": golden}
     manifest = verify(full).model_copy(update=changes)
     write_manifest(target, manifest)
@@ -192,7 +200,7 @@ def _calibrate(
     target: Path, manifest: ModelManifest, rows: Sequence[FileRow], golden: list[str], settings: Settings
 ) -> None:
     """Fit on the exact artefact."""
-    runtime, task = Runtime(target, threads=judging.threads(settings.training)), judged_task(manifest.task)
+    runtime, task = open_version(target, threads=judging.threads(settings.training)), judged_task(manifest.task)
     (target / "manifest.json").unlink()
     fitted = task.calibrate(runtime, rows, settings.gates.sets)
     answers = task.golden(runtime, fitted, golden, manifest.golden.tolerance)

@@ -2,20 +2,21 @@
 
 `judged_task` turns a task's name into what the round asks of it between training and the verdict. candidates.py calibrates with
 it, judging.py and compression.py score. Each task is one value in JUDGED; models that answer with a row of numbers share
-`ByOutputs`. It deliberately judges nothing.
+`ByOutputs`, what writes is evaluation_generation.py's. It deliberately judges nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import calibration, intervals
+from pipelines import calibration, intervals, robustness
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
-from pipelines.evidence import Evidence, Floats
+from pipelines.evaluation_generation import ByText
+from pipelines.evidence import Evidence, Floats, OutputEvidence
 from pipelines.evidence_classification import score_label
 from pipelines.evidence_multilabel import score_labels
 from pipelines.evidence_regression import score_number
@@ -24,6 +25,7 @@ from pipelines.training.model import Encoder
 from pipelines.training.tasks import task_for
 from pipelines.training.trainer import probe_outputs
 from schemas.artifacts import Calibration, Golden
+from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
 from schemas.targets import Task, labels_of
 from serving.calibration import GOLDEN_COVERAGE
@@ -34,20 +36,24 @@ Sets = Literal["lac", "aps"]
 
 
 class JudgedTask(Protocol):
-    """What a round asks of a task between training and the verdict."""
+    """What a round asks of a task between training and the verdict; a runtime is what `open_version` gives of it."""
 
-    def calibrate(self, runtime: Runtime, rows: Sequence[FileRow], sets: Sets) -> Calibration:
+    def calibrate(self, runtime: Any, rows: Sequence[FileRow], sets: Sets) -> Calibration:
         """Fit on fair rows that do not judge; the artefact itself is asked, whatever it was calibrated by before."""
 
-    def golden(self, runtime: Runtime, fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
+    def golden(self, runtime: Any, fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
         """What the artefact answers to these texts under a calibration, for every later load to be held against."""
 
-    def evaluate(self, runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> Evidence:
+    def chosen(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
+        """The rows that judge, where all of them would take too long."""
+
+    def evaluate(self, runtime: Any, rows: Sequence[FileRow], *, split: str) -> Evidence:
         """Score the artefact that would serve."""
 
-    def baseline(
-        self, encoder: Encoder, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings
-    ) -> Evidence:
+    def edits(self, runtime: Any, evidence: Any, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+        """Kind of edit -> how many answers to these rows of its evidence it changes."""
+
+    def baseline(self, base: Any, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings) -> Evidence:
         """Score the cheapest method that learns from the dataset."""
 
 
@@ -61,7 +67,7 @@ class ByOutputs:
 
     name: Task
     fit: Callable[[Floats, Sequence[str], Sequence[str], Sets], Calibration]
-    score: Callable[..., Evidence]
+    score: Callable[..., OutputEvidence]
     relative: bool = False
 
     def calibrate(self, runtime: Runtime, rows: Sequence[FileRow], sets: Sets) -> Calibration:
@@ -83,7 +89,11 @@ class ByOutputs:
             tolerance=tolerance * (float(np.abs(outputs).max()) if self.relative else 1.0),
         )
 
-    def evaluate(self, runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> Evidence:
+    def chosen(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
+        """All."""
+        return rows
+
+    def evaluate(self, runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> OutputEvidence:
         """Calibrated, and for the report also as it is before."""
         logits = runtime.logits([row.text for row in rows])
         return self.score(
@@ -96,9 +106,14 @@ class ByOutputs:
             raw=self._uncalibrated(runtime.labels, logits),
         )
 
+    def edits(self, runtime: Runtime, evidence: OutputEvidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+        """Held against the outputs of the texts as they are."""
+        texts = [evidence.rows[n].text for n in rows.tolist()]
+        return robustness.count_flips(runtime, texts, evidence.outputs[rows], evidence.alike)
+
     def baseline(
         self, encoder: Encoder, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings
-    ) -> Evidence:
+    ) -> OutputEvidence:
         """The probe on frozen embeddings that training started from."""
         used, labels = [*dataset.train, *dataset.validation], dataset.labels
         task = task_for(self.name, labels, used)
@@ -110,14 +125,14 @@ class ByOutputs:
         return BY_TASK[self.name](labels, Calibration()).apply(logits)
 
 
+def evaluate(runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> OutputEvidence:
+    """Score an artefact that answers with numbers, by its own task."""
+    return BY_OUTPUTS[runtime.manifest.task].evaluate(runtime, rows, split=split)
+
+
 def judged_task(name: str) -> JudgedTask:
     """The task of that name; an artefact of another is not made, nor loaded."""
     return JUDGED[name]
-
-
-def evaluate(runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> Evidence:
-    """Score the artefact that would serve, by its own task."""
-    return judged_task(runtime.manifest.task).evaluate(runtime, rows, split=split)
 
 
 def _fit_label(logits: Floats, targets: Sequence[str], labels: Sequence[str], sets: Sets) -> Calibration:
@@ -135,8 +150,9 @@ def _fit_number(logits: Floats, targets: Sequence[str], _labels: Sequence[str], 
     return Calibration(fitted_rows=fitted.fitted_rows, intervals=fitted)
 
 
-JUDGED: Mapping[str, JudgedTask] = {
+BY_OUTPUTS: Mapping[str, ByOutputs] = {
     "classification": ByOutputs("classification", _fit_label, score_label),
     "multilabel": ByOutputs("multilabel", _fit_labels, score_labels),
     "regression": ByOutputs("regression", _fit_number, score_number, relative=True),
 }
+JUDGED: Mapping[str, JudgedTask] = {**BY_OUTPUTS, "generation": ByText()}

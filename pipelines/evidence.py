@@ -57,6 +57,9 @@ class Evidence(ABC):
 
     task: ClassVar[Task]
     measure: ClassVar[str]  # what `score` and `moved` are about
+    cheap: ClassVar[str] = (
+        "a linear probe on the same training rows"  # what a round has to be worth its training against
+    )
     guess: ClassVar[str]  # what `score.guessing` is about
     bounds: ClassVar[str]  # what holds the truth with a promised probability
 
@@ -65,15 +68,6 @@ class Evidence(ABC):
     calibration: Calibration
 
     # --- what was answered ---
-
-    @property
-    @abstractmethod
-    def outputs(self) -> Floats:
-        """The model's calibrated outputs [n, k]."""
-
-    @abstractmethod
-    def alike(self, some: Floats, others: Floats) -> Bools:
-        """On which rows two outputs [m, k] of this model are the same answer [m]."""
 
     @property
     @abstractmethod
@@ -144,6 +138,19 @@ class Evidence(ABC):
     def label_scores(self) -> list[LabelScore]:
         """Recall and precision by label."""
         return []
+
+
+class OutputEvidence(Evidence):
+    """Of a model that answers every text with k numbers."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> Floats:
+        """The model's calibrated outputs [n, k]."""
+
+    @abstractmethod
+    def alike(self, some: Floats, others: Floats) -> Bools:
+        """On which rows two outputs [m, k] of this model are the same answer [m]."""
 
 
 def slices(rows: Sequence[FileRow], task: Task) -> dict[str, NDArray[np.int64]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines import intervals, measures, metrics, paired
 from pipelines.dataset.files import FileRow
-from pipelines.evidence import Bias, Bools, Evidence, Floats, Score, slices
+from pipelines.evidence import Bias, Bools, Floats, OutputEvidence, Score, slices
 from schemas.artifacts import Calibration, EvaluationReport, IntervalCalibration, Measure, ReliabilityBin
 from schemas.targets import Task, canonical
 from serving import calibration as applied
@@ -29,7 +29,7 @@ CLAIMS = tuple(n / 20 for n in range(1, 20))
 
 
 @dataclass(frozen=True)
-class NumberEvidence(Evidence):
+class NumberEvidence(OutputEvidence):
     """Regression; `numbers` [n] and `truth` [n]."""
 
     task: ClassVar[Task] = "regression"

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from pipelines import paired
 from pipelines.dataset.files import FileRow
-from pipelines.evidence import Bias, Bools, Evidence, Floats, Score
+from pipelines.evidence import Bias, Bools, Floats, OutputEvidence, Score
 from pipelines.paired import Moved
 from schemas.artifacts import EvaluationReport, Measure
 from schemas.reports import LabelScore
 from schemas.targets import Task, labels_of
 
 
-class RightOrWrong(Evidence):
+class RightOrWrong(OutputEvidence):
     """Answers made of labels.
 
     `labels` are the model's, `known` of them, then those true labels that it does not know; `probabilities` [n, k] has a

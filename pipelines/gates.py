@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from pipelines import gates_comparison as compare
 from pipelines import gates_floor as floor
 from pipelines import paired
-from pipelines.evidence import Evidence
+from pipelines.evidence import Evidence, OutputEvidence
 from pipelines.evidence_right import RightOrWrong
 from pipelines.policy import CompressedPolicy, Policy, changes
 from schemas.artifacts import GateReport, GateResult, Verdict
@@ -84,7 +84,9 @@ def judge(
     return _report(results, policy, look=facts.look, previous=previous, bootstrap=champion is None)
 
 
-def judge_compressed(full: Evidence, compressed: Evidence, policy: Policy, *, student: bool = False) -> GateReport:
+def judge_compressed(
+    full: OutputEvidence, compressed: OutputEvidence, policy: Policy, *, student: bool = False
+) -> GateReport:
     """May a compressed artefact (int8, or a distilled student) stand in for the full-precision model of the same round?
 
     Both are scored on the same rows in the same order. Nothing is compared with the champion, so no evidence is spent:
@@ -101,7 +103,7 @@ def judge_compressed(full: Evidence, compressed: Evidence, policy: Policy, *, st
     return _report(results, policy, look=0)
 
 
-def _agreement(full: Evidence, compressed: Evidence, policy: CompressedPolicy, least: float) -> GateResult:
+def _agreement(full: OutputEvidence, compressed: OutputEvidence, policy: CompressedPolicy, least: float) -> GateResult:
     n, same = compressed.report.n, int(full.alike(full.outputs, compressed.outputs).sum())
     return GateResult(
         gate="agreement",

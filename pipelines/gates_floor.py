@@ -112,8 +112,7 @@ def calibration(champion: Evidence | None, candidate: Evidence, policy: Calibrat
     if bias is not None and bias.p <= level and abs(bias.gap) > policy.ece_floor:
         wrong.append(f"it is {bias.said} as a whole")
     if champion is not None:
-        losses = {LOSSES[name]: (champion.losses[name], loss) for name, loss in candidate.losses.items()}
-        worse = [name for name, pair in losses.items() if paired.p_larger(*pair) <= level]
+        worse = [LOSSES[name] for name in candidate.losses if candidate.moved(champion, name).p_worse <= level]
         wrong += [f"{' and '.join(worse)} worse than the champion's"] if worse else []
     told += [f"{LOSSES[name]} {loss.mean():.3f}" for name, loss in candidate.losses.items()]
     if candidate.scores:
@@ -170,7 +169,7 @@ def robustness(
 
 
 def baseline(probe: Evidence, candidate: Evidence, policy: MarginPolicy) -> GateResult:
-    """Is it worth its training: not worse than a linear probe on the same rows?"""
+    """Is it worth its training: not worse than the cheapest method that learns from the same rows?"""
     moved = candidate.moved(probe)
     failed = moved.observed < -policy.margin and moved.p_worse <= 0.05
     return GateResult(
@@ -181,7 +180,7 @@ def baseline(probe: Evidence, candidate: Evidence, policy: MarginPolicy) -> Gate
         threshold=-policy.margin,
         n=moved.n,
         interval=moved.interval(),
-        sentence=f"{moved.observed:+.3f} {candidate.measure} against a linear probe on the same training rows",
+        sentence=f"{moved.observed:+.3f} {candidate.measure} against {candidate.cheap}",
     )
 
 

@@ -20,12 +20,12 @@ from pipelines.evidence import Evidence
 from pipelines.gates import Facts
 from pipelines.policy import Policy
 from pipelines.serving_try import try_in_fresh_process
-from pipelines.training.model import Encoder
+from pipelines.training.bases import Base
 from schemas.artifacts import DatasetManifest, EvaluationReport
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
 from schemas.targets import Task, labels_of
-from serving.runtime import Runtime
+from serving.runtime import Loaded
 
 
 @dataclass(frozen=True)
@@ -45,42 +45,38 @@ class Judged:
 
 
 def threads(settings: TrainingSettings) -> int:
-    """Of ONNX Runtime while judging: as many as training may use."""
+    """Of ONNX Runtime, or torch, while judging: as many as training may use."""
     return settings.threads or os.cpu_count() or 1
 
 
 def gather(
     task: JudgedTask,
-    candidate: Runtime,
-    champion: Runtime | None,
+    candidate: Loaded,
+    champion: Loaded | None,
     dataset: Dataset,
-    encoder: Encoder,
+    base: Base,
     settings: TrainingSettings,
     policy: Policy,
     progress: Callable[[float], None],
 ) -> Judged:
     """Score candidate, champion and probe on the judging rows, and edited texts on both models."""
-    judge, texts = dataset.judge, [row.text for row in dataset.judge]
+    judge = task.chosen(dataset.judge)
     models = {"candidate": candidate} | ({"champion": champion} if champion else {})
     found = {}
     for name, model in models.items():
         found[name] = task.evaluate(model, judge, split="reference")
         progress(0.5 * len(found) / len(models))
-    chosen = robustness.chosen_rows(texts, policy.robustness.rows)
-    some = [texts[n] for n in chosen]
-    flips = {
-        name: robustness.count_flips(model, some, found[name].outputs[chosen], found[name].alike)
-        for name, model in models.items()
-    }
+    edited = robustness.chosen_rows([row.text for row in judge], policy.robustness.rows)
+    flips = {name: task.edits(model, found[name], edited) for name, model in models.items()}
     progress(0.8)
-    probe = task.baseline(encoder, dataset, judge, settings)
+    probe = task.baseline(base, dataset, judge, settings)
     return Judged(found["candidate"], probe, found.get("champion"), flips)
 
 
 def facts(
     task: JudgedTask,
     judged: Judged,
-    candidate: Runtime,
+    candidate: Loaded,
     dataset: Dataset,
     directory: Path,
     policy: Policy,
@@ -133,7 +129,7 @@ def _without_recent_feedback(dataset: Dataset, task: Task, rows: int) -> frozens
     return frozenset(dataset.labels) - seen if recent else frozenset()
 
 
-def _wrong(task: JudgedTask, runtime: Runtime, rows: Sequence[FileRow]) -> list[str]:
+def _wrong(task: JudgedTask, runtime: Loaded, rows: Sequence[FileRow]) -> list[str]:
     if not rows:
         return []
     passes = task.evaluate(runtime, rows, split="must pass").passes

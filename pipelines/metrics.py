@@ -68,15 +68,24 @@ def generation(references: Sequence[Sequence[str]], answers: Sequence[str]) -> d
     BLEU (Papineni et al. 2002; sacrebleu, Post 2018) is of all texts together, the others are means over texts, each against
     the reference that fits best. Exact match knows no case and no white space.
     """
-    rouge = _rouge(references, answers)
+    by_row = row_generation(references, answers)
+    return {"bleu": bleu(references, answers), **{name: float(values.mean()) for name, values in by_row.items()}}
+
+
+def bleu(references: Sequence[Sequence[str]], answers: Sequence[str]) -> float:
+    """Of all texts together."""
     most = max(map(len, references))
     streams = [[given[n] if n < len(given) else None for given in references] for n in range(most)]
+    return float(BLEU().corpus_score(list(answers), streams).score / 100)
+
+
+def row_generation(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """All of `generation` that texts have each by itself: name -> [n]."""
     exact = [_plain(answer) in map(_plain, given) for given, answer in zip(references, answers, strict=True)]
     return {
-        "bleu": BLEU().corpus_score(list(answers), streams).score / 100,
-        "chrf": float(row_chrf(references, answers).mean()),
-        **{name: float(np.mean(values)) for name, values in rouge.items()},
-        "exact_match": float(np.mean(exact)),
+        "chrf": row_chrf(references, answers),
+        **{name: np.array(values) for name, values in _rouge(references, answers).items()},
+        "exact_match": np.array(exact, dtype=np.float64),
     }
 
 

@@ -17,7 +17,7 @@ from schemas.reports import Confusion, LabelScore, RoundReport, SliceChange
 
 MATRIX_LABELS = 12
 SHOWN_SLICES = 30
-DRAWN = ("accuracy", "macro_f1", "subset_accuracy", "r2", "spearman", "chrf", "rouge_l")  # three of a task at most
+DRAWN = ("accuracy", "macro_f1", "subset_accuracy", "r2", "spearman", "perplexity")  # three of a task at most
 WORDS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
 
 
@@ -32,6 +32,7 @@ class Words:
     worse: str = "Right before, wrong now"
     better: str = "Wrong before, right now"
     confuses: bool = False
+    probe: str = "probe"
 
 
 _ONE = Words(
@@ -55,7 +56,16 @@ _NUMBER = Words(
     "Error grew most",
     "Error shrank most",
 )
-WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER}
+_TEXT = Words(
+    ("confidence", "share accepted"),
+    "on the dashed line answers are accepted (chrF of a half, or the very text) as often as the model says",
+    "",
+    "",
+    "Farther from the reference",
+    "Nearer to the reference",
+    probe="most similar row",
+)
+WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER, "generation": _TEXT}
 
 
 def render(report: RoundReport) -> str:
@@ -100,7 +110,7 @@ def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
     found = report.evaluations
     candidate, champion, probe = found["candidate"], found.get("champion"), found.get("probe")
     beside = champion or probe
-    whose = "champion" if champion else "probe"
+    whose = "champion" if champion else WORDS_OF[report.task].probe
     said = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
     said["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
     return [(name, _number(value), said[name]) for name, value in candidate.figures.items()]

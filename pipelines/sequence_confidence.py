@@ -1,7 +1,7 @@
 """Generation: how likely is it that people accept a generated text?
 
 Turns the log-probabilities of generated tokens, and whether the text was accepted, into a `SequenceCalibration`, and into
-measures. The generation task will call it as classification calls calibration.py; nothing generates yet. Pure functions.
+measures. evaluation_generation.py fits, evidence_generation.py measures and says what counts as accepted. Pure functions.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def fit(token_logprobs: Sequence[Sequence[float]], accepted: NDArray[np.bool_]) 
             sum calls every long text unlikely. An empty text counts as sure.
         accepted: [n].
 
-    Acceptance is a confirmation or thumbs-up of a fair row. Fewer than calibration.LEAST_ROWS rows, or one outcome alone, fit
-    nothing: the confidence is then the mean probability of a token.
+    Fewer than calibration.LEAST_ROWS rows, or one outcome alone, fit nothing: the confidence is then the mean probability of a
+    token.
 
     """
     n = len(accepted)

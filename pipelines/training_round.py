@@ -25,7 +25,7 @@ from pipelines.dataset.rows import collect_and_build, write_rows
 from pipelines.evaluation import judged_task
 from pipelines.features import FeedbackRow
 from pipelines.policy import load_policy
-from pipelines.training.model import Encoder, base_model_path
+from pipelines.training.bases import Base, open_base
 from schemas.artifacts import (
     Champion,
     DatasetManifest,
@@ -39,7 +39,7 @@ from schemas.reports import RoundReport
 from schemas.settings import Settings
 from serving.artifacts import ArtifactStore, read_manifest
 from serving.registry import ChampionMoved, Registry
-from serving.runtime import Runtime
+from serving.runtime import Loaded, open_version
 
 log = logging.getLogger("ratchet.training_round")
 
@@ -92,12 +92,12 @@ def run_round(
     record = registry.start_round(round_id)
     folder = round_folder(settings, round_id)
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder(base_model_path(settings.model.base_model), settings.model.max_length)
+    base = open_base(settings.model)
 
     progress("dataset", 0.0)
-    dataset = _dataset(record, settings, registry, features, encoder)
+    dataset = _dataset(record, settings, registry, features, base)
     write_rows(folder, dataset)
-    write_report(folder, dataset, settings, registry, features, encoder)
+    write_report(folder, dataset, settings, registry, features, base)
     registry.update_round(round_id, step="dataset", dataset=dataset.manifest)
     _crash_at("dataset")
     present = {row.label for row in dataset.train}
@@ -110,12 +110,12 @@ def run_round(
     def traffic(limit: int) -> list[str]:
         return [text for text, _ in features.recent_predictions(limit)] if features else []
 
-    directory = candidates.make(record, dataset, encoder, settings, folder, progress, traffic, champion)
+    directory = candidates.make(record, dataset, base, settings, folder, progress, traffic, champion)
     _crash_at("training")
 
     report = round_report.sealed(directory)
     if report is None:
-        report = _judge(directory, record, dataset, encoder, settings, registry, store, progress)
+        report = _judge(directory, record, dataset, base, settings, registry, store, progress)
     elif report.champion_version != record.champion_version:
         detail = f"judged against {report.champion_version}; the champion is {record.champion_version} now"
         return _end(registry, folder, round_id, RoundState.REJECTED, detail)
@@ -154,7 +154,7 @@ def round_folder(settings: Settings, round_id: str) -> Path:
 
 
 def _dataset(
-    record: RoundRecord, settings: Settings, registry: Registry, features: Feedback | None, encoder: Encoder
+    record: RoundRecord, settings: Settings, registry: Registry, features: Feedback | None, base: Base
 ) -> Dataset:
     """What the round's cut holds; replay counts from when the champion's round was claimed."""
     champion = registry.version(record.champion_version) if record.champion_version else None
@@ -164,7 +164,7 @@ def _dataset(
         cut=record.cut,
         labels=registry.active_labels(),
         ledger=registry,
-        encoder=encoder,
+        base=base,
         since=registry.round(champion.round_id).created_at if champion else None,
     )
 
@@ -173,7 +173,7 @@ def _judge(
     directory: Path,
     record: RoundRecord,
     dataset: Dataset,
-    encoder: Encoder,
+    base: Base,
     settings: Settings,
     registry: Registry,
     store: ArtifactStore,
@@ -190,7 +190,7 @@ def _judge(
         candidate,
         champion,
         dataset,
-        encoder,
+        base,
         settings.training,
         policy,
         lambda share: progress("evaluation", share),
@@ -219,14 +219,14 @@ def _judge(
 
 def _runtimes(
     directory: Path, record: RoundRecord, registry: Registry, store: ArtifactStore, settings: Settings
-) -> tuple[Runtime, Runtime | None]:
+) -> tuple[Loaded, Loaded | None]:
     """Candidate and champion, as they would be served but for the threads."""
     threads = judging.threads(settings.training)
-    candidate = Runtime(directory, threads=threads)
+    candidate = open_version(directory, threads=threads)
     champion, digest = _champion(record, registry, store, settings)
     if champion is None:
         return candidate, None
-    loaded = Runtime(champion, digest, threads=threads)
+    loaded = open_version(champion, digest, threads=threads)
     if loaded.manifest.task != settings.model.task:
         told = f"the champion {loaded.version} is of {loaded.manifest.task}, model.task is {settings.model.task}"
         raise ValueError(f"{told}: a project keeps its task, make another with `ratchet init`")

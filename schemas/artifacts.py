@@ -142,7 +142,17 @@ class ReliabilityBin(Frozen):
     n: int
 
 
-ERRORS = {"mean absolute error": "mae", "RMSE": "rmse", "R²": "r2"}
+# What is shown first of measures that only some tasks have.
+SHOWN = {
+    "mean absolute error": "mae",
+    "RMSE": "rmse",
+    "R²": "r2",
+    "chrF": "chrf",
+    "BLEU": "bleu",
+    "ROUGE-L": "rougel",
+    "exact match": "exact_match",
+    "perplexity": "perplexity",
+}
 
 
 class EvaluationReport(Frozen):
@@ -151,7 +161,9 @@ class EvaluationReport(Frozen):
     model_version: str
     split: str
     n: int
-    accuracy: float | None = Field(default=None, description="of several labels: subset accuracy; of numbers: none")
+    accuracy: float | None = Field(
+        default=None, description="of several labels: subset accuracy; of numbers and texts: none"
+    )
     macro_f1: float | None = None
     nll: float
     brier: float | None = None
@@ -164,7 +176,8 @@ class EvaluationReport(Frozen):
     by_slice: dict[str, dict[str, float]] = Field(default_factory=dict)
     measures: dict[str, Measure] = Field(
         default_factory=dict,
-        description="accuracy, nll, brier, ece, classwise_ece, smooth_ece; of numbers mae, rmse, r2, spearman, nll, coverage_90",
+        description="accuracy, nll, brier, ece, classwise_ece, smooth_ece; of numbers mae, rmse, r2, spearman, nll, coverage_90; "
+        "of texts chrf, bleu, rouge1, rouge2, rougel, exact_match, nll and perplexity of a token, confidence_auroc",
     )
     reliability: list[ReliabilityBin] = Field(
         default_factory=list,
@@ -175,7 +188,7 @@ class EvaluationReport(Frozen):
     def figures(self) -> dict[str, float]:
         """What is shown first."""
         named = {"accuracy": self.accuracy, "macro F1": self.macro_f1}
-        named |= {name: self.measures[key].value for name, key in ERRORS.items() if key in self.measures}
+        named |= {name: self.measures[key].value for name, key in SHOWN.items() if key in self.measures}
         return {name: value for name, value in {**named, "NLL": self.nll, "ECE": self.ece}.items() if value is not None}
 
 

@@ -315,6 +315,14 @@ class Settings(Group):
             )
         return self
 
+    @model_validator(mode="after")
+    def _shrinks_what_is_an_encoder(self) -> Self:
+        if self.training.student_layers is not None and self.model.task == "generation":
+            raise ValueError(
+                f"training.student_layers = {self.training.student_layers}: a model that writes has no student"
+            )
+        return self
+
     def path(self, value: str) -> Path:
         """A path setting as an absolute path; relative ones start at `root`."""
         return (self.root / value).absolute()

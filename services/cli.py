@@ -38,7 +38,7 @@ for group in (rounds, dataset, model, labels, feedback, audit):
 @click.option("--seed", required=True, type=click.Path(path_type=Path), help="labelled rows: CSV, JSONL or Parquet")
 @click.option("--reference", type=click.Path(path_type=Path), help="curated rows that judge and never train")
 @click.option("--labels", default="", help="further labels, separated by commas")
-@click.option("--base-model", help="folder or hub name of a pretrained encoder")
+@click.option("--base-model", help="folder, hub name or, of a model that writes, GGUF file of the pretrained model")
 @click.option("--name", help="name of the model; default: the folder's")
 def init(
     folder: Path, task: Task, seed: Path, reference: Path | None, labels: str, base_model: str | None, name: str | None
@@ -46,8 +46,6 @@ def init(
     """Make a project folder DIR from labelled data."""
     from services.projects import create_project
 
-    if task == "generation":
-        raise click.UsageError("--task generation: rounds do not train text yet; the other tasks are built")
     extra = [label.strip() for label in labels.split(",") if label.strip()]
     settings = create_project(
         folder, seed=seed, reference=reference, task=task, labels=extra, base_model=base_model, name=name
@@ -111,6 +109,7 @@ def main() -> None:
         # Libraries' advice to their callers is not for users. Not by a filter: some libraries reset those.
         warnings.showwarning = lambda *_, **__: None
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     code = _run()
     # Native libraries report reference counts at a normal exit, hundreds of lines of them.

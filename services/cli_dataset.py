@@ -15,7 +15,7 @@ from services.cli_project import config_option, json_option, opened, show
 if TYPE_CHECKING:
     from pipelines.dataset.build import Dataset
     from pipelines.features import FeatureStore
-    from pipelines.training.model import Encoder
+    from pipelines.training.bases import Base
     from schemas.settings import Settings
     from serving.registry import Registry
 
@@ -35,11 +35,11 @@ def dataset_build(out: Path, config: Path, as_json: bool) -> None:
     from pipelines.dataset.rows import write_rows
 
     with opened(config) as (settings, registry):
-        built, encoder, features = _build(settings, registry)
+        built, base, features = _build(settings, registry)
         folder = settings.path(str(out))
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(folder, built)
-        write_report(folder, built, settings, registry, features, encoder)
+        write_report(folder, built, settings, registry, features, base)
     m = built.manifest
     dropped = ", ".join(f"{n} {reason}" for reason, n in m.dropped.items()) or "nothing"
     lines = [
@@ -97,22 +97,22 @@ class _Preview:
         return {**sides, **self._registry.sides(sides)}
 
 
-def _build(settings: "Settings", registry: "Registry") -> "tuple[Dataset, Encoder, FeatureStore | None]":
+def _build(settings: "Settings", registry: "Registry") -> "tuple[Dataset, Base, FeatureStore | None]":
     from pipelines.dataset.rows import collect_and_build
     from pipelines.features import FeatureStore
-    from pipelines.training.model import Encoder, base_model_path
+    from pipelines.training.bases import open_base
 
     champion = registry.champion()
     features = FeatureStore(settings) if champion else None  # before, there is no feedback, and no store to open
     cut = features.current_cut() if features else {}
-    encoder = Encoder(base_model_path(settings.model.base_model), settings.model.max_length)
+    base = open_base(settings.model)
     built = collect_and_build(
         settings,
         features.labelled_feedback(cut) if features else [],
         cut=cut,
         labels=registry.active_labels(),
         ledger=_Preview(registry),
-        encoder=encoder,
+        base=base,
         since=registry.round(champion.round_id).created_at if champion and champion.round_id else None,
     )
-    return built, encoder, features
+    return built, base, features

@@ -91,9 +91,11 @@ def _artefacts(settings: Settings) -> Check:
 
 
 def _base_model(settings: Settings) -> Check:
-    from pipelines.training.model import base_model_path
+    from pipelines.training.bases import base_path
 
-    path = base_model_path(settings.model.base_model)
+    path = base_path(settings.model)
+    if path.is_file():  # GGUF, tokenizer and all
+        return Check("base model", "ok", str(path))
     missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).exists()]
     if missing or not list(path.glob("*.safetensors")):
         return Check("base model", "FAIL", f"{path} lacks {', '.join(missing) or '*.safetensors'}")

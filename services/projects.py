@@ -70,7 +70,7 @@ def create_project(
     """
     from pipelines.dataset.files import read_rows
     from pipelines.features import default_feature_store_yaml
-    from pipelines.policy import DEFAULT_POLICY
+    from pipelines.policy import default_policy
     from serving.access import write_keys
     from serving.registry import Registry
 
@@ -94,14 +94,14 @@ def create_project(
         chosen = name or re.sub(r"[^a-z0-9_-]+", "-", folder.absolute().name.lower()).strip("-_")[:63] or "model"
         model: dict[str, object] = {"name": chosen, "task": task}
         if base_model:
-            model["base_model"] = str(Path(base_model).absolute()) if Path(base_model).is_dir() else base_model
+            model["base_model"] = str(Path(base_model).absolute()) if Path(base_model).exists() else base_model
         wanted: dict[str, Mapping[str, object]] = {"model": model, "dataset": dataset}
         for group, values in (overrides or {}).items():
             wanted[group] = {**wanted.get(group, {}), **values}
         (folder / "ratchet.toml").write_text(render_settings(wanted))
         settings = open_project(folder / "ratchet.toml")
         (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen))
-        (folder / "policy.toml").write_text(DEFAULT_POLICY)
+        (folder / "policy.toml").write_text(default_policy(task))
         write_keys(folder / "keys.env")
         registry = Registry(settings.registry_url, settings.model.name)
         try:

@@ -70,15 +70,15 @@ class Writer:
         self.digest = digest
         torch.set_num_threads(threads)
         logging.disable_progress_bar()
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory / MODEL, local_files_only=True)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory / MODEL, local_files_only=True)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
             directory / MODEL,
             dtype=compute_dtype() if self.manifest.artifact == "bf16" else torch.float32,
             use_safetensors=True,
             local_files_only=True,
         ).eval()
-        self._ends = ends(self._tokenizer, self._model)
-        self._context = int(getattr(self._model.config, "max_position_embeddings", MOST_CONTEXT))
+        self._ends = ends(self.tokenizer, self.model)
+        self._context = int(getattr(self.model.config, "max_position_embeddings", MOST_CONTEXT))
         self._check_golden()
 
     @property
@@ -86,15 +86,25 @@ class Writer:
         """The model version's name."""
         return self.manifest.model_version
 
+    @property
+    def max_length(self) -> int:
+        """Tokens of a prompt, at most."""
+        return self.manifest.max_length
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of an answer, at most."""
+        return self.manifest.max_new_tokens
+
     def encode(self, text: str) -> list[int]:
         """Token ids of the prompt, the text cut to the model's length."""
-        return prompts.encode(self._tokenizer, prompts.shortened(self._tokenizer, text, self.manifest.max_length))
+        return prompts.encode(self.tokenizer, prompts.shortened(self.tokenizer, text, self.max_length))
 
     def pieces(self, prompt: Sequence[int], most: int | None = None) -> Iterator[Piece]:
         """The answer to token ids as it is written, `most` tokens at most; whoever stops asking stops it."""
         stream = DecodeStream(skip_special_tokens=True)
         for [token], [logprob] in self._steps([prompt], most):
-            text = "" if token in self._ends else stream.step(self._tokenizer.backend_tokenizer, token) or ""
+            text = "" if token in self._ends else stream.step(self.tokenizer.backend_tokenizer, token) or ""
             yield Piece(text, token, logprob)
             if token in self._ends:
                 return
@@ -117,16 +127,10 @@ class Writer:
             found.update(zip(rows, self._write_batch([asked[n] for n in rows], most, gone), strict=True))
         return [found[n] for n in range(len(asked))]
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed
     def token_logprobs(self, rows: Sequence[Sequence[int]], last: Sequence[int]) -> list[list[float]]:
         """Log-probabilities of the last tokens of each row of token ids, so many of each."""
-        found: dict[int, list[float]] = {}
-        order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            scored = token_logprobs(self._model, [rows[n] for n in batch], [last[n] for n in batch])
-            found.update({n: row[len(row) - last[n] :] for n, row in zip(batch, scored.tolist(), strict=True)})
-        return [found[n] for n in range(len(rows))]
+        found: list[list[float]] = scored(self.model, rows, last)
+        return found
 
     def confidence(self, written: Sequence[Sequence[float]]) -> list[float]:
         """Calibrated probability that people accept an answer, of answers' token log-probabilities."""
@@ -148,16 +152,16 @@ class Writer:
     def _steps(self, rows: Sequence[Sequence[int]], most: int | None) -> Iterator[tuple[list[int], list[float]]]:
         """Likeliest next token of each prompt and its log-probability, again and again, as often as may be."""
         bounds = (
-            most or self.manifest.max_new_tokens,
-            self.manifest.max_new_tokens,
+            most or self.max_new_tokens,
+            self.max_new_tokens,
             self._context - max(map(len, rows)),
         )
         step, mask = right_aligned(rows)
         places = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self._model.config)
+        cache = DynamicCache(config=self.model.config)
         padded = not bool(mask.all())
         for _ in range(min(bounds)):
-            logits = self._model(
+            logits = self.model(
                 input_ids=step,
                 attention_mask=mask if padded else None,
                 position_ids=places if padded else None,
@@ -187,7 +191,7 @@ class Writer:
     def _text(self, tokens: Sequence[int]) -> str:
         """As `pieces` would have given it."""
         stream = DecodeStream(skip_special_tokens=True)
-        steps = (stream.step(self._tokenizer.backend_tokenizer, t) for t in tokens if t not in self._ends)
+        steps = (stream.step(self.tokenizer.backend_tokenizer, t) for t in tokens if t not in self._ends)
         return "".join(text or "" for text in steps)
 
     def _check_golden(self) -> None:
@@ -199,7 +203,7 @@ class Writer:
         golden = self.manifest.golden
         for text, tokens, said in zip(golden.texts, golden.completions, golden.logprobs, strict=True):
             with torch.inference_mode():
-                logits = last_logits(self._model, [[*self.encode(text), *tokens]], len(tokens))[0]
+                logits = last_logits(self.model, [[*self.encode(text), *tokens]], len(tokens))[0]
                 logprobs = logits.float().log_softmax(dim=-1)
             given = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
             behind = float((logprobs.max(dim=-1).values - given).max())
@@ -249,6 +253,18 @@ def last_logits(model: Any, rows: Sequence[Sequence[int]], last: int) -> torch.T
         logits_to_keep=last + 1,
     ).logits
     return found[:, :-1]
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed
+def scored(model: Any, rows: Sequence[Sequence[int]], last: Sequence[int]) -> list[list[float]]:
+    """Log-probabilities of the last tokens of any number of rows, so many of each, in batches of similar length."""
+    found: dict[int, list[float]] = {}
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
+        said = token_logprobs(model, [rows[n] for n in batch], [last[n] for n in batch]).tolist()
+        found.update({n: row[len(row) - last[n] :] for n, row in zip(batch, said, strict=True)})
+    return [found[n] for n in range(len(rows))]
 
 
 def token_logprobs(model: Any, rows: Sequence[Sequence[int]], last: Sequence[int]) -> torch.Tensor:

@@ -150,7 +150,7 @@ def measure(root: Path) -> dict[str, float]:
     feedback = features.labelled_feedback(cut)
     read = time.perf_counter()
     found = collect_and_build(
-        settings, feedback, cut=cut, labels=registry.active_labels(), ledger=registry, encoder=encoder
+        settings, feedback, cut=cut, labels=registry.active_labels(), ledger=registry, base=encoder
     )
     built = time.perf_counter()
     write_rows(folder, found)

@@ -91,6 +91,22 @@ def test_every_label_is_voted_on(given: list[list[str]], labels: list[str] | Non
     assert (found.label if found else None) == (None if labels is None else canonical("multilabel", labels))
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ([("one", "correction", "1"), ("two", "correction", "2")], "two"),
+        ([("one", "correction", "1"), ("two", "correction", "2"), ("one", "correction", "0")], "one"),
+        ([("one", "seed", ""), ("two", "correction", "2"), ("two", "correction", "3")], "one"),
+    ],
+)
+def test_of_texts_with_as_many_votes_the_newest_trains(given: list[tuple[str, str, str]], text: str) -> None:
+    rows = [row(said, source, "generation", order=order) for said, source, order in given]
+    for ordered in (rows, rows[::-1]):
+        found = aggregate("t", ordered, Drops(), "generation")
+        assert found is not None
+        assert found.label == text
+
+
 def test_a_thumbs_down_weighs_against_the_labels_that_were_shown() -> None:
     down = row(["a"], "rejection", "multilabel", weight=0.5)
     for others, expected in (

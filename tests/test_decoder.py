@@ -148,7 +148,7 @@ def test_a_round_goes_on_from_a_champion_or_trains_all_weights(
     champion = open_champion(text_version, "generation", "0" * 64, RECIPE)
     start = Generation().start(base, test, RECIPE, champion)
     writer = Writer(text_version)
-    assert nll(start, base, test) == pytest.approx(nll(writer._model, base, test), abs=1e-3)
+    assert nll(start, base, test) == pytest.approx(nll(writer.model, base, test), abs=1e-3)
     whole = fit(base, examples(24, seed=1), examples(9, seed=2), method="full", learning_rate=1e-2)
     assert whole.method == "full"
     assert nll(whole.model, base, test) < nll(base.model, base, test) - 0.5

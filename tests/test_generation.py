@@ -53,7 +53,7 @@ def test_an_answer_stops_at_its_end_at_its_bound_and_when_nobody_waits(writer: W
 
 
 def test_characters_of_several_bytes_come_whole(writer: Writer) -> None:
-    ids = writer._tokenizer("aä€", add_special_tokens=False)["input_ids"]
+    ids = writer.tokenizer("aä€", add_special_tokens=False)["input_ids"]
     assert len(ids) == 6
     assert writer._text(ids) == "aä€"
     assert writer._text(ids[:4]) == "aä"
@@ -63,7 +63,7 @@ def test_long_texts_are_cut_and_their_prompt_stays_whole(writer: Writer) -> None
     long = writer.encode("word " * 100)
     assert len(long) == 48
     assert long[-1] == writer.encode("a")[-1], "the answer's place follows the cut text"
-    tokenizer = writer._tokenizer
+    tokenizer = writer.tokenizer
     assert prompts.shortened(tokenizer, "short", 48) == "short"
     assert prompts.shortened(tokenizer, "word", 2) == ""
     plain = copy.deepcopy(tokenizer)

@@ -244,11 +244,3 @@ def test_what_does_not_fit_a_task_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
     with pytest.raises(SettingsError, match=r"^dataset\.balance = 'cap': a row of multilabel"):
         load_settings('[model]\ntask = "multilabel"\n[dataset]\nbalance = "cap"', {}, root=tmp_path)
-
-
-def test_text_is_refused_while_rounds_cannot_train_it(tmp_path: Path) -> None:
-    command = ["init", str(tmp_path / "p"), "--task", "generation", "--seed", "seed.csv"]
-    refused = CliRunner().invoke(cli, command)
-    assert refused.exit_code == 2
-    assert "do not train text yet" in refused.output
-    assert not (tmp_path / "p").exists()

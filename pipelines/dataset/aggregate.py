@@ -7,7 +7,7 @@ Files outvote people: what was curated is not overruled by feedback. A thumbs-do
 rejects. How votes become one target is ELECTIONS' to say, by task.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,10 +47,7 @@ def most_votes(members: Sequence[Example]) -> Elected | None:
     """The label with the most votes; a tie is nobody's. Without a label left, the one most rejected is ruled out, unless
     somebody had given another.
     """
-    votes: Counter[str] = Counter()
-    for e in members:
-        votes[e.label] += -e.votes if e.rejects else e.votes  # type: ignore[assignment]  # votes have fractions
-    ranked = sorted(votes.items(), key=lambda vote: (-vote[1], vote[0]))
+    ranked = sorted(_votes(members).items(), key=lambda vote: (-vote[1], vote[0]))
     label, most = ranked[0]
     if most > 0:
         tied = len(ranked) > 1 and ranked[1][1] == most
@@ -59,6 +56,15 @@ def most_votes(members: Sequence[Example]) -> Elected | None:
         return None
     label = ranked[-1][0]
     return Elected(label, max(e.weight for e in members if e.label == label), rejects=True)
+
+
+def newest_of_most_votes(members: Sequence[Example]) -> Elected:
+    """The text with the most votes, of tied ones the newest: people who answer the same question hardly ever use the same
+    words, and what is asked most would never train. There are no rejections of texts.
+    """
+    votes = _votes(members)
+    most = max(votes.values())
+    return Elected(max((e.order, e.label) for e in members if votes[e.label] == most)[1], most)
 
 
 def majority_of_each(members: Sequence[Example]) -> Elected | None:
@@ -96,8 +102,16 @@ ELECTIONS: Mapping[Task, Callable[[Sequence[Example]], Elected | None]] = {
     "classification": most_votes,
     "multilabel": majority_of_each,
     "regression": middle,
-    "generation": most_votes,
+    "generation": newest_of_most_votes,
 }
+
+
+def _votes(members: Sequence[Example]) -> dict[str, float]:
+    """Of each label, less those against it."""
+    votes: dict[str, float] = defaultdict(float)
+    for e in members:
+        votes[e.label] += -e.votes if e.rejects else e.votes
+    return votes
 
 
 def _rank(example: Example) -> tuple[int, str, str, str]:

@@ -51,10 +51,12 @@ Judged on {{ n(m.reference_rows) }} rows, calibrated on {{ n(m.reference_calibra
 {% for reason, count in m.reference_dropped.items() %}<tr><td>reference: {{ reason }}<td class="n">{{ n(count) }}<td></tr>
 {% endfor %}</table></div>
 
-<h2>{{ what | capitalize }}s</h2>
+{% if p.rows_by_label %}<h2>{{ what | capitalize }}s</h2>
 <div class="scroll"><table><tr><th>{{ what }}{% for side in p.rows_by_side %}<th class="n">{{ side }}{% endfor %}</tr>
 {% for label, sides in p.rows_by_label.items() %}<tr><td>{{ label }}
 {%- for side in p.rows_by_side %}<td class="n">{{ n(sides.get(side, 0)) }}{% endfor %}</tr>{% endfor %}</table></div>
+{% else %}<h2>Sides</h2><p>{% for side, count in p.rows_by_side.items() %}{{ n(count) }} {{ side }}{{ ", " if not loop.last }}
+{%- endfor %}.</p>{% endif %}
 
 <h2>People, slices, lengths</h2>
 <p>{{ n(p.people) }} people; the busiest gave {{ "%.1f" | format(100 * p.largest_person_share) }} % of the training rows.

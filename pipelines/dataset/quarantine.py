@@ -6,7 +6,8 @@ correction contradicts the champion by its nature, and is judged by a judge fitt
 
 Only corrections are compared with corrections: they are about hard texts, so an honest person who only corrects agrees
 with any judge far less often than one who also confirms. A label that nobody else has used much is not held against
-the one who brings it. Lists of labels and numbers are hardly ever met exactly: there distances from the judge are compared.
+the one who brings it. Lists of labels, numbers and texts (as their embeddings) are hardly ever met exactly: there distances
+from the judge are compared.
 
 Up to EMBEDDED_ROWS the judge is the probe on the encoder's embeddings, which training computes anyway. Beyond, embedding
 would cost more than all other steps together, and so many rows teach a judge over words as well: naive Bayes on hashed
@@ -72,7 +73,8 @@ def quarantined(
         judge = _probe_judge(probe_c) if embedded else _word_judge
         found = _disagreeing(*_agreement(rows, np.array(labels), who, judge), who, asked)
     else:
-        found = _farther(_distances(rows, _as_numbers(task, labels), who)[asked], who[asked])
+        targets = embed(labels).astype(np.float64) if task == "generation" else _as_numbers(task, labels)
+        found = _farther(_distances(rows, targets, who)[asked], who[asked])
     return {authors[i] for i in found}
 
 

@@ -18,7 +18,7 @@ from schemas.settings import Settings
 from serving.registry import Registry
 
 if TYPE_CHECKING:
-    from pipelines.training.model import Encoder
+    from pipelines.training.bases import Base
 
 TRAFFIC = 2000  # newest predictions that stand for live traffic
 
@@ -31,7 +31,7 @@ class Traffic(Protocol):
 
 
 def write_report(
-    folder: Path, dataset: Dataset, settings: Settings, registry: Registry, features: Traffic | None, encoder: "Encoder"
+    folder: Path, dataset: Dataset, settings: Settings, registry: Registry, features: Traffic | None, base: "Base"
 ) -> None:
     """Write dataset.json, manifest and profile, and dataset.html into `folder`."""
     against: dict[str, list[Labelled]] = {}
@@ -46,9 +46,9 @@ def write_report(
     found = profile(
         dataset,
         task=settings.model.task,
-        embed=encoder.embed,
-        tokens=Tokens(encoder.token_counts, encoder.token_limit),
-        max_length=encoder.max_length,
+        embed=base.embed,
+        tokens=Tokens(base.token_counts, base.token_limit),
+        max_length=base.max_length,
         against=against,
     )
     parts = {"manifest": dataset.manifest.model_dump(mode="json"), "profile": found.model_dump(mode="json")}

@@ -19,7 +19,7 @@ from pipelines.features import FeedbackRow
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from pipelines.training.model import Encoder
+    from pipelines.training.bases import Base
 
 ROWS = "rows.jsonl"
 
@@ -31,7 +31,7 @@ def collect_and_build(
     cut: dict[str, int],
     labels: Sequence[str],
     ledger: Ledger,
-    encoder: "Encoder",
+    base: "Base",
     since: datetime | None = None,
 ) -> Dataset:
     """The dataset of the project's files and this feedback; see `build`. Raises BadFile."""
@@ -43,10 +43,10 @@ def collect_and_build(
         labels=labels,
         cut=cut,
         settings=settings,
-        embed=encoder.embed,
+        embed=base.embed,
         ledger=ledger,
         domain=[row for path in settings.dataset.domain for row in read_rows(settings.path(path), task)],
-        tokens=Tokens(encoder.token_counts, encoder.token_limit),
+        tokens=Tokens(base.token_counts, base.token_limit),
         since=since,
     )
 

@@ -8,12 +8,15 @@ import copy
 import importlib.util
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pipelines.training.model import BaseModelMissing, base_model_path, base_model_sha256, layer_of, shared_copy
+from pipelines.training.model import NORM, BaseModelMissing, base_model_path, base_model_sha256, layer_of, shared_copy
 from schemas.settings import TrainingSettings
 from serving import prompts
 from serving.artifacts import sha256
@@ -77,6 +80,25 @@ class Decoder:
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text's prompt, uncut."""
         return [len(prompts.encode(self.tokenizer, text)) for text in texts]
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Which words a text is made of, for datasets to compare: the mean of its tokens' input embeddings [n, width].
+
+        As long as an encoder's, and without what all tokens have in common. No layer runs, so that it costs next to nothing.
+        """
+        table, middle = self.model.get_input_embeddings().weight, self._middle
+        found = torch.zeros(len(texts), len(middle))
+        for n, text in enumerate(texts):
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][: self.max_length]
+            if ids:
+                found[n] = table[ids].float().mean(dim=0) - middle
+        return np.asarray(NORM * torch.nn.functional.normalize(found, dim=-1).numpy())
+
+    @cached_property
+    def _middle(self) -> torch.Tensor:
+        """The mean of all input embeddings."""
+        return self.model.get_input_embeddings().weight.detach().float().mean(dim=0)
 
 
 def adapter_targets(model: Any, group: str) -> list[str]:

@@ -25,10 +25,10 @@ from pipelines.training.tasks import Batch, Rows
 from pipelines.training.token_rows import TokenRows
 from schemas.settings import TrainingSettings
 from serving import prompts
-from serving.generation import ends
+from serving.generation import Writer, ends
 
 
-def encoded(base: Decoder, text: str, completion: str) -> tuple[list[int], int]:
+def encoded(base: Decoder | Writer, text: str, completion: str) -> tuple[list[int], int]:
     """Token ids of prompt and answer, cut to what the base takes, and how many are the answer's; the last is its end."""
     prompt = prompts.prompt_of(base.tokenizer, prompts.shortened(base.tokenizer, text, base.max_length))
     found = formats.generation(prompt, completion, base.tokenizer)

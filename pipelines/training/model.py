@@ -79,6 +79,11 @@ class Encoder:
         self.width = int(self.model.config.hidden_size)
         self.token_limit = min(int(self.model.config.max_position_embeddings), int(self.tokenizer.model_max_length))
 
+    @property
+    def sha256(self) -> str:
+        """One hash over configuration, weights and tokenizer."""
+        return base_model_sha256(self.path)
+
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, uncut."""
         uncut = self.tokenizer.backend_tokenizer

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LOCK = "state/up.lock"  # held by the `ratchet up` of the folder for as long as it lives
 STATE = "state/up.json"  # where its parts are, written once they are ready
+# A language model costs a hundred times an encoder's row: few epochs, the best of them kept, nothing trained twice.
+TEXT_TRAINING: Mapping[str, object] = {"epochs": 3, "refit_below": 0}
 
 
 class ProjectError(ValueError):
@@ -96,6 +98,8 @@ def create_project(
         if base_model:
             model["base_model"] = str(Path(base_model).absolute()) if Path(base_model).exists() else base_model
         wanted: dict[str, Mapping[str, object]] = {"model": model, "dataset": dataset}
+        if task == "generation":
+            wanted["training"] = TEXT_TRAINING
         for group, values in (overrides or {}).items():
             wanted[group] = {**wanted.get(group, {}), **values}
         (folder / "ratchet.toml").write_text(render_settings(wanted))

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.dataset.deduplicate import cluster, jaccard
@@ -36,6 +36,8 @@ def test_over_20_rounds_nothing_leaks_and_no_row_changes_side() -> None:
     absent=st.floats(0, 0.8),
     by=st.sampled_from(["text", "time", "person"]),
 )
+@example(seed=79, duplicates=0.539, bridges=0.1875, absent=0.21875, by="text")  # the words of a trained text are drawn
+@example(seed=887943917, duplicates=0.51, bridges=0.29, absent=0.62, by="time")  # drawn words come back undrawn
 def test_no_rounds_leak(seed: int, duplicates: float, bridges: float, absent: float, by: str) -> None:
     simulated = Simulation(
         seed=seed, rows=25, duplicates=duplicates, bridges=bridges, absent=absent, settings={"split_by": by}
@@ -158,6 +160,23 @@ def test_by_time_the_newest_validate_and_by_person_nobody_is_on_two_sides() -> N
     people = [{e.person for e in side if e.person} for side in (found.train, found.validation)]
     assert people[1]
     assert not people[0] & people[1]
+
+
+def test_what_has_trained_is_no_audit_and_what_was_audit_does_not_train() -> None:
+    first = [said(text, label, n + 1) for n, (text, label) in enumerate(toy_rows(40, seed=13))]
+    simulated = Simulation(seed=9, rows=0)
+    side = sides_in_use(simulated.build(first))
+    trained = next(row.text for row in first if side.get(row.text) == "train")
+    drawn = [said(trained, LABELS[0], 50), said("a text of its own that nobody has sent before", LABELS[1], 100)]
+    found = simulated.build([*first, *drawn])
+    assert [e.text for e in found.audit] == [drawn[1].text]
+    assert sides_in_use(found)[trained] == "train"
+    # the feedback that drew it is gone, another says the same words
+    later = simulated.build([*first, said(drawn[1].text, LABELS[1], 101)])
+    assert drawn[1].text not in sides_in_use(later)
+    assert later.manifest.dropped["in the audit sample"] == 1
+    simulated.reference.append(FileRow(drawn[1].text, LABELS[1]))
+    assert simulated.build([*first, *drawn]).manifest.reference_dropped == {"in the audit sample": 1}
 
 
 def test_the_audit_sample_never_trains() -> None:

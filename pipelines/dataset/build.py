@@ -25,7 +25,7 @@ from pipelines.dataset.collect import from_feedback, from_files
 from pipelines.dataset.counted import Counted
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import FileRow
-from pipelines.dataset.groups import JUDGING, Groups
+from pipelines.dataset.groups import AUDIT, IN_AUDIT, JUDGING, Groups
 from pipelines.dataset.names import installed_tier
 from pipelines.dataset.quarantine import quarantined
 from pipelines.features import FeedbackRow
@@ -47,7 +47,7 @@ class Ledger(Protocol):
 class Dataset:
     """What a round trains on, calibrates on and is judged by; no row of one is near a row of another.
 
-    `rejections` say what their texts are not. `audit` rows are a fair sample of traffic that never trains.
+    `rejections` say what their texts are not. `audit` rows are a fair sample of traffic not seen before, and never train.
     """
 
     train: list[Example]
@@ -118,7 +118,8 @@ def build(
     keys = [groups.key[e.text] for e in merged]
     policy = split.Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
     decided = split.decide(merged, keys, groups.known, policy, task=task, reference_rows=len(sides))
-    in_force = ledger.record_sides({**sides, **dict(zip(keys, decided, strict=True))})
+    drawn = {groups.key[e.text]: AUDIT for e in audit}
+    in_force = ledger.record_sides({**sides, **drawn, **dict(zip(keys, decided, strict=True))})
     groups.drop_between(in_force, drops)
     on = defaultdict[str, list[Example]](list)
     for e, key in sorted(zip(merged, keys, strict=True), key=lambda pair: pair[0].text):
@@ -215,7 +216,7 @@ def _reference(
             held_out[side].append(e)
             sides[key] = side
         else:
-            drops.add("has trained: it cannot judge", e.text)
+            drops.add(IN_AUDIT if side == AUDIT else "has trained: it cannot judge", e.text)
     return held_out, sides
 
 

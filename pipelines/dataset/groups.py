@@ -5,6 +5,9 @@ Turns curated rows and examples into one row a cluster. build.py makes one `Grou
 Order of precedence: the reference and the audit sample, which lead or not but let nothing like them train; then what the
 ledger knows, so that who led once leads again; then rows of files, then people's. A row that is near two leaders speaks for
 neither: if they lie on two sides it is a bridge, and left out in any case.
+
+The audit sample is a side like any other: a text joins it when it is first seen, or never. What has trained does not become
+evidence because the same words were drawn later, and what was drawn does not train once the feedback that drew it is gone.
 """
 
 from collections import defaultdict
@@ -15,7 +18,7 @@ from pipelines.dataset.deduplicate import cluster
 from pipelines.dataset.examples import FROM_FILES, Drops, Example
 from schemas.targets import Task
 
-JUDGING = ("calibration", "test")
+JUDGING, AUDIT = ("calibration", "test"), "audit"
 IN_REFERENCE, IN_AUDIT, BRIDGE, DUPLICATE = "in the reference", "in the audit sample", "bridge", "duplicate"
 
 
@@ -41,12 +44,15 @@ class Groups:
     ) -> None:
         self._task = task
         self._reference = _by_text(curated)
-        audited = _by_text(e for e in examples if e.audit)
-        self._audit = {text: rows for text, rows in audited.items() if text not in self._reference}
-        self._others = _by_text(e for e in examples if not e.audit or e.text in self._reference)
-        texts = [*self._reference, *self._audit, *self._others]
-        self.key = {text: key_of(text) for text in texts}
+        given = _by_text(examples)
+        self.key = {text: key_of(text) for text in (*self._reference, *given)}
         self.known = sides(set(self.key.values()))
+        self._audit = {
+            text: [e for e in rows if e.audit]
+            for text, rows in given.items()
+            if text not in self._reference and self._is_audit(text, rows)
+        }
+        self._others = _by_text(e for e in examples if not e.audit or e.text not in self._audit)
         anchors = [*self._in_order(self._reference), *self._in_order(self._audit)]
         rest = [
             text for text in self._in_order(self._others) if text not in self._reference and text not in self._audit
@@ -112,16 +118,20 @@ class Groups:
         own, other = (self.known.get(self.key[self._texts[m]]) for m in (n, near[0]))
         return (None, BRIDGE) if own is not None and own != other else (near[0], "")
 
+    def _is_audit(self, text: str, rows: Sequence[Example]) -> bool:
+        known = self.known.get(self.key[text])
+        return any(e.audit for e in rows) if known is None else known == AUDIT
+
     def _judging(self, numbers: Iterable[int], rows: Mapping[str, list[Example]], drops: Drops) -> list[Example]:
         members: dict[int, list[Example]] = {n: list(rows[self._texts[n]]) for n in numbers if self._leads[n]}
         for n in numbers:
-            if not self._leads[n]:
+            if not self._leads[n] and rows[self._texts[n]]:
                 leaders = [m for m in self._near[n] if m in members]
                 if len(leaders) == 1:
                     members[leaders[0]] += rows[self._texts[n]]
                 else:
                     drops.add(DUPLICATE if leaders else IN_REFERENCE, self._texts[n], len(rows[self._texts[n]]))
-        found = (aggregate(self._texts[n], group, drops, self._task) for n, group in members.items())
+        found = (aggregate(self._texts[n], group, drops, self._task) for n, group in members.items() if group)
         return [e for e in found if e is not None]
 
     def _in_order(self, rows: Mapping[str, list[Example]]) -> list[str]:

@@ -64,7 +64,7 @@ def make(
     if settings.serving.artifact == "auto" and isinstance(base, Encoder):
         smaller = [folder / "int8"]
         _compress(full, full / "model.onnx", smaller[0], "int8", dataset, settings)
-        if settings.training.student_layers:
+        if settings.training.makes_student:
             smaller.append(folder / "student")
             if not _is_finished(smaller[1], dataset):
                 told = partial(progress, "distillation")

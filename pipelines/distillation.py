@@ -1,11 +1,11 @@
-"""Distillation: a student of fewer layers that answers as its teacher does.
+"""Distillation: a student of fewer or narrower layers that answers as its teacher does.
 
 Turns a finished full-precision version and texts without labels into a smaller model of the same outputs. candidates.py calls
 it, exports what comes, and serves it only if it stands in for its teacher. It deliberately needs no label and judges nothing.
 
-The student is some of the teacher's own layers, evenly spaced (Sanh et al. 2019), trained whole on the teacher's pooled
-embeddings (Reimers & Gurevych 2020) and outputs by mean squared error, which serves every task alike (Kim et al. 2021 found it
-no worse than KL divergence on logits).
+The student is some of the teacher's own layers, evenly spaced (Sanh et al. 2019), of each the heads and feed-forward units that
+matter most (pruning.py), trained whole on the teacher's pooled embeddings (Reimers & Gurevych 2020) and outputs by mean squared
+error, which serves every task alike (Kim et al. 2021 found it no worse than KL divergence on logits).
 """
 
 import copy
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipelines import pruning
 from pipelines.training.champion import HEAD, Champion
 from pipelines.training.fitting import batches, schedule
 from pipelines.training.log import Progress
@@ -24,6 +25,7 @@ from pipelines.training.model import Encoder, TextModel, computes_bf16, layers_o
 from schemas.settings import TrainingSettings
 
 BATCH = 32
+WEIGHED_TEXTS = 1024  # that say which heads and units matter
 LEARNING_RATE, WARMUP_SHARE, WEIGHT_DECAY = 2e-4, 0.06, 0.01
 
 
@@ -52,7 +54,7 @@ def distil(
     settings: TrainingSettings,
     progress: Progress,
 ) -> TextModel:
-    """A student of `settings.student_layers` layers; the same texts in another order give the same one.
+    """A student of the shape in `settings`; the same texts in another order give the same one.
 
     Args:
         teacher: merged, and left as it is.
@@ -69,7 +71,9 @@ def distil(
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     wanted = _answers(teacher, encoder, unique)
     pooled_scale, output_scale = (part.var(dim=0).sum().clamp(min=1e-6) for part in wanted)
-    student = _start(teacher, settings.student_layers or 1)  # in evaluation mode throughout: without dropout
+    student = _start(teacher, settings.student_layers)  # in evaluation mode throughout: without dropout
+    if settings.student_heads < 1 or settings.student_feed_forward < 1:
+        _narrow(student, encoder, unique, settings, [1 / pooled_scale.sqrt(), 1 / output_scale.sqrt()])
     trained = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = settings.student_epochs * -(-len(unique) // BATCH)
@@ -90,17 +94,42 @@ def distil(
     return student
 
 
-def _start(teacher: TextModel, kept: int) -> TextModel:
-    """A copy of the teacher with `kept` of its layers; the embeddings stay as they are."""
+def _start(teacher: TextModel, kept: int | None) -> TextModel:
+    """A copy of the teacher with `kept` of its layers, None: all; the embeddings stay as they are."""
     student: TextModel = copy.deepcopy(teacher)
     layers = layers_of(student.encoder)
-    chosen = [layers[n] for n in evenly(len(layers), kept)]
+    chosen = [layers[n] for n in evenly(len(layers), kept or len(layers))]
     del layers[len(chosen) :]
     for n, layer in enumerate(chosen):
         layers[n] = layer
     student.requires_grad_(True)
     student.encoder.embeddings.requires_grad_(False)
     return student
+
+
+def _narrow(
+    student: TextModel,
+    encoder: Encoder,
+    texts: Sequence[str],
+    settings: TrainingSettings,
+    scales: Sequence[torch.Tensor],
+) -> None:
+    """Prune a student that starts, by what its parts do to the answers that it will be trained on."""
+    some = texts[:: -(-len(texts) // WEIGHED_TEXTS)]
+
+    def answers(batch: Sequence[str]) -> torch.Tensor:
+        return torch.cat(
+            [part * scale for part, scale in zip(_run(student, encoder, batch), scales, strict=True)], dim=1
+        )
+
+    pruning.prune(
+        student.encoder,
+        settings.student_heads,
+        settings.student_feed_forward,
+        answers,
+        [some[start : start + BATCH] for start in range(0, len(some), BATCH)],
+        settings.seed,
+    )
 
 
 def _run(

@@ -222,7 +222,18 @@ class TrainingSettings(Group):
         0.075, gt=0, description="inverse regularisation of the logistic probe, on embeddings of length 20"
     )
     student_layers: int | None = Field(
-        None, ge=1, description="layers of a distilled student that competes to be served; unset: none is made"
+        None,
+        ge=1,
+        description="layers of a distilled student that competes to be served; unset: all, and no student unless it is narrower",
+    )
+    student_heads: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of each layer's attention heads that a student keeps: those that matter most",
+    )
+    student_feed_forward: float = Field(
+        1.0, gt=0, le=1, description="share of each layer's feed-forward units that a student keeps, likewise"
     )
     student_epochs: int = Field(6, ge=1, description="of distillation; minutes for thousands of texts on two cores")
     nice: int = Field(10, ge=0, le=19, description="how far a round yields to serving on the same machine")
@@ -230,6 +241,11 @@ class TrainingSettings(Group):
     mlflow_uri: str | None = Field(
         None, description="MLflow tracking server or database to log rounds to (extra `mlflow`); unset: none"
     )
+
+    @property
+    def makes_student(self) -> bool:
+        """Whether a round distils a student: a shape other than the full model's is asked for."""
+        return self.student_layers is not None or min(self.student_heads, self.student_feed_forward) < 1
 
 
 class GateSettings(Group):
@@ -317,9 +333,9 @@ class Settings(Group):
 
     @model_validator(mode="after")
     def _shrinks_what_is_an_encoder(self) -> Self:
-        if self.training.student_layers is not None and self.model.task == "generation":
+        if self.training.makes_student and self.model.task == "generation":
             raise ValueError(
-                f"training.student_layers = {self.training.student_layers}: a model that writes has no student"
+                "training.student_layers, student_heads, student_feed_forward: a model that writes has no student"
             )
         return self
 

@@ -60,19 +60,22 @@ def test_the_order_of_its_texts_does_not_matter(encoder: Encoder) -> None:
         torch.testing.assert_close(left, right)
 
 
-def test_a_round_serves_its_student_where_that_is_fastest_and_stands_in(settings: Settings, registry: Registry) -> None:
+@pytest.mark.parametrize("shape", [{"student_layers": 1}, {"student_heads": 0.5, "student_feed_forward": 0.25}])
+def test_a_round_serves_its_student_where_that_is_fastest_and_stands_in(
+    settings: Settings, registry: Registry, shape: dict[str, float]
+) -> None:
     anything = {"min_agreement": 0, "min_student_agreement": 0, "accuracy_margin": 1, "nll_margin": 9}
     lines = [line for line in DEFAULT_POLICY.splitlines() if line.partition(" = ")[0] not in anything]
     settings.path("policy.toml").write_text(
         "\n".join([*lines, *(f"{key} = {value}" for key, value in anything.items())])
     )
-    training = settings.training.model_copy(update={"epochs": 0, "student_layers": 1, "student_epochs": 2})
+    training = settings.training.model_copy(update={"epochs": 0, "student_epochs": 2, **shape})
     settings = settings.model_copy(update={"training": training})
     claimed = registry.claim_round(reason="test", cut={}, token=None)
     assert claimed is not None
     steps = []
     store = ArtifactStore(settings.location(settings.artifacts.url))
-    run_round(
+    record = run_round(
         claimed.round_id,
         settings=settings,
         registry=registry,
@@ -82,6 +85,9 @@ def test_a_round_serves_its_student_where_that_is_fastest_and_stands_in(settings
         progress=lambda step, *_: steps.append(step),
     )
     assert "distillation" in steps
+    assert record.gate_report is not None
+    reported = [result.sentence for result in record.gate_report.results if result.gate == "compression"]
+    assert any(sentence.startswith("student-int8 serves") for sentence in reported), reported
     folder = round_folder(settings, claimed.round_id)
     found = {result.sentence.split(" ")[0]: result for result in candidates.trials(folder)}
     assert list(found) == ["int8", "student-int8"]

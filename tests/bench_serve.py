@@ -53,7 +53,11 @@ SPEED: tuple[tuple[str, Literal[">=", "<="], tuple[float, ...], tuple[float, ...
     ("texts/s / bare session, 1 text", ">=", (0.55, 0.7), (0.55, 0.7)),
     ("texts/s / bare session, 16 texts", ">=", (0.7, 0.85), (0.7, 0.85)),
 )
-STUDENT_LAYERS = int(os.environ.get("STUDENT_LAYERS", "3"))
+STUDENT = {  # its shape: layers, and shares of heads and of feed-forward units
+    "student_layers": int(os.environ.get("STUDENT_LAYERS", "3")),
+    "student_heads": float(os.environ.get("STUDENT_HEADS", "1")),
+    "student_feed_forward": float(os.environ.get("STUDENT_FEED_FORWARD", "1")),
+}
 
 
 def grid() -> list[Figure]:
@@ -307,9 +311,9 @@ def bento() -> list[Figure]:
 
 
 def distilled() -> list[Figure]:
-    """A student of STUDENT_LAYERS layers beside int8 of all of them: speed of the session and over HTTP, and the test file."""
+    """A student of the shape STUDENT beside int8 of the full model: speed of the session and over HTTP, and the test file."""
     bank = project()
-    name, passed = student(bank, STUDENT_LAYERS)
+    name, passed = student(bank, STUDENT)
     rows = bank_texts("test")
     labels = read_manifest(bank.full_directory).labels
     rates, sessions, right = [], [], []

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -126,15 +127,16 @@ def _trained(settings: Settings) -> dict[str, str]:
     return {"auto": record.candidate_version, "full": manifest.model_version, "directory": str(copy)}
 
 
-def student(bank: Project, layers: int) -> tuple[str, bool]:
+def student(bank: Project, shape: dict[str, Any]) -> tuple[str, bool]:
     """A version distilled from the round's full-precision model, made once, and whether the round would have let it serve."""
-    name, folder = f"{bank.full}-{layers}-layers", bank.full_directory.parent / f"student-{layers}"
+    called = "-".join(f"{value:g}" for value in shape.values())
+    name, folder = f"{bank.full}-student-{called}", bank.full_directory.parent / f"student-{called}"
     known = {version.model_version for version in bank.registry.versions()}
     [record] = bank.registry.rounds()
     encoder = Encoder(base_model_path(None), bank.settings.model.max_length)
     dataset = _dataset(record, bank.settings, bank.registry, None, encoder)
     if name not in known:
-        training = bank.settings.training.model_copy(update={"student_layers": layers})
+        training = bank.settings.training.model_copy(update=shape)
         settings = bank.settings.model_copy(update={"training": training})
         started = time.monotonic()
         candidates._distil(

@@ -30,12 +30,13 @@ from pipelines.training.model import Encoder, base_model_path
 from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, Golden, ModelManifest
 from schemas.settings import TrainingSettings
+from services.projects import TEXT_TRAINING
 from serving.artifacts import write_manifest
 from serving.generation import Writer
 from tests.bench_report import Figure
 
 MAX_LENGTH, MOST = 96, 64
-RECIPE = TrainingSettings(refit_below=0)
+RECIPE = TrainingSettings.model_validate(TEXT_TRAINING)  # what `ratchet init --task generation` writes
 SHARES = {"test": 0.3, "validation": 0.15}
 
 Pair = tuple[str, str]

@@ -152,6 +152,10 @@ class OutputEvidence(Evidence):
     def alike(self, some: Floats, others: Floats) -> Bools:
         """On which rows two outputs [m, k] of this model are the same answer [m]."""
 
+    def agreement(self, other: Self) -> tuple[int, int, str]:
+        """How many of how many are another model's too, on the same rows, and what was counted."""
+        return int(self.alike(self.outputs, other.outputs).sum()), len(self.rows), "answers"
+
 
 def slices(rows: Sequence[FileRow], task: Task) -> dict[str, NDArray[np.int64]]:
     """Rows' numbers by metadata value ("channel=ios") and by true label ("label=refund"), wherever 20 rows share one."""

@@ -7,7 +7,7 @@ right if all of it is. It deliberately judges nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,15 @@ class LabelsEvidence(RightOrWrong):
     def alike(self, some: Floats, others: Floats) -> Bools:
         """The same labels."""
         return np.asarray(((some > 0.5) == (others > 0.5)).all(axis=1))
+
+    def agreement(self, other: Self) -> tuple[int, int, str]:
+        """Of the labels that a model says on average, those that both say: with one label a row, the share of equal answers.
+
+        Whole answers with many labels differ by one of them too often to tell anything; labels that neither says would hide it.
+        """
+        mine, theirs = self.outputs > 0.5, other.outputs > 0.5
+        both, said = int((mine & theirs).sum()), int(mine.sum() + theirs.sum())
+        return (both, -(-said // 2), "labels") if said else (len(self.rows), len(self.rows), "answers")
 
     @cached_property
     def answers(self) -> NDArray[np.str_]:

@@ -104,7 +104,7 @@ def judge_compressed(
 
 
 def _agreement(full: OutputEvidence, compressed: OutputEvidence, policy: CompressedPolicy, least: float) -> GateResult:
-    n, same = compressed.report.n, int(full.alike(full.outputs, compressed.outputs).sum())
+    same, n, what = full.agreement(compressed)
     return GateResult(
         gate="agreement",
         verdict=Verdict.PASS if same / n >= least else Verdict.FAIL,
@@ -113,7 +113,7 @@ def _agreement(full: OutputEvidence, compressed: OutputEvidence, policy: Compres
         threshold=least,
         n=n,
         interval=paired.share_interval(same, n),
-        sentence=f"{same} of {n} answers are the full-precision model's ({same / n:.2%})",
+        sentence=f"{same} of {n} {what} are the full-precision model's ({same / n:.2%})",
     )
 
 

@@ -118,6 +118,29 @@ def test_a_smaller_artefact_stands_in_if_its_numbers_are_as_good_as_the_same() -
     assert "agreement" in judge_compressed(labels(0.3), labels(1.0), Policy()).stopped_by()
 
 
+def test_of_many_labels_each_is_compared_and_what_nobody_says_counts_for_nothing() -> None:
+    names = [f"l{n:02}" for n in range(40)]
+    truth = np.zeros((200, 40), dtype=bool)
+    for n in range(200):
+        truth[n, [(n + step) % 40 for step in range(0, 30, 3)]] = True
+    rows = [FileRow("text", canonical("multilabel", list(np.array(names)[own]))) for own in truth]
+
+    def model(missed: float) -> LabelsEvidence:
+        """Of its ten labels a row, a share of rows misses one."""
+        said = np.where(truth, 0.9, 0.1)
+        for n in range(round(missed * 200)):
+            said[n, n % 40] = 0.4
+        return score_labels(said, names, rows, version="v", split="r")
+
+    same, n, what = model(0).agreement(model(0.12))
+    assert (same, n, what) == (1976, 1988, "labels")
+    verdict = next(r for r in judge_compressed(model(0), model(0.12), Policy()).results if r.gate == "agreement")
+    assert verdict.verdict is Verdict.PASS, "98.8 % of the labels, though only 88 % of the answers"
+    assert "agreement" in judge_compressed(model(0), model(0.4), Policy()).stopped_by()
+    silent = score_labels(np.full((200, 40), 0.1), names, rows, version="v", split="r")
+    assert silent.agreement(silent) == (200, 200, "answers")
+
+
 def test_labels_that_do_not_exclude_each_other_are_calibrated() -> None:
     draw = np.random.default_rng(0)
     logits = draw.normal(-1, 1.5, (3000, 3))

@@ -27,11 +27,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Score:
-    """One number for all rows, up is better, and what always guessing the same would get."""
+    """One number for all rows, up is better, and what always guessing the same would get; `name` if it is not `measure`."""
 
     value: float
     interval: tuple[float, float]
     guessing: float
+    name: str | None = None
 
 
 @dataclass(frozen=True)

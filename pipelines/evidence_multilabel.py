@@ -12,9 +12,9 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import measures, metrics
+from pipelines import measures, metrics, paired
 from pipelines.dataset.files import FileRow
-from pipelines.evidence import Bias, Bools, Floats, Uncalibrated, slices
+from pipelines.evidence import Bias, Bools, Floats, Score, Uncalibrated, slices
 from pipelines.evidence_right import RightOrWrong, all_labels, bias_of, report_of, widened
 from schemas.artifacts import Calibration, EvaluationReport
 from schemas.targets import Task, canonical, labels_of
@@ -27,6 +27,7 @@ class LabelsEvidence(RightOrWrong):
 
     task: ClassVar[Task] = "multilabel"
     measure: ClassVar[str] = "subset accuracy"
+    guess: ClassVar[str] = "always saying how common each label is"
 
     report: EvaluationReport
     rows: Sequence[FileRow]
@@ -65,6 +66,17 @@ class LabelsEvidence(RightOrWrong):
     def right(self) -> Bools:
         """[n]."""
         return np.asarray(((self.probabilities > 0.5) == self.truth).all(axis=1))
+
+    @property
+    def score(self) -> Score:
+        """The share of the NLL saved of saying how common each label is in these very rows (McFadden 1974).
+
+        Not subset accuracy: with many labels a good first model is seldom right about all of them.
+        """
+        common = np.broadcast_to(self.truth.mean(axis=0), self.truth.shape)
+        guessed = measures.row_nll_each(common, self.truth)
+        moved = paired.Saved((guessed - self.losses["nll"]) / max(float(guessed.mean()), 1e-9), "")
+        return Score(moved.observed, moved.interval(), 0.0, "share of NLL saved")
 
     @property
     def indicators(self) -> tuple[Bools, Bools]:

@@ -75,7 +75,7 @@ def bootstrap(candidate: Evidence, policy: BootstrapPolicy) -> GateResult:
         threshold=floor,
         n=candidate.report.n,
         interval=score.interval,
-        sentence=f"{candidate.measure} {score.value:.3f}, {candidate.guess} {score.guessing:.3f}",
+        sentence=f"{score.name or candidate.measure} {score.value:.3f}, {candidate.guess} {score.guessing:.3f}",
     )
 
 

@@ -134,9 +134,17 @@ def test_of_many_labels_each_is_compared_and_what_nobody_says_counts_for_nothing
 
     same, n, what = model(0).agreement(model(0.12))
     assert (same, n, what) == (1976, 1988, "labels")
-    verdict = next(r for r in judge_compressed(model(0), model(0.12), Policy()).results if r.gate == "agreement")
-    assert verdict.verdict is Verdict.PASS, "98.8 % of the labels, though only 88 % of the answers"
+    agreed = gate(judge_compressed(model(0), model(0.12), Policy()), "agreement")
+    assert agreed.verdict is Verdict.PASS, "98.8 % of the labels, though only 88 % of the answers"
     assert "agreement" in judge_compressed(model(0), model(0.4), Policy()).stopped_by()
+    flat = score_labels(np.full((200, 40), 0.25), names, rows, version="v", split="r")
+    assert flat.score.value == pytest.approx(0, abs=1e-6)
+    assert verdict(None, flat).verdict is Verdict.FAIL
+    unsure = model(1.0)
+    assert unsure.right.mean() == 0
+    assert gate(verdict(None, unsure), "bootstrap").verdict is Verdict.PASS, (
+        "seldom right about all forty, and yet useful"
+    )
     silent = score_labels(np.full((200, 40), 0.1), names, rows, version="v", split="r")
     assert silent.agreement(silent) == (200, 200, "answers")
 

@@ -75,6 +75,7 @@ def walk(tmp_path: Path, talking: Path, broker: str, monkeypatch: pytest.MonkeyP
             "training": {
                 "start": "champion",
                 "epochs": 4,
+                "refit_below": 1000,
                 "learning_rate": 2e-2,
                 "lora_rank": 16,
                 "lora_targets": "all",

@@ -4,11 +4,11 @@ Turns a dataset's rows into a trained model and its metric history. candidates.p
 knows no registry, no gates and, but for its `Task`, no task; how a model is fitted once is fitting.py.
 
 A task's head starts from its probe (LP-FT, Kumar et al. 2022) or from something that leaves more to learn. The number of
-epochs is chosen by NLL on rows that were not trained on, each contender with its own temperature where the task has one. It
-must beat the probe by half a standard error: few rows seldom give a whole one, and any gain at all is a coin's toss. The rows
-are those of validation; below CROSS_BELOW rows, where a share of them is too few to tell, all of them by cross-validation. Then
-the choice is repeated on all rows, as a small seed can't spare any; or else the best checkpoint is kept. A round that goes on
-from the champion keeps it always: rows that trained a champion can't choose epochs for the next.
+epochs is chosen by NLL on rows that were not trained on, each contender with its own temperature where the task has one, and
+must beat the probe by a standard error. Those are the validation rows; below CROSS_BELOW rows, where a share of them is too
+few to tell, it is all rows by cross-validation. Then the choice is repeated on all rows, as a small seed can't spare any; or
+else the best checkpoint is kept. A round that goes on from the champion keeps it always: rows that trained a champion can't
+choose epochs for the next.
 
 What is repeated is the latest epoch that was not a standard error worse than the best: few rows name the best one by chance, and
 a training that is cut off while its rate is high ends worse than one that is run to its end.
@@ -34,7 +34,6 @@ from pipelines.training.tasks import Rows, Task
 from schemas.settings import TrainingSettings
 
 LEAST_ROWS = 8
-PROBE_MARGIN = 0.5  # standard errors
 CROSS_BELOW = 1000
 # Two folds cost as much as one fit on all rows; a seed of a few rows a label can't be halved, and is cheap.
 FOLDS, FOLDS_OF_FEW, FEW_ROWS = 2, 4, 100
@@ -183,7 +182,7 @@ class _Search:
             if snapshot is not None:
                 fits[0].restore(snapshot)
         gain = probe - curve[chosen]
-        needed = PROBE_MARGIN * _standard_error(gain)
+        needed = _standard_error(gain)
         beaten = bool(gain.mean() > needed)
         self._log.line(
             chosen=self._settings.method if beaten else "probe",

@@ -18,19 +18,20 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.training.decoder import Decoder, decoder_path, save
+from pipelines.training.decoder import Decoder, decoder_path
 from pipelines.training.generation import Generation
-from schemas.artifacts import Calibration, Golden, ModelManifest
+from schemas.artifacts import ModelManifest
 from schemas.settings import Settings, TrainingSettings, load_settings
 from services.projects import create_project
 from serving import prompts
-from serving.artifacts import ArtifactStore, write_manifest
+from serving.artifacts import ArtifactStore
 from serving.generation import MODEL, compute_dtype
 from serving.registry import Registry
 from tests.bench_report import Figure
 from tests.bench_serve_project import CACHE, Project, ratchet
 from tests.bench_train_generation import pairs
 from tests.conftest import write_rows
+from tests.versions import text_version
 
 VERSION, SEED_ROWS, TEXTS, ROUNDS, MOST = "writer-1", 200, 8, 5, 64
 
@@ -146,24 +147,4 @@ def _version(settings: Settings, directory: Path) -> ModelManifest:
     directory.mkdir(exist_ok=True)
     base = Decoder(decoder_path(None), settings.model.max_length, MOST)
     model = Generation().start(base, [], TrainingSettings())
-    return write_manifest(
-        directory,
-        ModelManifest(
-            model_version=VERSION,
-            model_name=settings.model.name,
-            task="generation",
-            labels=[],
-            base_model=base.path.name,
-            base_model_sha256=base.sha256,
-            max_length=base.max_length,
-            max_new_tokens=base.max_new_tokens,
-            parent_version=None,
-            round_id="bench",
-            dataset_fingerprint="bench",
-            method="lora",
-            artifact=save(model, base, directory),
-            calibration=Calibration(),
-            golden=Golden(texts=[], probabilities=[]),
-            files={},
-        ),
-    )
+    return text_version(directory, model, base, VERSION, settings.model.name)

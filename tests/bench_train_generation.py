@@ -24,16 +24,15 @@ from rich.console import Console
 from pipelines import metrics
 from pipelines.dataset.examples import Example
 from pipelines.paired import Resampled
-from pipelines.training.decoder import Decoder, decoder_path, save
+from pipelines.training.decoder import Decoder, decoder_path
 from pipelines.training.generation import Generation, encoded
 from pipelines.training.model import Encoder, base_model_path
 from pipelines.training.trainer import train
-from schemas.artifacts import Calibration, Golden, ModelManifest
 from schemas.settings import TrainingSettings
 from services.projects import TEXT_TRAINING
-from serving.artifacts import write_manifest
 from serving.generation import Writer
 from tests.bench_report import Figure
+from tests.versions import text_version
 
 MAX_LENGTH, MOST = 96, 64
 RECIPE = TrainingSettings.model_validate(TEXT_TRAINING)  # what `ratchet init --task generation` writes
@@ -97,25 +96,7 @@ def written_by(model: object, base: Decoder, asked: dict[str, list[str]]) -> Ans
     """What the artefact of a model, as it would serve, answers; and how likely the references are to it."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
-        manifest = ModelManifest(
-            model_version="bench",
-            model_name="bench",
-            task="generation",
-            labels=[],
-            base_model=base.path.name,
-            base_model_sha256=base.sha256,
-            max_length=base.max_length,
-            max_new_tokens=base.max_new_tokens,
-            parent_version=None,
-            round_id="bench",
-            dataset_fingerprint="bench",
-            method="lora",
-            artifact=save(model, base, directory),
-            calibration=Calibration(),
-            golden=Golden(texts=[], probabilities=[]),
-            files={},
-        )
-        write_manifest(directory, manifest)
+        text_version(directory, model, base, "bench", "bench")
         writer = Writer(directory, threads=RECIPE.threads or 2)
     rows = [encoded(base, question, answer) for question, given in asked.items() for answer in given]
     said = writer.token_logprobs([ids for ids, _ in rows], [length for _, length in rows])

@@ -26,12 +26,7 @@ from services.cli import cli
 from services.projects import create_project, open_project
 from serving.artifacts import read_manifest
 from tests.fakes import FILLERS, TOPICS
-from tests.test_loop_tasks import Walk
-
-QUIET = {
-    "calibration",
-    "robustness",
-}  # a model of two layers is neither honest nor steady; both gates have tests of their own
+from tests.test_loop_tasks import Walk, only_advise
 
 
 def pairs(n: int, seed: int, answer: str) -> list[tuple[str, str]]:
@@ -87,10 +82,8 @@ def walk(tmp_path: Path, talking: Path, broker: str, monkeypatch: pytest.MonkeyP
             "dataset": {"max_rows_per_person": 500},
         },
     )
-    policy, text = made.path("policy.toml"), made.path("policy.toml").read_text()
-    for gate in QUIET:
-        text = text.replace(f"[{gate}]\nblocking = true", f"[{gate}]\nblocking = false")
-    policy.write_text(text)
+    # A model of two layers is neither honest nor steady; both gates have tests of their own.
+    only_advise(made, "calibration", "robustness")
     found = Walk(made)
     found.outbox.start()
     yield found

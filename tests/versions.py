@@ -54,36 +54,43 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
     """Make `directory` a version that writes: a tiny decoder with adapters that say anything, merged."""
     import torch
 
-    from pipelines.training.decoder import Decoder, save, trainable_copy
+    from pipelines.training.decoder import Decoder, trainable_copy
     from serving.generation import Writer
 
-    decoder = Decoder(base, 48, 48, torch.float32)
+    decoder = Decoder(base, 48, 12, torch.float32)
     adapted = trainable_copy(decoder, TrainingSettings())
     torch.manual_seed(seed)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
     directory.mkdir(parents=True)
+    text_version(directory, adapted, decoder, name, model)
+    return rewritten(directory, golden=Writer(directory).golden(GOLDEN[:2], 1e-3))
+
+
+def text_version(directory: Path, trained: Any, base: Any, name: str, model: str) -> ModelManifest:
+    """Make `directory` a version of what a decoder became, without golden answers."""
+    from pipelines.training.decoder import save
+
     manifest = ModelManifest(
         model_version=name,
         model_name=model,
         task="generation",
         labels=[],
-        base_model="tiny",
-        base_model_sha256="0" * 64,
-        max_length=48,
-        max_new_tokens=12,
+        base_model=base.path.name,
+        base_model_sha256=base.sha256,
+        max_length=base.max_length,
+        max_new_tokens=base.max_new_tokens,
         parent_version=None,
         round_id="r",
         dataset_fingerprint="f",
         method="lora",
-        artifact=save(adapted, decoder, directory),
+        artifact=save(trained, base, directory),
         calibration=Calibration(),
         golden=Golden(texts=[], probabilities=[]),
         files={},
     )
-    write_manifest(directory, manifest)
-    return rewritten(directory, golden=Writer(directory).golden(GOLDEN[:2], 1e-3))
+    return write_manifest(directory, manifest)
 
 
 def with_golden(directory: Path, probabilities: list[list[float]]) -> Path:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from schemas.events import FeedbackReceived, PredictionMade
 from serving.broker import MAX_MESSAGE_BYTES, BrokerUnavailable, Outgoing, Publisher, Topics, topic_ids
-from serving.outbox_file import claim, make_table, open_disk, try_lock, write
+from serving.outbox_file import claim, count, make_table, open_disk, try_lock, write
 
 log = logging.getLogger("ratchet.outbox")
 
@@ -255,7 +255,7 @@ class Outbox:
                 self._wake.set()
 
     def _count(self, disk: sqlite3.Connection) -> None:
-        self.waiting = disk.execute("SELECT count(*) FROM events").fetchone()[0]
+        self.waiting = count(disk)
         if self._observe is not None:
             self._observe(self.waiting, self.dropped)
         pages = disk.execute("PRAGMA page_count").fetchone()[0] - disk.execute("PRAGMA freelist_count").fetchone()[0]

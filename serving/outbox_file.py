@@ -66,11 +66,18 @@ def write(disk: sqlite3.Connection, messages: Sequence[Outgoing]) -> None:
         disk.commit()
 
 
+def count(disk: sqlite3.Connection) -> int:
+    """Events in an outbox, by its two indexes: to count the table is to read every event, a tenth of a second for 100,000."""
+    places = ("IS NULL", "IS NOT NULL")
+    counts = (disk.execute(f"SELECT count(*) FROM events WHERE place {place}") for place in places)  # noqa: S608
+    return sum(found.fetchone()[0] for found in counts)
+
+
 def waiting(folder: Path) -> int:
     """Events that lie in a folder's outboxes, whoever holds them. Raises sqlite3.Error."""
     found = 0
     for path in folder.glob("outbox-*.db"):
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as disk:
             if disk.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone():
-                found += disk.execute("SELECT count(*) FROM events").fetchone()[0]
+                found += count(disk)
     return found

@@ -145,7 +145,7 @@ def test_a_round_goes_on_from_a_champion_or_trains_all_weights(
     base: Decoder, trained: Trained, text_version: Path
 ) -> None:
     test = examples(6, seed=3)
-    champion = open_champion(text_version, "generation", "0" * 64, RECIPE)
+    champion = open_champion(text_version, "generation", base.sha256, RECIPE)
     start = Generation().start(base, test, RECIPE, champion)
     writer = Writer(text_version)
     assert nll(start, base, test) == pytest.approx(nll(writer.model, base, test), abs=1e-3)

@@ -5,7 +5,11 @@ In one process, but for the broker, with the parts of test_loop_tasks.py.
 
 import csv
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,7 +95,18 @@ def walk(tmp_path: Path, talking: Path, broker: str, monkeypatch: pytest.MonkeyP
 
 
 def test_the_walk(walk: Walk) -> None:
+    claimed = walk.registry.claim_round(reason="test", cut={}, token=None)
+    assert claimed is not None
+    command = [sys.executable, "-m", "services.cli", "round", "run", "--claimed", claimed.round_id]
+    command += ["-c", str(walk.settings.root / "ratchet.toml")]
+    environment = {**os.environ, "RATCHET_CRASH_AT": "training"}
+    killed = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    made = round_folder(walk.settings, claimed.round_id) / "version/model/model.safetensors"
+    trained_at = made.stat().st_mtime_ns
     first = walk.round(None)
+    assert (first.round_id, first.attempts) == (claimed.round_id, 2)
+    assert made.stat().st_mtime_ns == trained_at, "trained twice"
     assert first.state is RoundState.PROMOTED, first.detail
     assert first.gate_report is not None
     assert {"bootstrap", "baseline", "serving", "calibration", "robustness"} <= {
@@ -139,7 +154,9 @@ def test_the_walk(walk: Walk) -> None:
     assert "perplexity" in (folder / "report.html").read_text()
     assert "correction" in (folder / "dataset.html").read_text()
     config = ["-c", str(walk.settings.root / "ratchet.toml")]
-    assert "chrF" in CliRunner().invoke(cli, ["round", "show", second.round_id, *config]).output
+    shown = CliRunner().invoke(cli, ["round", "show", second.round_id, *config]).output
+    assert "chrF" in shown
+    assert "nearest    " in shown
     out = walk.settings.root / "rows.jsonl"
     command = ["dataset", "export", "--round", second.round_id, "--format", "jsonl", "--out", str(out), *config]
     done = CliRunner().invoke(cli, command)

@@ -181,7 +181,7 @@ class TrainingSettings(Group):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="peak rate of all but the head; unset: 1e-3 for lora, 1e-4 for full",
+        description="peak rate of all but the head; unset: 1e-3 for lora, 1e-4 for full, 0.3 of that from a champion",
     )
     head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head")
     layer_decay: float = Field(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.examples import Example
 from pipelines.training.champion import Champion
 from pipelines.training.encoder_task import EncoderTask
-from pipelines.training.fitting import Fit, epochs_of, outputs_of
+from pipelines.training.fitting import RATES, Fit, epochs_of, outputs_of
 from pipelines.training.label_names import label_rows
 from pipelines.training.log import History, Log, Progress
 from pipelines.training.model import Encoder
@@ -35,6 +35,8 @@ from schemas.settings import TrainingSettings
 
 LEAST_ROWS = 8
 CROSS_BELOW = 1000
+# Of the rate: a champion knows old rows that its replay does not hold, and forgets them at a full rate (docs/lab-notes.md).
+GOING_ON = 0.3
 # Two folds cost as much as one fit on all rows; a seed of a few rows a label can't be halved, and is cheap.
 FOLDS, FOLDS_OF_FEW, FEW_ROWS = 2, 4, 100
 
@@ -88,6 +90,8 @@ def train(
     named = label_rows(task.name, ordered) if settings.label_names else []
     others = _sorted(rejections) if task.learns_rejections else []
     goes_on = champion if settings.start == "champion" else None
+    if goes_on is not None and settings.learning_rate is None:
+        settings = settings.model_copy(update={"learning_rate": GOING_ON * RATES[settings.method]})
     rows = task.rows(base, [*ordered, *named, *others], settings, champion)
     search = _Search(task, base, ordered, named, rows, settings, most, goes_on, log)
     keeps = goes_on is not None or (settings.refit_below is not None and len(ordered) >= settings.refit_below)

@@ -4,14 +4,16 @@ Turns each request's texts into sub-batches of similar length and runs them on o
 live.py holds. It deliberately knows no HTTP and no registry.
 
 Work goes in turns. Every request that waits gets a text into the next turn before any gets a second one, so that a request
-of one text never waits behind 256 of another. All texts of a request run on the one runtime that was live when its first
-turn began: no answer mixes versions.
+of one text never waits behind 256 of another. Which of its texts is free to choose: a turn takes those that are about as long as
+each other. All texts of a request run on the one runtime that was live when its first turn began: no answer mixes versions.
 """
 
 import asyncio
 import contextlib
+import heapq
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -65,10 +67,16 @@ class _Request:
     runtime: Runtime | None = None
     generation: int = 0
     encoded: list[list[int]] = field(default_factory=list)
-    remaining: list[int] = field(default_factory=list)  # longest first: the next one is popped
+    remaining: list[int] = field(default_factory=list)  # shortest first
     missing: int = 0
     probabilities: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     settled: bool = False
+
+    def nearest(self, length: int) -> tuple[int, int]:
+        """Of what remains, the text nearest to a length: how far it is from it, and its place."""
+        after = bisect_left(self.remaining, length, key=lambda n: len(self.encoded[n]))
+        places = range(max(0, after - 1), min(after + 1, len(self.remaining)))
+        return min((abs(len(self.encoded[self.remaining[place]]) - length), place) for place in places)
 
 
 _Outcome = tuple[_Request, Answer | Exception]
@@ -139,10 +147,7 @@ class MicroBatcher:
 
     def _take_turn(self, requests: list[_Request]) -> None:
         begun = self._begin(requests)
-        rows = [(request, request.remaining.pop()) for request in begun]
-        for request in begun:
-            while request.remaining and len(rows) < self._max_batch:
-                rows.append((request, request.remaining.pop()))
+        rows = turn(begun, self._max_batch)
         for runtime in {id(request.runtime): request.runtime for request in begun}.values():
             assert runtime is not None
             mine = sorted(
@@ -179,7 +184,7 @@ class MicroBatcher:
             for request in fresh:
                 request.runtime, request.generation = runtime, generation
                 request.encoded = [next(encoded) for _ in request.texts]
-                request.remaining = sorted(range(len(request.texts)), key=lambda n: -len(request.encoded[n]))
+                request.remaining = sorted(range(len(request.texts)), key=lambda n: len(request.encoded[n]))
                 request.missing = len(request.texts)
                 request.probabilities = np.zeros((len(request.texts), runtime.columns))
         self._settle(refused)
@@ -206,6 +211,26 @@ def _tell(outcomes: list[_Outcome]) -> None:
             request.future.set_exception(outcome)
         else:
             request.future.set_result(outcome)
+
+
+def turn(requests: Sequence[_Request], most: int) -> list[tuple[_Request, int]]:
+    """A text of each request, and more of them up to `most`: those nearest in length to the shortest that the first one has left.
+
+    What is about as long as each other runs in one call without padding; the first request waited longest and sets the pace.
+    """
+    if not requests:
+        return []
+    length = len(requests[0].encoded[requests[0].remaining[0]])
+    rows = [(request, request.remaining.pop(request.nearest(length)[1])) for request in requests]
+    more = [(request.nearest(length)[0], n) for n, request in enumerate(requests) if request.remaining]
+    heapq.heapify(more)
+    while more and len(rows) < most:
+        _, n = heapq.heappop(more)
+        request = requests[n]
+        rows.append((request, request.remaining.pop(request.nearest(length)[1])))
+        if request.remaining:
+            heapq.heappush(more, (request.nearest(length)[0], n))
+    return rows
 
 
 def cut(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, QueueFull, cut
+from serving.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, QueueFull, _Request, cut, turn
 from serving.runtime import Runtime
 from tests.fakes import toy_rows
 from tests.versions import copied
@@ -195,3 +195,30 @@ def test_rows_are_cut_where_it_costs_least() -> None:
     assert cut([4, 4, 4, 4, 90]) == [(0, 4), (4, 5)], "padding four short rows to 90 costs more than a call"
     assert cut([10, 11, 12]) == [(0, 3)]
     assert cut([]) == []
+
+
+def test_a_turn_has_a_text_of_each_and_what_is_about_as_long() -> None:
+    loop = asyncio.new_event_loop()
+    lengths = [[30, 5, 6, 50], [40], [9, 31, 5, 7], [6, 6]]
+    requests = [
+        _Request(
+            [""] * len(own),
+            0.0,
+            loop.create_future(),
+            encoded=[[0] * length for length in own],
+            remaining=sorted(range(len(own)), key=own.__getitem__),
+        )
+        for own in lengths
+    ]
+    loop.close()
+
+    def taken(most: int) -> list[tuple[int, int]]:
+        return [(requests.index(request), len(request.encoded[n])) for request, n in turn(requests, most)]
+
+    assert taken(7) == [(0, 5), (1, 40), (2, 5), (3, 6), (0, 6), (3, 6), (2, 7)]
+    requests = [request for request in requests if request.remaining]
+    assert taken(2) == [(0, 30), (1, 31)]
+    requests = [request for request in requests if request.remaining]
+    assert taken(8) == [(0, 50), (1, 9)]
+    assert not any(request.remaining for request in requests)
+    assert turn([], 8) == []

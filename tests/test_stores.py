@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pyarrow as pa
@@ -23,8 +24,15 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """An s3:// address on a server of this process."""
+    """An s3:// address on a server of this process, which as S3 itself lets one of two conditional writes of a key pass."""
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
+
+    put, one_at_a_time = S3Response.put_object, threading.Lock()  # moto looks for the key, then writes it
+
+    def put_at_once(self: S3Response) -> Any:
+        with one_at_a_time:
+            return put(self)
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
@@ -32,6 +40,7 @@ def s3() -> Iterator[str]:
     address = f"http://{host}:{port}"
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "put_object", put_at_once)
         for name, value in {**keys, "AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true"}.items():
             patch.setenv(name, value)
         boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="events")

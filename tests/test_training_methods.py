@@ -241,7 +241,7 @@ def test_a_round_goes_on_from_the_champion_and_its_head_grows(encoder: Encoder, 
     unset = recipe(start="champion", learning_rate=None)
     gentle = train(TASK, encoder, examples(60, 2), examples(30, 3), unset, lambda *_: None, champion=before)
     afresh = train(TASK, encoder, examples(60, 2), examples(30, 3), unset, lambda *_: None)
-    rates = [max(line.get("learning_rate", 0) for line in one.history) for one in (gentle, afresh)]
+    rates = [max(float(line.get("learning_rate", 0)) for line in one.history) for one in (gentle, afresh)]
     assert rates[0] == pytest.approx(0.3 * rates[1], rel=0.1)
     for name, weights in grown.named_parameters():
         assert weights.requires_grad == ("lora_" in name or name.startswith("head.")), name

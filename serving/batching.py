@@ -222,14 +222,18 @@ def turn(requests: Sequence[_Request], most: int) -> list[tuple[_Request, int]]:
         return []
     length = len(requests[0].encoded[requests[0].remaining[0]])
     rows = [(request, request.remaining.pop(request.nearest(length)[1])) for request in requests]
-    more = [(request.nearest(length)[0], n) for n, request in enumerate(requests) if request.remaining]
+
+    def offer(n: int) -> tuple[int, int, int]:
+        distance, place = requests[n].nearest(length)
+        return distance, n, place
+
+    more = [offer(n) for n, request in enumerate(requests) if request.remaining]
     heapq.heapify(more)
     while more and len(rows) < most:
-        _, n = heapq.heappop(more)
-        request = requests[n]
-        rows.append((request, request.remaining.pop(request.nearest(length)[1])))
-        if request.remaining:
-            heapq.heappush(more, (request.nearest(length)[0], n))
+        _, n, place = heapq.heappop(more)
+        rows.append((requests[n], requests[n].remaining.pop(place)))
+        if requests[n].remaining:
+            heapq.heappush(more, offer(n))
     return rows
 
 

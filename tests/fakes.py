@@ -3,8 +3,12 @@
 Used by the test modules and conftest.py. Nothing here stands in for Ratchet's own code.
 """
 
+import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -147,3 +151,12 @@ def tiny_causal_model(directory: Path, seed: int = 0) -> Path:
     LlamaForCausalLM(config).save_pretrained(directory)
     fast.save_pretrained(directory)
     return directory
+
+
+def killed_round(round_id: str, config: Path, step: str) -> None:
+    """Run a claimed round in a process of its own that is killed after a step."""
+    command = [sys.executable, "-m", "services.cli", "round", "run", "--claimed", round_id, "-c", str(config)]
+    environment = {**os.environ, "RATCHET_CRASH_AT": step}
+    repository = Path(__file__).parent.parent
+    ended = subprocess.run(command, cwd=repository, env=environment, capture_output=True, check=False, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr

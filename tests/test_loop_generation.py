@@ -5,11 +5,7 @@ In one process, but for the broker, with the parts of test_loop_tasks.py.
 
 import csv
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +25,7 @@ from services import feedback_consumer
 from services.cli import cli
 from services.projects import create_project, open_project
 from serving.artifacts import read_manifest
-from tests.fakes import FILLERS, TOPICS
+from tests.fakes import FILLERS, TOPICS, killed_round
 from tests.test_loop_tasks import Walk, only_advise
 
 
@@ -97,11 +93,7 @@ def walk(tmp_path: Path, talking: Path, broker: str, monkeypatch: pytest.MonkeyP
 def test_the_walk(walk: Walk) -> None:
     claimed = walk.registry.claim_round(reason="test", cut={}, token=None)
     assert claimed is not None
-    command = [sys.executable, "-m", "services.cli", "round", "run", "--claimed", claimed.round_id]
-    command += ["-c", str(walk.settings.root / "ratchet.toml")]
-    environment = {**os.environ, "RATCHET_CRASH_AT": "training"}
-    killed = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed_round(claimed.round_id, walk.settings.root / "ratchet.toml", "training")
     made = round_folder(walk.settings, claimed.round_id) / "version/model/model.safetensors"
     trained_at = made.stat().st_mtime_ns
     first = walk.round(None)

@@ -1,11 +1,6 @@
 """The round: promoted once, resumed after kill -9, refused when the champion moved (invariants 3, 4 and 6)."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -19,8 +14,7 @@ from services.cli_rounds import rounds
 from serving.artifacts import ArtifactStore, verify
 from serving.registry import ChampionMoved, NotServable, Registry, RoundOver
 from serving.runtime import Runtime
-
-REPOSITORY = Path(__file__).parent.parent
+from tests.fakes import killed_round
 
 
 def run(settings: Settings, registry: Registry, round_id: str) -> RoundRecord:
@@ -111,11 +105,7 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
 def test_a_killed_round_is_resumed_and_promotes_once(project: Settings, registry: Registry, step: str) -> None:
     write_config(project)
     round_id = claim(registry)
-    command = [sys.executable, "-m", "services.cli", "round", "run", "--claimed", round_id]
-    command += ["-c", str(project.root / "ratchet.toml")]
-    environment = {**os.environ, "RATCHET_CRASH_AT": step}
-    killed = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=False, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed_round(round_id, project.root / "ratchet.toml", step)
     assert registry.round(round_id).state is RoundState.RUNNING
     made = (round_folder(project, round_id) / "version/manifest.json").stat().st_mtime_ns
     judged = registry.round(round_id).gate_report

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from pipelines import evaluation, gates
 from pipelines.dataset.files import FileRow
+from pipelines.packing import PackedModel
 from pipelines.policy import Policy
 from pipelines.training.champion import ADAPTER, HEAD, WEIGHTS
 from pipelines.training.model import NORM, Encoder, TextModel
@@ -50,7 +51,7 @@ def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
     """Merge a copy and write model.onnx and tokenizer.json.
 
     The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and gives `logits` [batch, k],
-    whatever the task.
+    whatever the task. Padding costs it little (packing.py).
     """
     # A copy: the frozen weights of `model` are the base model's own, and merging adds to them in place.
     merged = copy.deepcopy(model)
@@ -66,7 +67,7 @@ def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # the exporter warns of its own internals
             torch.onnx.export(
-                merged,
+                PackedModel(merged),
                 (example["input_ids"], example["attention_mask"]),
                 directory / "model.onnx",
                 input_names=["input_ids", "attention_mask"],

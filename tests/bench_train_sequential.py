@@ -2,13 +2,15 @@
 
 Turns Banking77 into the share of joint training's test accuracy that is left at the end, for rounds that go on from the champion
 and for a last round that starts from the base model on new rows and replay. Replay is at most as many rows as are new, the same
-for both, alike from every old label. Forgetting is shown by group.
+for both, alike from every old label; a replayed row weighs as many as it stands for, as in the dataset of a round. Forgetting
+is shown by group.
 """
 
 import itertools
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import compression
+from pipelines.dataset.balance import MOST_WEIGHT
 from pipelines.dataset.examples import Example
 from pipelines.training.champion import Champion
 from pipelines.training.classification import Classification
@@ -102,7 +105,14 @@ def rounds(rows: Sequence[Example], seed: int) -> tuple[list[list[str]], list[li
     for group in groups:
         pool = [row for name in group for row in parts[name]]
         new = [pool[n] for n in draw.permutation(len(pool))[:NEW]]
-        replays.append(in_turn(old, NEW))
+        replayed = by_label(in_turn(old, NEW), seed)
+        replays.append(
+            [
+                replace(row, weight=min(MOST_WEIGHT, len(old[name]) / len(own)))
+                for name, own in replayed.items()
+                for row in own
+            ]
+        )
         arrivals.append(new)
         old |= by_label(new, seed)
     return groups, arrivals, replays

@@ -152,10 +152,12 @@ def test_old_rows_are_replayed_up_to_a_ratio_beyond_a_floor() -> None:
     kept = balance.replay([*old, *new, *seed], since, 1.0, drops, always=10)
     assert Counter(e.text.split()[0] for e in kept) == {"old": 20, "new": 15, "seed": 5}
     assert drops.counts == {"not replayed": 30}
+    assert {e.text.split()[0]: e.weight for e in kept} == {"old": 2.5, "new": 1, "seed": 1}
     again = balance.replay([*seed, *new, *old[::-1]], since, 1.0, Drops(), always=10)
     assert {e.text for e in again} == {e.text for e in kept}
     onwards = balance.replay([*old, *new[:5]], since, 1.0, Drops(), always=0)
     assert Counter(e.text.split()[0] for e in onwards) == {"old": 5, "new": 5}
+    assert max(e.weight for e in onwards) == balance.MOST_WEIGHT
     for moment, ratio in ((None, 1.0), (since, None)):
         assert balance.replay(old, moment, ratio, Drops(), always=10) == old
 

@@ -21,7 +21,8 @@ def replay(
 ) -> list[Example]:
     """All rows of files, all feedback after `since`, and at most `ratio` times as many older rows beside that.
 
-    The older rows are drawn by hash, the same ones for the same rows (experience replay: Rolnick et al. 2019).
+    The older rows are drawn by hash, the same ones for the same rows (experience replay: Rolnick et al. 2019). Each weighs as
+    many as it stands for, up to MOST_WEIGHT: labels that came last would otherwise look more frequent than they are.
 
     Args:
         rows: training rows.
@@ -38,8 +39,11 @@ def replay(
     room = max(always, int(ratio * (len(rows) - len(older))))
     if len(older) <= room:
         return rows
-    kept = {id(e) for e in sorted(older, key=_draw)[:room]} | {id(e) for e in rows} - {id(e) for e in older}
-    return drops.keep(rows, lambda e: id(e) in kept, "not replayed")
+    replayed = {id(e) for e in sorted(older, key=_draw)[:room]}
+    left_out = {id(e) for e in older} - replayed
+    stands_for = min(MOST_WEIGHT, len(older) / max(1, room))
+    kept = drops.keep(rows, lambda e: id(e) not in left_out, "not replayed")
+    return [replace(e, weight=e.weight * stands_for) if id(e) in replayed else e for e in kept]
 
 
 def class_weights(rows: list[Example]) -> list[Example]:

@@ -9,6 +9,7 @@ is shown by group.
 import itertools
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,14 +106,9 @@ def rounds(rows: Sequence[Example], seed: int) -> tuple[list[list[str]], list[li
     for group in groups:
         pool = [row for name in group for row in parts[name]]
         new = [pool[n] for n in draw.permutation(len(pool))[:NEW]]
-        replayed = by_label(in_turn(old, NEW), seed)
-        replays.append(
-            [
-                replace(row, weight=min(MOST_WEIGHT, len(old[name]) / len(own)))
-                for name, own in replayed.items()
-                for row in own
-            ]
-        )
+        replayed = in_turn(old, NEW)
+        of = Counter(row.label for row in replayed)
+        replays.append([replace(row, weight=min(MOST_WEIGHT, len(old[row.label]) / of[row.label])) for row in replayed])
         arrivals.append(new)
         old |= by_label(new, seed)
     return groups, arrivals, replays

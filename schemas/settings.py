@@ -169,8 +169,12 @@ class TrainingSettings(Group):
         description="where a round's weights start; champion: its adapter and head go on, replay is held to its share",
     )
     seed: int = Field(13, description="of everything random")
-    epochs: int | None = Field(None, ge=0, description="at most; 0: the probe alone; unset: 8, from 4,000 rows on 4")
-    patience: int = Field(2, ge=1, description="epochs without a better validation loss before stopping")
+    epochs: int | None = Field(
+        None, ge=0, description="at most; 0: the probe alone; unset: 8, from 4,000 rows or a champion on 4"
+    )
+    patience: int = Field(
+        2, ge=1, description="epochs without a better validation loss before stopping; from a champion all are run"
+    )
     refit_below: int | None = Field(
         1000,
         ge=0,

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,13 +237,56 @@ def test_a_round_goes_on_from_the_champion_and_its_head_grows(encoder: Encoder, 
     assert loss[0] < loss[1]
     assert "final" not in {line["phase"] for line in after.history}, "validation rows don't train"
 
-    unset = recipe(start="champion", learning_rate=None)
+    unset = recipe(start="champion", learning_rate=None, epochs=None, patience=1)
     gentle = train(TASK, encoder, examples(60, 2), examples(30, 3), unset, lambda *_: None, champion=before)
+    assert [line["epoch"] for line in gentle.history if "held_out_nll" in line] == [0, 1, 2, 3, 4], "run to its end"
     afresh = train(TASK, encoder, examples(60, 2), examples(30, 3), unset, lambda *_: None)
     rates = [max(float(line.get("learning_rate", 0)) for line in one.history) for one in (gentle, afresh)]
     assert rates[0] == pytest.approx(0.3 * rates[1], rel=0.1)
     for name, weights in grown.named_parameters():
         assert weights.requires_grad == ("lora_" in name or name.startswith("head.")), name
+
+
+def test_labels_that_came_last_give_way_as_held_out_rows_ask(encoder: Encoder, champion: tuple[Path, Trained]) -> None:
+    before = opened(champion[0], encoder, RECIPE)
+    draw = np.random.default_rng(0)
+
+    def shift(n: int, task: Classification = TASK, *, thinned: bool = False) -> float:
+        """How far the new label's bias sinks, where it is said too often by 1.5 nats."""
+        honest = draw.normal(size=(n, 3))
+        truth = (honest + draw.gumbel(size=honest.shape)).argmax(axis=1)
+        kept, weights = honest + np.array([0, 0, 1.5]), np.ones(n, dtype=np.float32)
+        if thinned:  # one of four old rows is there, and weighs four
+            own = (truth == 2) | (draw.random(n) < 0.25)
+            kept, truth, weights = kept[own], truth[own], np.where(truth == 2, 1, 4).astype(np.float32)[own]
+        model = task.start(encoder, examples(30, 2), recipe(start="champion"), before)
+        was = model.head.bias.detach().clone()
+        task.settle(model, kept, truth, weights / weights.mean(), before)
+        sunk = (was - model.head.bias.detach()).numpy()
+        assert not sunk[:2].any(), "old labels stay"
+        return float(sunk[2])
+
+    assert shift(2000) == pytest.approx(1.5, abs=0.3)
+    assert shift(8000, thinned=True) == pytest.approx(1.5, abs=0.3)
+    assert np.mean([abs(shift(4)) for _ in range(5)]) < 1, "few rows say little"
+    known = Champion(before.directory, "v", LABELS)
+    model = TASK.start(encoder, examples(30, 2), RECIPE)
+    was = model.head.bias.detach().clone()
+    TASK.settle(model, np.zeros((9, 3)), np.full(9, 2), np.ones(9, dtype=np.float32), known)
+    assert torch.equal(model.head.bias, was), "nothing is new"
+
+
+def test_held_out_rows_count_by_their_weight(encoder: Encoder) -> None:
+    rows, held = examples(60, 2), examples(30, 3)
+    wrong = replace(held[0], label=next(label for label in LABELS if label != held[0].label))
+
+    def losses(weight: float) -> list[float]:
+        settings = recipe(refit_below=0, epochs=1)
+        validation = [*held[1:], replace(wrong, weight=weight)]
+        history = train(TASK, encoder, rows, validation, settings, lambda *_: None).history
+        return [float(line["held_out_nll"]) for line in history if "held_out_nll" in line]
+
+    assert all(light < heavy - 0.05 for light, heavy in zip(losses(0.01), losses(1000.0), strict=True))
 
 
 def test_numbers_go_on_in_their_unit(encoder: Encoder, tmp_path: Path) -> None:

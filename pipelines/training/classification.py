@@ -10,12 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch.nn import functional
 
 from pipelines import metrics
 from pipelines.calibration import fit_temperature, row_nll
 from pipelines.dataset.examples import Example
+from pipelines.training.champion import Champion
 from pipelines.training.encoder_task import EncoderTask, not_this
+from pipelines.training.model import TextModel
 from pipelines.training.probe import Probe, fit_probe
 from pipelines.training.tasks import Batch
 from schemas.settings import TrainingSettings
@@ -74,6 +77,31 @@ class Classification(EncoderTask):
             ).sum(dim=1)
             losses = losses + settings.focal_distillation * right * away
         return losses
+
+    def settle(
+        self,
+        model: TextModel,
+        kept: NDArray[Any],
+        targets: NDArray[Any],
+        weights: NDArray[np.float32],
+        champion: Champion,
+    ) -> None:
+        """Lower the biases of labels that the champion did not know (bias correction: Wu et al. 2019, the shift alone).
+
+        A new label has all of its rows, an old one a few that were replayed, so that the new one is said too often whatever
+        the rows weigh (Byrd and Lipton 2019). The shift is the one that suits held-out rows best, each by its weight; a normal
+        prior of deviation 1 keeps it small where they are few.
+        """
+        new = np.array([label not in champion.labels for label in self.labels])
+
+        def loss(found: NDArray[np.float64]) -> float:
+            shifted = (kept - found[0] * new) / np.exp(found[1])
+            return float((weights * row_nll(shifted, targets)).mean() + found[0] ** 2 / (2 * len(targets)))
+
+        if new.any() and not new.all():
+            shift = minimize(loss, np.zeros(2), method="Nelder-Mead").x[0]
+            with torch.no_grad():
+                model.head.bias -= torch.from_numpy(shift * new).to(model.head.bias.dtype)
 
     def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
         """NLL [n] after the temperature that suits these rows best."""

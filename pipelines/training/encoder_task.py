@@ -96,6 +96,16 @@ class EncoderTask(ABC):
         """All of them: [b, k]."""
         return np.asarray(outputs.numpy())
 
+    def settle(  # noqa: B027 - a task whose labels compete has its own
+        self,
+        model: TextModel,
+        kept: NDArray[Any],
+        targets: NDArray[Any],
+        weights: NDArray[np.float32],
+        champion: Champion,
+    ) -> None:
+        """Nothing to do: no label takes from another."""
+
     def finish(self, model: TextModel) -> None:
         """Fold shift and scale into the head; answers are in full precision."""
         model.bf16 = False

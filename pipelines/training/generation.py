@@ -84,5 +84,8 @@ class Generation:
         """The perplexity of a token."""
         return {"perplexity": float(np.exp(kept.sum() / targets.sum()))}
 
+    def settle(self, *_: object) -> None:
+        """Nothing to do: there are no labels."""
+
     def finish(self, model: Any) -> None:
         """Nothing to do: an answer has no unit."""

@@ -107,6 +107,16 @@ class Task(Protocol):
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """The task's metrics on the same rows."""
 
+    def settle(
+        self,
+        model: Any,
+        kept: NDArray[Any],
+        targets: NDArray[Any],
+        weights: NDArray[np.float32],
+        champion: Champion,
+    ) -> None:
+        """Take back what a model that went on from a champion says too often, by rows [n] that were not trained on."""
+
     def finish(self, model: Any) -> None:
         """Make a trained module answer in the unit of its targets."""
 

@@ -35,8 +35,8 @@ from schemas.settings import TrainingSettings
 
 LEAST_ROWS = 8
 CROSS_BELOW = 1000
-# Of the rate: a champion knows old rows that its replay does not hold, and forgets them at a full rate (docs/lab-notes.md).
-GOING_ON = 0.3
+# Of the rate, and passes at most: a champion knows old rows that its replay does not hold, and forgets them (docs/lab-notes.md).
+GOING_ON_RATE, GOING_ON_EPOCHS = 0.3, 4
 # Two folds cost as much as one fit on all rows; a seed of a few rows a label can't be halved, and is cheap.
 FOLDS, FOLDS_OF_FEW, FEW_ROWS = 2, 4, 100
 
@@ -83,15 +83,15 @@ def train(
         torch.set_num_threads(settings.threads)
     ordered = [*_sorted(train_rows), *_sorted(validation_rows)]
     log = Log(progress)
+    goes_on = champion if settings.start == "champion" else None
+    if goes_on is not None:
+        settings = _going_on(settings)
     most = epochs_of(len(ordered), settings)
     settings = settings.model_copy(update={"epochs": most})
     if settings.method == "head" or not most or len(ordered) < LEAST_ROWS:
         return _probe(task, base, ordered, settings, "head" if settings.method == "head" else "probe", log)
     named = label_rows(task.name, ordered) if settings.label_names else []
     others = _sorted(rejections) if task.learns_rejections else []
-    goes_on = champion if settings.start == "champion" else None
-    if goes_on is not None and settings.learning_rate is None:
-        settings = settings.model_copy(update={"learning_rate": GOING_ON * RATES[settings.method]})
     rows = task.rows(base, [*ordered, *named, *others], settings, champion)
     search = _Search(task, base, ordered, named, rows, settings, most, goes_on, log)
     keeps = goes_on is not None or (settings.refit_below is not None and len(ordered) >= settings.refit_below)
@@ -136,7 +136,7 @@ class _Search:
         log: Log,
     ) -> None:
         self._task, self._base, self._settings, self._champion, self._log = task, base, settings, champion, log
-        self._most = most
+        self._most, self._patience = most, most if champion else settings.patience
         self._examples, self._named, self._rows = examples, named, rows
         self._extra = list(range(len(examples), len(rows.targets)))  # what no fold holds back
 
@@ -146,14 +146,16 @@ class _Search:
         If it `keeps` what it finds, it is the lowest of one split, and its model comes too, as it was after that epoch.
         """
         held = [held for _, held in splits]
-        targets = self._rows.targets[[n for part in held for n in part]]
+        numbers = [n for part in held for n in part]
+        targets, weights = self._rows.targets[numbers], self._rows.weights[numbers]
+        weights = weights / weights.mean()
         curve: list[NDArray[np.float64]] = []
         best = chosen = 0
         snapshot = None
         with contextlib.ExitStack() as stack:
             models = [self._start(own, self._settings, self._champion) for own, _ in splits]
             cheap = np.concatenate([self._probe_outputs(own, part) for own, part in splits])
-            probe = self._task.row_losses(cheap, targets)
+            probe = weights * self._task.row_losses(cheap, targets)
             fits = [
                 stack.enter_context(Fit(self._task, model, self._rows, [*own, *self._extra], self._settings))
                 for model, (own, _) in zip(models, splits, strict=True)
@@ -167,7 +169,7 @@ class _Search:
                     outputs = np.concatenate([fit.outputs(part) for fit, part in zip(fits, held, strict=True)])
                 else:  # what training starts from is no contender, the probe is
                     outputs = cheap
-                curve.append(self._task.row_losses(outputs, targets))
+                curve.append(weights * self._task.row_losses(outputs, targets))
                 shown = {"search_loss": float(np.mean(losses))} if losses else {}
                 self._log.line(
                     epoch=epoch,
@@ -181,10 +183,12 @@ class _Search:
                     snapshot = fits[0].snapshot() if keeps else None
                 elif not keeps and not _worse(curve[epoch], curve[best]):
                     chosen = epoch
-                elif epoch - chosen >= self._settings.patience:
+                elif epoch - chosen >= self._patience:
                     break
             if snapshot is not None:
                 fits[0].restore(snapshot)
+                if self._champion:
+                    self._task.settle(models[0], fits[0].outputs(held[0]), targets, weights, self._champion)
         gain = probe - curve[chosen]
         needed = _standard_error(gain)
         beaten = bool(gain.mean() > needed)
@@ -215,6 +219,12 @@ def _probe(
     model = task.start(base, [*rows, *named], as_probe(settings))
     task.finish(model)
     return Trained(model, method, log.history)
+
+
+def _going_on(settings: TrainingSettings) -> TrainingSettings:
+    """The recipe of a round that goes on from the champion, where nothing else is set."""
+    gentle = {"learning_rate": GOING_ON_RATE * RATES[settings.method], "epochs": GOING_ON_EPOCHS}
+    return settings.model_copy(update={k: v for k, v in gentle.items() if getattr(settings, k) is None})
 
 
 def as_probe(settings: TrainingSettings) -> TrainingSettings:

@@ -269,6 +269,10 @@ class ModelManifest(Frozen):
     model_name: str
     task: str
     labels: list[str]
+    untaught_labels: list[str] = Field(
+        default_factory=list,
+        description="those of them that no row has taught, here or in a version that this one went on from",
+    )
     base_model: str
     base_model_sha256: str
     max_length: int

@@ -222,6 +222,10 @@ def test_a_round_goes_on_from_the_champion_and_its_head_grows(encoder: Encoder, 
     new = outputs(TASK.start(encoder, rows, recipe(probe_c=1.0), before), encoder, [row.text for row in rows])[:, 2]
     own = np.array([row.label == LABELS[2] for row in rows])
     assert new[own].mean() > new[~own].mean(), "a probe's row, not zeros"
+    empty = Champion(before.directory, "v", [LABELS[2], *before.labels[1:]], frozenset(LABELS[2:]))
+    assert [empty.knows(label) for label in LABELS] == [False, True, False]
+    filled = outputs(TASK.start(encoder, rows, settings, empty), encoder, [row.text for row in rows])[:, 2]
+    assert filled[own].mean() > filled[~own].mean(), "an output without rows is as new as no output"
     fewer = Classification([LABELS[1], LABELS[2]])
     left = outputs(fewer.start(encoder, examples(12, 2, LABELS[1:]), settings, before), encoder, texts)
     np.testing.assert_allclose(left[:, 0], was[:, 1], atol=1e-5)

@@ -11,7 +11,7 @@ from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings
 from services.cli_rounds import rounds
-from serving.artifacts import ArtifactStore, verify
+from serving.artifacts import ArtifactStore, read_manifest, verify
 from serving.registry import ChampionMoved, NotServable, Registry, RoundOver
 from serving.runtime import Runtime
 from tests.fakes import killed_round
@@ -85,8 +85,11 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
     # the same data again is no improvement: nothing is promoted, and the version cannot be promoted past the gates
     project.path("policy.toml").write_text(DEFAULT_POLICY.replace("max_share = 0.1", "max_share = 0.9"))
     onwards = project.model_copy(update={"training": project.training.model_copy(update={"start": "champion"})})
+    registry.set_labels(["gardening"])
     second = run(onwards, registry, claim(registry))
-    history = (round_folder(project, second.round_id) / "version" / "history.jsonl").read_text().splitlines()
+    version = round_folder(project, second.round_id) / "version"
+    assert (manifest.untaught_labels, read_manifest(version).untaught_labels) == ([], ["gardening"])
+    history = (version / "history.jsonl").read_text().splitlines()
     assert json.loads(history[0]) == {"phase": "start", "weights": "champion", "champion": champion.model_version}
     assert second.gate_report is not None
     assert "drift" in [result.gate for result in second.gate_report.results]

@@ -25,11 +25,19 @@ class CannotContinue(ValueError):
 
 @dataclass(frozen=True)
 class Champion:
-    """A version whose weights are relative to this round's base model. `labels` are its outputs, in order."""
+    """A version whose weights are relative to this round's base model.
+
+    `labels` are its outputs, in order; those of them that no row has taught yet are `untaught`.
+    """
 
     directory: Path
     version: str
     labels: list[str]
+    untaught: frozenset[str] = frozenset()
+
+    def knows(self, label: str) -> bool:
+        """Whether rows have taught it this label."""
+        return label in self.labels and label not in self.untaught
 
     @property
     def is_whole(self) -> bool:
@@ -62,7 +70,7 @@ class Champion:
 def open_champion(directory: Path, task: TaskName, base_sha256: str, settings: TrainingSettings) -> Champion:
     """The champion in a verified directory. Raises CannotContinue."""
     manifest = read_manifest(directory)
-    champion = Champion(directory, manifest.model_version, manifest.labels)
+    champion = Champion(directory, manifest.model_version, manifest.labels, frozenset(manifest.untaught_labels))
     if manifest.task != task:
         raise CannotContinue(f"{champion.version} was trained for {manifest.task}, this round is for {task}")
     if manifest.base_model_sha256 != base_sha256:

@@ -92,7 +92,7 @@ class Classification(EncoderTask):
         the rows weigh (Byrd and Lipton 2019). The shift is the one that suits held-out rows best, each by its weight; a normal
         prior of deviation 1 keeps it small where they are few.
         """
-        new = np.array([label not in champion.labels for label in self.labels])
+        new = np.array([not champion.knows(label) for label in self.labels])
 
         def loss(found: NDArray[np.float64]) -> float:
             shifted = (kept - found[0] * new) / np.exp(found[1])

@@ -117,7 +117,8 @@ class EncoderTask(ABC):
         self, champion: Champion, encoder: Any, base: Encoder, examples: Sequence[Example], settings: TrainingSettings
     ) -> Probe:
         """The champion's head in the order of today's labels. New ones get a first head's rows, on what its encoder gives."""
-        trained, place = champion.tensors(HEAD), {name: n for n, name in enumerate(champion.labels or VALUE)}
+        trained = champion.tensors(HEAD)
+        place = {name: n for n, name in enumerate(champion.labels or VALUE) if name not in champion.untaught}
         weight, bias = (trained[name].numpy().astype(np.float64) for name in ("weight", "bias"))
         names = self.labels or VALUE
         if set(names) <= place.keys():

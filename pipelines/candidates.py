@@ -26,7 +26,7 @@ from pipelines.training.tasks import task_for
 from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, Pace, RoundRecord
 from schemas.settings import Settings
-from schemas.targets import labels_of
+from schemas.targets import Task, labels_of
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
 from serving.runtime import Runtime, open_version
 
@@ -112,6 +112,8 @@ def _full_precision(
         rejections=dataset.rejections,
         champion=before,
     )
+    # a probe is fitted afresh, whatever the champion knows
+    goes_on = settings.training.start == "champion" and trained.method in ("lora", "full")
     if isinstance(base, Decoder):
         artifact = save(trained.model, base, target)
     else:
@@ -125,7 +127,7 @@ def _full_precision(
         model_name=settings.model.name,
         task=settings.model.task,
         labels=dataset.labels,
-        untaught_labels=_untaught(dataset, settings, before),
+        untaught_labels=_untaught(dataset, settings.model.task, before if goes_on else None),
         base_model=base_name(settings.model),
         base_model_sha256=base_sha256,
         max_length=settings.model.max_length,
@@ -157,12 +159,10 @@ def _before(champion: Path | None, base_sha256: str, settings: Settings) -> tupl
     return found, [{"phase": "start", "weights": settings.training.start, "champion": found.version}]
 
 
-def _untaught(dataset: Dataset, settings: Settings, champion: Champion | None) -> list[str]:
-    """Labels of which no row has trained, neither now nor in the version whose weights went on."""
-    taught = {label for row in dataset.train for label in labels_of(settings.model.task, row.label)}
-    if champion and settings.training.start == "champion":
-        taught |= {label for label in champion.labels if champion.knows(label)}
-    return [label for label in dataset.labels if label not in taught]
+def _untaught(dataset: Dataset, task: Task, champion: Champion | None) -> list[str]:
+    """Labels of which no row has trained, neither now nor in the version whose weights went on, if one's did."""
+    taught = {label for row in dataset.train for label in labels_of(task, row.label)}
+    return [label for label in dataset.labels if label not in taught and not (champion and champion.knows(label))]
 
 
 def _compress(full: Path, model: Path, target: Path, artifact: str, dataset: Dataset, settings: Settings) -> None:

@@ -107,9 +107,7 @@ def rounds(rows: Sequence[Example], seed: int) -> tuple[list[list[str]], list[li
     for group in groups:
         pool = [row for name in group for row in parts[name]]
         new = [pool[n] for n in draw.permutation(len(pool))[:NEW]]
-        replayed = [
-            row for is_held, most in ((False, NEW - HELD), (True, HELD)) for row in in_turn(_side(old, is_held), most)
-        ]
+        replayed = [*in_turn(_side(old, False), NEW - HELD), *in_turn(_side(old, True), HELD)]
         of = Counter(row.label for row in replayed)
         replays.append([replace(row, weight=min(MOST_WEIGHT, len(old[row.label]) / of[row.label])) for row in replayed])
         arrivals.append(new)

@@ -21,7 +21,7 @@ from pipelines.training.lower_layers import first_changing
 from pipelines.training.model import Encoder, base_model_sha256
 from pipelines.training.multilabel import Multilabel
 from pipelines.training.regression import Regression
-from pipelines.training.tasks import Batch
+from pipelines.training.tasks import Batch, Held
 from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.artifacts import Calibration, Golden, ModelManifest, Pace
 from schemas.settings import TrainingSettings
@@ -265,7 +265,7 @@ def test_labels_that_came_last_give_way_as_held_out_rows_ask(encoder: Encoder, c
             kept, truth, weights = kept[own], truth[own], np.where(truth == 2, 1, 4).astype(np.float32)[own]
         model = task.start(encoder, examples(30, 2), recipe(start="champion"), before)
         was = model.head.bias.detach().clone()
-        task.settle(model, kept, truth, weights / weights.mean(), before)
+        task.settle(model, Held(kept, truth, weights / weights.mean()), before)
         sunk = (was - model.head.bias.detach()).numpy()
         assert not sunk[:2].any(), "old labels stay"
         return float(sunk[2])
@@ -276,7 +276,7 @@ def test_labels_that_came_last_give_way_as_held_out_rows_ask(encoder: Encoder, c
     known = Champion(before.directory, "v", LABELS)
     model = TASK.start(encoder, examples(30, 2), RECIPE)
     was = model.head.bias.detach().clone()
-    TASK.settle(model, np.zeros((9, 3)), np.full(9, 2), np.ones(9, dtype=np.float32), known)
+    TASK.settle(model, Held(np.zeros((9, 3)), np.full(9, 2), np.ones(9, dtype=np.float32)), known)
     assert torch.equal(model.head.bias, was), "nothing is new"
 
 

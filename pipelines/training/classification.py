@@ -20,7 +20,7 @@ from pipelines.training.champion import Champion
 from pipelines.training.encoder_task import EncoderTask, not_this
 from pipelines.training.model import TextModel
 from pipelines.training.probe import Probe, fit_probe
-from pipelines.training.tasks import Batch
+from pipelines.training.tasks import Batch, Held
 from schemas.settings import TrainingSettings
 
 
@@ -78,14 +78,7 @@ class Classification(EncoderTask):
             losses = losses + settings.focal_distillation * right * away
         return losses
 
-    def settle(
-        self,
-        model: TextModel,
-        kept: NDArray[Any],
-        targets: NDArray[Any],
-        weights: NDArray[np.float32],
-        champion: Champion,
-    ) -> None:
+    def settle(self, model: TextModel, held: Held, champion: Champion) -> None:
         """Lower the biases of labels that the champion did not know (bias correction: Wu et al. 2019, the shift alone).
 
         A new label has all of its rows, an old one a few that were replayed, so that the new one is said too often whatever
@@ -95,8 +88,9 @@ class Classification(EncoderTask):
         new = np.array([not champion.knows(label) for label in self.labels])
 
         def loss(found: NDArray[np.float64]) -> float:
-            shifted = (kept - found[0] * new) / np.exp(found[1])
-            return float((weights * row_nll(shifted, targets)).mean() + found[0] ** 2 / (2 * len(targets)))
+            shifted = (held.kept - found[0] * new) / np.exp(found[1])
+            losses = held.weights * row_nll(shifted, held.targets)
+            return float(losses.mean() + found[0] ** 2 / (2 * len(losses)))
 
         if new.any() and not new.all():
             shift = minimize(loss, np.zeros(2), method="Nelder-Mead").x[0]

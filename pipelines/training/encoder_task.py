@@ -18,7 +18,7 @@ from pipelines.training.champion import HEAD, Champion
 from pipelines.training.lower_layers import EncoderInputs
 from pipelines.training.model import Encoder, TextModel, computes_bf16, shared_copy, trainable_copy
 from pipelines.training.probe import Probe
-from pipelines.training.tasks import Rows
+from pipelines.training.tasks import Held, Rows
 from schemas.settings import TrainingSettings
 
 LEAST_OTHER = 1e-4  # probability of everything else together, of a rejection
@@ -96,14 +96,7 @@ class EncoderTask(ABC):
         """All of them: [b, k]."""
         return np.asarray(outputs.numpy())
 
-    def settle(  # noqa: B027 - a task whose labels compete has its own
-        self,
-        model: TextModel,
-        kept: NDArray[Any],
-        targets: NDArray[Any],
-        weights: NDArray[np.float32],
-        champion: Champion,
-    ) -> None:
+    def settle(self, model: TextModel, held: Held, champion: Champion) -> None:  # noqa: B027 - where labels compete there is more
         """Nothing to do: no label takes from another."""
 
     def finish(self, model: TextModel) -> None:

@@ -66,6 +66,15 @@ class Rows:
         )
 
 
+@dataclass(frozen=True)
+class Held:
+    """What is kept [n, ...] of a model's outputs for rows that were not trained on, their targets [n, ...] and weights [n]."""
+
+    kept: NDArray[Any]
+    targets: NDArray[Any]
+    weights: NDArray[np.float32]
+
+
 class Task(Protocol):
     """What a round's model answers. Outputs are torch's while training, numpy's while epochs are compared."""
 
@@ -107,15 +116,8 @@ class Task(Protocol):
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """The task's metrics on the same rows."""
 
-    def settle(
-        self,
-        model: Any,
-        kept: NDArray[Any],
-        targets: NDArray[Any],
-        weights: NDArray[np.float32],
-        champion: Champion,
-    ) -> None:
-        """Take back what a model that went on from a champion says too often, by rows [n] that were not trained on."""
+    def settle(self, model: Any, held: Held, champion: Champion) -> None:
+        """Take back what a model that went on from a champion says too often."""
 
     def finish(self, model: Any) -> None:
         """Make a trained module answer in the unit of its targets."""

@@ -30,7 +30,7 @@ from pipelines.training.fitting import RATES, Fit, epochs_of, outputs_of
 from pipelines.training.label_names import label_rows
 from pipelines.training.log import History, Log, Progress
 from pipelines.training.model import Encoder
-from pipelines.training.tasks import Rows, Task
+from pipelines.training.tasks import Held, Rows, Task
 from schemas.settings import TrainingSettings
 
 LEAST_ROWS = 8
@@ -179,7 +179,7 @@ class _Search:
                 )
                 # The probe is met at the end: from prototypes it may take more epochs to pass it than patience has.
                 if epoch <= (0 if self._champion else 1) or curve[-1].mean() < curve[best].mean():
-                    best = chosen = epoch
+                    best, chosen, kept = epoch, epoch, outputs
                     snapshot = fits[0].snapshot() if keeps else None
                 elif not keeps and not _worse(curve[epoch], curve[best]):
                     chosen = epoch
@@ -187,8 +187,6 @@ class _Search:
                     break
             if snapshot is not None:
                 fits[0].restore(snapshot)
-                if self._champion:
-                    self._task.settle(models[0], fits[0].outputs(held[0]), targets, weights, self._champion)
         gain = probe - curve[chosen]
         needed = _standard_error(gain)
         beaten = bool(gain.mean() > needed)
@@ -198,6 +196,8 @@ class _Search:
             gain_over_probe=float(gain.mean()),
             gain_needed=needed,
         )
+        if beaten and self._champion:
+            self._task.settle(models[0], Held(kept, targets, weights), self._champion)
         return chosen if beaten else None, models[0]
 
     def _start(self, own: list[int], settings: TrainingSettings, champion: Champion | None) -> Any:

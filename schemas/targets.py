@@ -7,6 +7,8 @@ deliberately knows no taxonomy: whether a label exists is its caller's question.
 
 import json
 import math
+import re
+import unicodedata
 from typing import Literal
 
 Task = Literal["classification", "multilabel", "regression", "generation"]
@@ -26,23 +28,50 @@ class BadTarget(ValueError):
     """Not a target of that task; the message says what was expected."""
 
 
+# Characters that nobody sees: soft hyphens, zero-width and bidirectional marks, byte-order marks, variation selectors.
+_INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff]+")
+_WHOLE = re.compile(r"-?(?:0|[1-9]\d*)\.0+")
+
+
+def label_name(value: object) -> str:
+    """Return the one name of a label, whatever source it comes from: files, feedback, Kafka or the command line.
+
+    Text is put in Unicode's NFC, loses invisible and control characters, and has runs of white space made one space. A number
+    becomes its text, and numbers that are equal become one label: `1`, `1.0` and `"1.0"` are `"1"`.
+
+    Raises:
+        BadTarget: a list, an object, null, NaN, an infinite number, or a text without a visible character.
+
+    """
+    if isinstance(value, str):
+        text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in _INVISIBLE.sub("", value))
+        name = unicodedata.normalize("NFC", " ".join(text.split()))
+        if not name or any("\ud800" <= c <= "\udfff" for c in name):
+            raise BadTarget(f"{value!r}: expected a label")
+    elif isinstance(value, int | float) and math.isfinite(value):
+        name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    else:
+        raise BadTarget(f"{value!r}: expected a label")
+    return name.partition(".")[0].replace("-0", "0") if _WHOLE.fullmatch(name) else name
+
+
 def canonical(task: Task, value: object) -> str:
     """The canonical text of a label, list of labels, number or text. Raises BadTarget."""
     match task:
+        case "classification":
+            return label_name(value)
         case "multilabel":
-            if not isinstance(value, list | tuple | set | frozenset) or not all(
-                isinstance(v, str) and v for v in value
-            ):
+            if not isinstance(value, list | tuple | set | frozenset):
                 raise BadTarget(f"{value!r}: expected a list of labels")
-            return json.dumps(sorted(set(value)), ensure_ascii=False)
+            return json.dumps(sorted({label_name(label) for label in value}), ensure_ascii=False)
         case "regression":
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise BadTarget(f"{value!r}: expected a finite number")
             return repr(float(value) + 0.0)  # no -0.0
         case _:
             if not isinstance(value, str) or not value.strip():
-                raise BadTarget(f"{value!r}: expected a {'label' if task == 'classification' else 'text'}")
-            return value.strip() if task == "generation" else value
+                raise BadTarget(f"{value!r}: expected a text")
+            return value.strip()
 
 
 def from_cell(task: Task, cell: object) -> str:
@@ -58,8 +87,6 @@ def from_cell(task: Task, cell: object) -> str:
                 return canonical(task, float(text))
             except ValueError:
                 raise BadTarget(f"{text!r}: expected a finite number, such as 3.5") from None
-        case "classification", _:
-            return canonical(task, str(cell).strip())
     return canonical(task, cell)
 
 

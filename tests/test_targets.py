@@ -2,7 +2,7 @@
 
 import pytest
 
-from schemas.targets import BadTarget, Task, canonical, labels_of, text_of, value_of
+from schemas.targets import BadTarget, Task, canonical, label_name, labels_of, text_of, value_of
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,12 @@ def test_a_target_has_one_text(task: Task, value: object, text: str) -> None:
     ("task", "value"),
     [
         ("classification", " "),
-        ("classification", 3),
+        ("classification", float("nan")),
+        ("classification", None),
+        ("classification", ["a"]),
+        ("classification", {"name": "a"}),
+        ("classification", "\u200b\ufeff"),
+        ("multilabel", ["a", None]),
         ("multilabel", "a"),
         ("multilabel", ["a", ""]),
         ("regression", True),
@@ -45,3 +50,22 @@ def test_labels_are_read_back() -> None:
     assert labels_of("multilabel", canonical("multilabel", ["é", "a"])) == ("a", "é")
     assert labels_of("classification", "a") == ("a",)
     assert labels_of("regression", "1.0") == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("exchange rate", ["exchange rate", " exchange\u00a0rate ", "exchange  rate\n", "exchange\u200b rate", "\ufeffexchange rate"]),
+        ("caf\u00e9", ["caf\u00e9", "cafe\u0301"]),
+        ("1", [1, 1.0, "1", "1.0", " 1.00 "]),
+        ("0", [0, -0.0, "0.0", "-0.0"]),
+        ("1.5", [1.5, "1.5"]),
+        ("1.10", ["1.10"]),
+        ("01", ["01"]),
+        ("True", [True, "True"]),
+        ("10000000000000000", [1e16, 10**16]),
+    ],
+)
+def test_a_label_has_one_name_whatever_its_source(name: str, values: list[object]) -> None:
+    assert {label_name(value) for value in values} == {name}
+    assert label_name(name) == name

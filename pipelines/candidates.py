@@ -4,6 +4,7 @@ training_round.py asks for it and judges what comes; what each step does is trai
 It deliberately knows no registry, and no verdict but one: what may stand in for full precision.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -12,23 +13,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pipelines import compression, distillation, judging
+from pipelines import compression, distillation, gates_compressed
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
-from pipelines.evaluation import judged_task
-from pipelines.policy import load_policy
+from pipelines.evaluation import evaluation_threads, judged_task
+from pipelines.policy import Policy
 from pipelines.training.bases import Base, base_name
 from pipelines.training.champion import CannotContinue, Champion, open_champion
+from pipelines.training.choose import task_for
 from pipelines.training.decoder import Decoder, save
 from pipelines.training.log import History, Progress
 from pipelines.training.model import Encoder
-from pipelines.training.tasks import task_for
 from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, Pace, RoundRecord
 from schemas.settings import Settings
 from schemas.targets import Task, labels_of
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
-from serving.runtime import Runtime, open_version
+from serving.loading import open_version
+from serving.runtime import Runtime
 
 log = logging.getLogger("ratchet.candidates")
 
@@ -46,12 +48,14 @@ def make(
     folder: Path,
     progress: Callable[[str, float, Pace | None], None],
     traffic: Callable[[int], Sequence[str]],
+    policy: Policy,
     champion: Path | None = None,
 ) -> Path:
     """The candidate's directory, below the round's `folder`; as it is if an earlier attempt finished it.
 
     Trained, merged, exported, calibrated, and compressed if a smaller artefact stands in for full precision: of those that
-    do, the fastest. A model that writes is kept as it is. `traffic` gives so many texts of recent predictions. `champion` is
+    do, the fastest. A model that writes is kept as it is. `traffic` gives so many texts of recent predictions. `policy` says
+    how far a smaller artefact may differ. `champion` is
     the verified directory of the version that it goes on from or that teaches it, where the settings say so.
     """
     target = folder / "version"
@@ -70,8 +74,7 @@ def make(
             if not _is_finished(smaller[1], dataset):
                 told = partial(progress, "distillation")
                 _distil(full, smaller[1], _unjudged(traffic(TRAFFIC_TEXTS), dataset), dataset, base, settings, told)
-        policy = load_policy(settings.path(settings.gates.policy).read_text())
-        tried = [compression.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
+        tried = [gates_compressed.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
         passed = [(trial.seconds, path) for trial, path in zip(tried, smaller, strict=True) if trial.passed]
         chosen = min(passed)[1] if passed else full
     (folder / TRIALS).write_text(json.dumps([trial.result.model_dump(mode="json") for trial in tried]))
@@ -138,7 +141,7 @@ def _full_precision(
         method=trained.method,
         artifact=artifact,
         seed=settings.training.seed,
-        code_version=judging.code_version(),
+        code_version=code_version(),
         calibration=Calibration(),
         golden=Golden(texts=[], probabilities=[], tolerance=TOLERANCES[artifact]),
         files={},
@@ -192,7 +195,7 @@ def _distil(
     student = distillation.distil(teacher, encoder, texts, settings.training, progress)
     with tempfile.TemporaryDirectory(dir=full.parent) as exported:
         compression.export(student, encoder, Path(exported))
-        _compress(full, Path(exported) / "model.onnx", target, compression.STUDENT, dataset, settings)
+        _compress(full, Path(exported) / "model.onnx", target, gates_compressed.STUDENT, dataset, settings)
 
 
 def _unjudged(texts: Sequence[str], dataset: Dataset) -> list[str]:
@@ -210,8 +213,17 @@ def _calibrate(
     target: Path, manifest: ModelManifest, rows: Sequence[FileRow], golden: list[str], settings: Settings
 ) -> None:
     """Fit on the exact artefact."""
-    runtime, task = open_version(target, threads=judging.threads(settings.training)), judged_task(manifest.task)
+    runtime, task = open_version(target, threads=evaluation_threads(settings.training)), judged_task(manifest.task)
     (target / "manifest.json").unlink()
     fitted = task.calibrate(runtime, rows, settings.gates.sets)
     answers = task.golden(runtime, fitted, golden, manifest.golden.tolerance)
     write_manifest(target, manifest.model_copy(update={"calibration": fitted, "golden": answers}))
+
+
+def code_version() -> str:
+    """SHA-256 over the source files of a round and of serving, ten digits: the same code, the same version."""
+    repository, total = Path(__file__).parent.parent, hashlib.sha256()
+    for folder in ("schemas", "serving", "pipelines"):
+        for file in sorted((repository / folder).rglob("*.py")):
+            total.update(file.relative_to(repository).as_posix().encode() + b"\0" + file.read_bytes())
+    return total.hexdigest()[:10]

@@ -1,17 +1,14 @@
 """From a trained model to what serves: merge the adapter, export to ONNX, quantise.
 
-Turns a torch model into the files of a model version, and those into smaller ones. candidates.py calls it, and
-serves the fastest that stands in for full precision. It deliberately trains nothing: a student comes from distillation.py.
+Turns a torch model into the files of a model version, and those into smaller ones. candidates.py calls it. It deliberately
+trains nothing (a student comes from distillation.py) and judges nothing (gates_compressed.py does).
 """
 
 import contextlib
 import copy
 import io
 import logging
-import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +18,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from safetensors.torch import save_file
 
-from pipelines import evaluation, gates
-from pipelines.dataset.files import FileRow
 from pipelines.packing import PackedModel
-from pipelines.policy import Policy
 from pipelines.training.champion import ADAPTER, HEAD, WEIGHTS
 from pipelines.training.model import NORM, Encoder, TextModel
-from schemas.artifacts import GateResult, Verdict
-from serving.runtime import Runtime
-
-STUDENT = "student-int8"
-TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 256, 8, 3
 
 
 def save_weights(model: TextModel, directory: Path) -> None:
@@ -90,48 +79,3 @@ def quantise(source: Path, target: Path) -> None:
     model = onnx.load(source)
     add_pre_process_metadata(model)  # the exporter has inferred all shapes already
     quantize_dynamic(model, target, per_channel=True, weight_type=QuantType.QInt8)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An artefact beside full precision on the same rows: what it costs and gains, and whether it may stand in."""
-
-    name: str
-    result: GateResult
-    seconds: float  # of one core for a text
-
-    @property
-    def passed(self) -> bool:
-        """Whether it may serve."""
-        return self.result.verdict is Verdict.PASS
-
-
-def stand_in(full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Policy) -> Trial:
-    """Judge an artefact against the full-precision model that it was made from, both calibrated, on rows that judge."""
-    before = evaluation.evaluate(full, rows, split="reference")
-    after = evaluation.evaluate(other, rows, split="reference")
-    name = other.manifest.artifact
-    judged = gates.judge_compressed(before, after, policy, student=name == STUDENT)
-    slow, fast = _seconds((full, other), [row.text for row in rows[:TIMED_TEXTS]])
-    serves = "serves" if judged.verdict is Verdict.PASS else f"does not serve ({', '.join(judged.stopped_by())})"
-    sentences = "; ".join(result.sentence for result in judged.results)
-    result = judged.results[0].model_copy(
-        update={
-            "gate": "compression",
-            "verdict": judged.verdict,
-            "blocking": False,  # what does not pass is not served: full precision is
-            "sentence": f"{name} {serves}: {slow / fast:.2f} x the speed of full precision; {sentences}",
-        }
-    )
-    return Trial(name, result, fast)
-
-
-def _seconds(runtimes: Sequence[Runtime], texts: Sequence[str]) -> list[float]:
-    """Seconds of this thread for a text of each: the best of some passes taken in turn, so that what else runs matters little."""
-    best = [float("inf")] * len(runtimes)
-    for _ in range(TIMED_PASSES):
-        for n, runtime in enumerate(runtimes):
-            started = time.thread_time()
-            runtime.probabilities(texts, batch=TIMED_BATCH)
-            best[n] = min(best[n], (time.thread_time() - started) / len(texts))
-    return best

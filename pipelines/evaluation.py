@@ -1,10 +1,11 @@
 """Evaluation: by task, how an artefact is calibrated on fair rows, and scored on others.
 
 `judged_task` turns a task's name into what the round asks of it between training and the verdict. candidates.py calibrates with
-it, judging.py and compression.py score. Each task is one value in JUDGED; models that answer with a row of numbers share
+it, judging.py and gates_compressed.py score. Each task is one value in JUDGED; models that answer with a row of numbers share
 `ByOutputs`, what writes is evaluation_generation.py's. It deliberately judges nothing.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -20,9 +21,9 @@ from pipelines.evidence import Evidence, Floats, OutputEvidence
 from pipelines.evidence_classification import score_label
 from pipelines.evidence_multilabel import score_labels
 from pipelines.evidence_regression import score_number
+from pipelines.training.choose import task_for
 from pipelines.training.encoder_task import EncoderTask
 from pipelines.training.model import Encoder
-from pipelines.training.tasks import task_for
 from pipelines.training.trainer import probe_outputs
 from schemas.artifacts import Calibration, Golden
 from schemas.reports import Robustness
@@ -128,6 +129,11 @@ class ByOutputs:
 def evaluate(runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> OutputEvidence:
     """Score an artefact that answers with numbers, by its own task."""
     return BY_OUTPUTS[runtime.manifest.task].evaluate(runtime, rows, split=split)
+
+
+def evaluation_threads(settings: TrainingSettings) -> int:
+    """Return the threads of ONNX Runtime, or torch, for evaluation: as many as training may use."""
+    return settings.threads or os.cpu_count() or 1
 
 
 def judged_task(name: str) -> JudgedTask:

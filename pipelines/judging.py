@@ -4,8 +4,6 @@ Turns version directories and a dataset into evidence and `Facts`. training_roun
 It deliberately judges nothing: gates.py does, on what is gathered here.
 """
 
-import hashlib
-import os
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +23,7 @@ from schemas.artifacts import DatasetManifest, EvaluationReport
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
 from schemas.targets import Task, labels_of
-from serving.runtime import Loaded
+from serving.loading import Loaded
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,6 @@ class Judged:
         """'candidate', 'probe' and, if there is one, 'champion'."""
         found = {"candidate": self.candidate.report, "probe": self.probe.report}
         return found | ({"champion": self.champion.report} if self.champion else {})
-
-
-def threads(settings: TrainingSettings) -> int:
-    """Of ONNX Runtime, or torch, while judging: as many as training may use."""
-    return settings.threads or os.cpu_count() or 1
 
 
 def gather(
@@ -110,15 +103,6 @@ def facts(
         size_mb=tried.size_mb,
         load_error=tried.error,
     )
-
-
-def code_version() -> str:
-    """SHA-256 over the source files of a round and of serving, ten digits: the same code, the same version."""
-    repository, total = Path(__file__).parent.parent, hashlib.sha256()
-    for folder in ("schemas", "serving", "pipelines"):
-        for file in sorted((repository / folder).rglob("*.py")):
-            total.update(file.relative_to(repository).as_posix().encode() + b"\0" + file.read_bytes())
-    return total.hexdigest()[:10]
 
 
 def _without_recent_feedback(dataset: Dataset, task: Task, rows: int) -> frozenset[str]:

@@ -45,7 +45,8 @@ def try_in_fresh_process(directory: Path) -> Tried:
 
 def main(directory: str) -> None:
     """Load, which checks hashes and golden outputs; answer some texts, one by one; print what it took."""
-    from serving.runtime import Runtime, open_version
+    from serving.loading import open_version
+    from serving.runtime import Runtime
 
     runtime = open_version(Path(directory))
     texts = runtime.manifest.golden.texts or ["one text"]

@@ -22,9 +22,9 @@ from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import read_rows
 from pipelines.dataset.report import write_report
 from pipelines.dataset.rows import collect_and_build, write_rows
-from pipelines.evaluation import judged_task
+from pipelines.evaluation import evaluation_threads, judged_task
 from pipelines.features import FeedbackRow
-from pipelines.policy import load_policy
+from pipelines.policy import Policy, load_policy
 from pipelines.training.bases import Base, open_base
 from schemas.artifacts import (
     Champion,
@@ -38,8 +38,8 @@ from schemas.artifacts import (
 from schemas.reports import RoundReport
 from schemas.settings import Settings
 from serving.artifacts import ArtifactStore, read_manifest
+from serving.loading import Loaded, open_version
 from serving.registry import ChampionMoved, Registry
-from serving.runtime import Loaded, open_version
 
 log = logging.getLogger("ratchet.training_round")
 
@@ -92,6 +92,9 @@ def run_round(
     record = registry.start_round(round_id)
     folder = round_folder(settings, round_id)
     folder.mkdir(parents=True, exist_ok=True)
+    # Read once: an edit while the round runs must not part what compression was judged by from what the report attests.
+    policy_text = settings.path(settings.gates.policy).read_text(encoding="utf-8")
+    policy = load_policy(policy_text)
     base = open_base(settings.model)
 
     progress("dataset", 0.0)
@@ -110,12 +113,12 @@ def run_round(
     def traffic(limit: int) -> list[str]:
         return [text for text, _ in features.recent_predictions(limit)] if features else []
 
-    directory = candidates.make(record, dataset, base, settings, folder, progress, traffic, champion)
+    directory = candidates.make(record, dataset, base, settings, folder, progress, traffic, policy, champion)
     _crash_at("training")
 
     report = round_report.sealed(directory)
     if report is None:
-        report = _judge(directory, record, dataset, base, settings, registry, store, progress)
+        report = _judge(directory, record, dataset, base, settings, registry, store, progress, policy, policy_text)
     elif report.champion_version != record.champion_version:
         detail = f"judged against {report.champion_version}; the champion is {record.champion_version} now"
         return _end(registry, folder, round_id, RoundState.REJECTED, detail)
@@ -178,10 +181,10 @@ def _judge(
     registry: Registry,
     store: ArtifactStore,
     progress: Progress,
+    policy: Policy,
+    policy_text: str,
 ) -> RoundReport:
     """Evaluation and gates on the exact artefact; the report is sealed into the version, so that it is judged once."""
-    text = settings.path(settings.gates.policy).read_text()
-    policy = load_policy(text)
     candidate, champion = _runtimes(directory, record, registry, store, settings)
     registry.update_round(record.round_id, step="evaluation", candidate_version=candidate.version)
     task = judged_task(settings.model.task)
@@ -212,7 +215,7 @@ def _judge(
     verdict = verdict.model_copy(update={"results": [*verdict.results, *trials]})
     history = (directory / "history.jsonl").read_text()
     report = round_report.build(record, judged, verdict, candidate.manifest, dataset.manifest, policy, history)
-    round_report.seal(directory, report, candidate.manifest, text)
+    round_report.seal(directory, report, candidate.manifest, policy_text)
     round_report.write(round_folder(settings, record.round_id), report)
     return report
 
@@ -221,7 +224,7 @@ def _runtimes(
     directory: Path, record: RoundRecord, registry: Registry, store: ArtifactStore, settings: Settings
 ) -> tuple[Loaded, Loaded | None]:
     """Candidate and champion, as they would be served but for the threads."""
-    threads = judging.threads(settings.training)
+    threads = evaluation_threads(settings.training)
     candidate = open_version(directory, threads=threads)
     champion, digest = _champion(record, registry, store, settings)
     if champion is None:

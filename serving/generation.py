@@ -22,7 +22,7 @@ from transformers.utils import logging
 from schemas.artifacts import Golden, ModelManifest, SequenceCalibration
 from serving import calibration, prompts
 from serving.artifacts import verify
-from serving.runtime import GoldenMismatch
+from serving.golden import GoldenMismatch
 
 MODEL = "model"  # folder of a version, as transformers saves one
 BATCH = 16

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from schemas.artifacts import ModelManifest
 from serving.anonymise import anonymise
 from serving.batching import DeadlinePassed, NotReady, QueueFull
+from serving.loading import Loaded
 from serving.outputs import Said
-from serving.runtime import Loaded, Runtime
+from serving.runtime import Runtime
 
 if TYPE_CHECKING:
     from serving.generation import Piece, Writer, Written

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from schemas.artifacts import Champion
 from serving.artifacts import ArtifactStore
+from serving.loading import Loaded, open_version
 from serving.registry import Registry
-from serving.runtime import Loaded, open_version
 
 log = logging.getLogger("ratchet.live")
 

@@ -6,7 +6,6 @@ scores through it, so that what is gated is what serves. It deliberately knows n
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
 
 import numpy as np
 import onnxruntime as ort
@@ -14,16 +13,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from schemas.artifacts import ModelManifest
-from serving.artifacts import read_manifest, verify
+from serving.artifacts import verify
 from serving.calibration import GOLDEN_COVERAGE
+from serving.golden import GoldenMismatch
 from serving.outputs import outputs_of
-
-if TYPE_CHECKING:
-    from serving.generation import Writer
-
-
-class GoldenMismatch(ValueError):
-    """The artefact does not answer its own golden inputs as it did when it was made."""
 
 
 class Runtime:
@@ -117,15 +110,3 @@ class Runtime:
             # A version that was made without sets has none to hold.
             if golden.sets and [np.flatnonzero(row).tolist() for row in inside] != golden.sets:
                 raise GoldenMismatch(f"{self.version}: golden prediction sets differ")
-
-
-Loaded = Union[Runtime, "Writer"]
-
-
-def open_version(directory: Path, digest: str | None = None, *, threads: int = 1) -> Loaded:
-    """A version as its own task loads it; torch is imported where one writes, and only there. Raises as that does."""
-    if read_manifest(directory).task == "generation":
-        from serving.generation import Writer
-
-        return Writer(directory, digest, threads=threads)
-    return Runtime(directory, digest, threads=threads)

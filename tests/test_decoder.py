@@ -8,11 +8,11 @@ import torch
 
 from pipelines.dataset.examples import Example
 from pipelines.training.champion import open_champion
+from pipelines.training.choose import task_for
 from pipelines.training.decoder import Decoder, adapter_targets, decoder_path, save, trainable_copy
 from pipelines.training.fitting import Fit
 from pipelines.training.generation import Generation, encoded
 from pipelines.training.model import BaseModelMissing, layer_of
-from pipelines.training.tasks import task_for
 from pipelines.training.trainer import Trained, train
 from schemas.settings import TrainingSettings
 from serving.generation import Writer, token_logprobs

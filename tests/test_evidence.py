@@ -12,7 +12,8 @@ from pipelines.dataset.files import FileRow
 from pipelines.evidence import Evidence
 from pipelines.evidence_multilabel import LabelsEvidence, score_labels
 from pipelines.evidence_regression import NumberEvidence, score_number
-from pipelines.gates import Facts, judge, judge_compressed
+from pipelines.gates import Facts, judge
+from pipelines.gates_compressed import judge_compressed
 from pipelines.judging import Judged
 from pipelines.policy import Policy, load_policy
 from schemas.artifacts import Calibration, GateReport, GateResult, IntervalCalibration, Verdict

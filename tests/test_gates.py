@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.dataset.files import FileRow
 from pipelines.evidence_classification import LabelEvidence, score_label
-from pipelines.gates import Facts, judge, judge_compressed
+from pipelines.gates import Facts, judge
+from pipelines.gates_compressed import judge_compressed
 from pipelines.policy import DEFAULT_POLICY, BadPolicy, Policy, changes, load_policy
 from schemas.artifacts import Calibration, Conformal, GateReport, GateResult, Verdict
 from schemas.reports import Robustness

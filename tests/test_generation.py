@@ -11,7 +11,7 @@ from schemas.artifacts import Calibration, SequenceCalibration
 from serving import prompts
 from serving.artifacts import ArtifactDamaged, read_manifest, sha256
 from serving.generation import Writer, last_logits, right_aligned, token_logprobs
-from serving.runtime import GoldenMismatch
+from serving.golden import GoldenMismatch
 from tests.fakes import tiny_causal_model
 from tests.versions import copied, rewritten
 

@@ -12,8 +12,9 @@ from schemas.targets import canonical
 from serving.answers import Answers
 from serving.batching import Answer
 from serving.contract import PREDICTIONS
+from serving.golden import GoldenMismatch
 from serving.outputs import BY_TASK, ManyLabels, OneNumber, UnknownTask
-from serving.runtime import GoldenMismatch, Runtime
+from serving.runtime import Runtime
 from tests.versions import copied
 
 LABELS = ['a "b"', "100 %", "č"]

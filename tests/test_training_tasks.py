@@ -11,13 +11,14 @@ import torch
 
 from pipelines import compression
 from pipelines.dataset.examples import Example
+from pipelines.training.choose import task_for
 from pipelines.training.classification import Classification
 from pipelines.training.fitting import Fit
 from pipelines.training.model import Encoder
 from pipelines.training.multilabel import Multilabel
 from pipelines.training.probe import fit_one_vs_rest, fit_ridge
 from pipelines.training.regression import Regression
-from pipelines.training.tasks import Batch, task_for
+from pipelines.training.tasks import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.settings import TrainingSettings
 from schemas.targets import canonical

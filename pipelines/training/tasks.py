@@ -121,24 +121,3 @@ class Task(Protocol):
 
     def finish(self, model: Any) -> None:
         """Make a trained module answer in the unit of its targets."""
-
-
-def task_for(name: TaskName, labels: Sequence[str], examples: Sequence[Example] = ()) -> Task:
-    """The task of a round over these labels; `examples` set the scale of a number."""
-    match name:
-        case "classification":
-            from pipelines.training.classification import Classification
-
-            return Classification(labels)
-        case "multilabel":
-            from pipelines.training.multilabel import Multilabel
-
-            return Multilabel(labels)
-        case "regression":
-            from pipelines.training.regression import Regression
-
-            return Regression.of(examples)
-        case "generation":
-            from pipelines.training.generation import Generation
-
-            return Generation()

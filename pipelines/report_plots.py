@@ -5,10 +5,11 @@ light or dark scheme, and a round should not wait for one to load.
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, log10
+from math import floor
 
 from markupsafe import Markup, escape
 
+from pipelines.dataset.counted import ticks
 from schemas.artifacts import ReliabilityBin
 
 WIDTH, HEIGHT = 360, 250
@@ -101,15 +102,6 @@ def interval_bar(value: float, low: float, high: float, span: float, margin: flo
         f'<line class="line {colour}" x1="{at(low)}" x2="{at(high)}" y1="8" y2="8"/>'
         f'<circle class="dot {colour}" cx="{at(value)}" cy="8" r="4"/></svg>'
     )
-
-
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers a step of 1, 2 or 5 apart, from at or below `low` to at or above `high`."""
-    span = (high - low) or abs(high) or 1.0
-    rough = span / about
-    power = 10.0 ** floor(log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    return [round(n * step, 10) for n in range(floor(low / step + 1e-9), ceil(high / step - 1e-9) + 1)]
 
 
 def _svg(drawn: Sequence[str], title: str, kind: str = "lines") -> Markup:

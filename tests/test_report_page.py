@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import report_page, report_plots, round_report
+from pipelines import report_page, round_report
+from pipelines.dataset.counted import ticks
 from pipelines.dataset.files import FileRow
 from pipelines.evidence_classification import LabelEvidence, score_label
 from pipelines.gates import Facts, judge
@@ -195,5 +196,5 @@ def test_a_sealed_version_holds_its_report_and_is_only_found_with_the_same_files
 
 
 def test_ticks_are_round_numbers_around_the_data() -> None:
-    assert report_plots.ticks(0.13, 0.87) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert report_plots.ticks(5, 5)[0] <= 5 <= report_plots.ticks(5, 5)[-1]
+    assert ticks(0.13, 0.87) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(5, 5)[0] <= 5 <= ticks(5, 5)[-1]

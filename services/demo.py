@@ -37,7 +37,7 @@ CHARACTERS = 450  # about 64 tokens, with room
 RATE = 22.0  # requests a second that the callers aim at, predictions alone
 SIZES = {"reference": 600, "traffic": 880, "test": 340}
 MIN_FEEDBACK = 180
-ROUND_LIMIT_S = 300
+ROUND_LIMIT_S = 900
 
 console = Console(highlight=False)
 
@@ -143,7 +143,7 @@ def _walk(
     *,
     no_defences: bool,
 ) -> dict[str, object]:
-    _wait_for(lambda: _up_state(settings) is not None, up, 240, "`ratchet up` did not get ready")
+    _wait_for(lambda: _up_state(settings) is not None, up, ROUND_LIMIT_S, "`ratchet up` did not get ready")
     registry = Registry(settings.registry_url, settings.model.name)
     state = _up_state(settings)
     assert state is not None

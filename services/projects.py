@@ -9,12 +9,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.settings import Settings, load_settings, render_settings
-from schemas.targets import COLUMNS, LABELLED, Task, labels_of
+from schemas.targets import LABELLED, Task, labels_of
 
 if TYPE_CHECKING:
     from serving.registry import Registry
@@ -62,17 +62,24 @@ def create_project(
     base_model: str | None = None,
     name: str | None = None,
     overrides: Mapping[str, Mapping[str, object]] | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Settings:
     """Make a project folder; nothing half-made stays if something is wrong.
+
+    `say` is told, line by line, what the files were understood to hold.
 
     Raises:
         ProjectError: the folder is not empty, there is nothing to tell apart, or the task has no labels to name.
         BadFile: seed or reference cannot be read.
+        DataError: seed and reference do not make a project; see services/data_summary.py.
 
     """
-    from pipelines.dataset.files import read_rows
+    from pipelines.dataset.files import Columns
     from pipelines.features import default_feature_store_yaml
-    from pipelines.policy import default_policy
+    from pipelines.policy import default_policy, load_policy
+    from services.data_summary import check, describe, read_data
     from serving.access import write_keys
     from serving.registry import Registry
 
@@ -80,19 +87,16 @@ def create_project(
         raise ProjectError(f"{folder} is not an empty folder")
     if labels and task not in LABELLED:
         raise ProjectError(f"--labels {','.join(labels)}: {task} has no labels")
-    found = [{row.label for row in read_rows(path, task)} for path in (seed, reference) if path]
-    if len(found[0]) < 2:
-        held = f"{seed}: column {COLUMNS[task]} holds {', '.join(found[0])} alone"
-        raise ProjectError(f"{held}; there is nothing to tell apart")
-    named = {label for targets in found for target in targets for label in labels_of(task, target)}
+    data = read_data(seed, reference, task, Columns(text_column, label_column))
+    check(data)
     existed = folder.exists()
     try:
         (folder / "data").mkdir(parents=True)
-        shutil.copyfile(seed, folder / f"data/seed{seed.suffix.lower()}")
-        dataset: dict[str, object] = {"seed": f"data/seed{seed.suffix.lower()}"}
+        dataset: dict[str, object] = {"seed": _copied(seed, folder, "seed")}
         if reference:
-            shutil.copyfile(reference, folder / f"data/reference{reference.suffix.lower()}")
-            dataset["reference"] = f"data/reference{reference.suffix.lower()}"
+            dataset["reference"] = _copied(reference, folder, "reference")
+        named_columns = {"text_column": text_column, "label_column": label_column}
+        dataset |= {key: column for key, column in named_columns.items() if column}
         chosen = name or re.sub(r"[^a-z0-9_-]+", "-", folder.absolute().name.lower()).strip("-_")[:63] or "model"
         model: dict[str, object] = {"name": chosen, "task": task}
         if base_model:
@@ -110,7 +114,7 @@ def create_project(
         registry = Registry(settings.registry_url, settings.model.name)
         try:
             registry.migrate()
-            registry.set_labels([*sorted(named), *labels])
+            registry.set_labels([*sorted(data.labels), *labels])
         finally:
             registry.close()
     except BaseException:
@@ -119,15 +123,29 @@ def create_project(
         if not existed and folder.is_dir():
             folder.rmdir()
         raise
+    if say:
+        for line in describe(data, settings, load_policy(default_policy(task))):
+            say(line)
     return settings
+
+
+def _copied(path: Path, folder: Path, name: str) -> str:
+    """Copy a file or dataset folder of rows into the project's data/; return its path from the project's folder."""
+    inside = f"data/{name}" if path.is_dir() else f"data/{name}{path.suffix.lower()}"
+    if path.is_dir():
+        shutil.copytree(path, folder / inside, ignore=shutil.ignore_patterns(".*"))
+    else:
+        shutil.copyfile(path, folder / inside)
+    return inside
 
 
 def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
     """Put the labels of seed and reference into a registry that has none: it was set after `ratchet init`."""
     from pipelines.dataset.files import read_rows
+    from pipelines.dataset.rows import columns_of
 
     task = settings.model.task
     if task in LABELLED and not registry.labels():
         paths = [settings.path(path) for path in (settings.dataset.seed, settings.dataset.reference) if path]
-        rows = [row for path in paths for row in read_rows(path, task)]
+        rows = [row for path in paths for row in read_rows(path, task, columns_of(settings))]
         registry.set_labels(sorted({label for row in rows for label in labels_of(task, row.label)}))

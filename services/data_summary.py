@@ -79,7 +79,7 @@ def check(data: ProjectData) -> None:
         )
     if len(left) < 2:
         raise DataError(
-            f"{column} holds {brief(next(iter(left)))} alone beside the {len(data.shared)} texts that stand in the reference "
+            f"{column} holds {brief(next(iter(left)))} alone beside the texts that stand in the reference "
             "too, whose rows never train; there is nothing to tell apart"
         )
 
@@ -134,7 +134,11 @@ def _compared(data: ProjectData) -> list[str]:
     """Return what the two files disagree about, and what they share."""
     found = []
     if data.shared:
-        found.append(f"{len(data.shared)} texts of the seed stand in the reference too: they judge and never train")
+        one = len(data.shared) == 1
+        shared = "1 text of the seed is" if one else f"{len(data.shared)} texts of the seed are"
+        found.append(
+            f"{shared} in the reference too: {'it judges and never trains' if one else 'they judge and never train'}"
+        )
     only = [
         ("seed", data.seed_labels, data.reference_labels, "no row judges them"),
         ("reference", data.reference_labels, data.seed_labels, "no row trains them"),

@@ -71,15 +71,15 @@ def create_project(
     `say` is told, line by line, what the files were understood to hold.
 
     Raises:
-        ProjectError: the folder is not empty, there is nothing to tell apart, or the task has no labels to name.
+        ProjectError: the folder is not empty, the task has no labels to name, there is nothing to tell apart, or no row of the
+            seed is left to train beside the reference.
         BadFile: seed or reference cannot be read.
-        DataError: seed and reference do not make a project; see services/data_summary.py.
 
     """
     from pipelines.dataset.files import Columns
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy, load_policy
-    from services.data_summary import check, describe, read_data
+    from services.data_summary import DataError, check, describe, read_data
     from serving.access import write_keys
     from serving.registry import Registry
 
@@ -88,7 +88,10 @@ def create_project(
     if labels and task not in LABELLED:
         raise ProjectError(f"--labels {','.join(labels)}: {task} has no labels")
     data = read_data(seed, reference, task, Columns(text_column, label_column))
-    check(data)
+    try:
+        check(data)
+    except DataError as error:
+        raise ProjectError(str(error)) from error
     existed = folder.exists()
     try:
         (folder / "data").mkdir(parents=True)

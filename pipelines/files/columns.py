@@ -52,7 +52,7 @@ def find_columns(columns: Sequence[str], task: Task, named: Columns) -> Layout:
         return special
     texts, targets = _SYNONYMS[task]
     text = _pick(columns, "text", texts, named.text, "text")
-    target = _pick([c for c in columns if c != text], target_name, targets, named.target, "label")
+    target = _pick(columns, target_name, targets, named.target, "label", taken=text)
     missing = [name for name, column in (("text", text), (target_name, target)) if column is None]
     if text is None or target is None:
         raise BadFile(_missing(columns, missing, task))
@@ -71,7 +71,15 @@ def nameless(column: str) -> bool:
     return _NAMELESS.fullmatch(column) is not None
 
 
-def _pick(columns: Sequence[str], name: str, synonyms: Sequence[str], named: str | None, option: str) -> str | None:
+def _pick(
+    columns: Sequence[str],
+    name: str,
+    synonyms: Sequence[str],
+    named: str | None,
+    option: str,
+    *,
+    taken: str | None = None,
+) -> str | None:
     way_out = f"name it with --{option}-column (dataset.{option}_column)"
     if named is not None:
         if named in columns:
@@ -80,12 +88,13 @@ def _pick(columns: Sequence[str], name: str, synonyms: Sequence[str], named: str
         if len(same) == 1:
             return same[0]
         raise BadFile(f"no column {named!r}, as dataset.{option}_column has it; {_listing(columns)}")
-    same = [column for column in columns if _folded(column) == name]
+    free = [column for column in columns if column != taken]
+    same = [column for column in free if _folded(column) == name]
     if len(same) > 1:
         raise BadFile(f"columns {_quoted(same)} differ only by case or space: {way_out}")
     if same:
         return same[0]
-    others = [column for column in columns if _folded(column) in synonyms]
+    others = [column for column in free if _folded(column) in synonyms]
     if len(others) > 1:
         raise BadFile(f"no column {name!r}, and {_quoted(others)} could each be it: {way_out}")
     return others[0] if others else None

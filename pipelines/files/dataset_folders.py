@@ -67,7 +67,8 @@ def described_features(folder: Path) -> dict[str, Any]:
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:
-        described = yaml.safe_load(parts[1])
+        # every scalar as it is written: a label called "no" is no boolean
+        described = yaml.load(parts[1], Loader=yaml.BaseLoader)  # noqa: S506 - makes texts, lists and mappings alone
     except yaml.YAMLError:
         return {}
     info = described.get("dataset_info") if isinstance(described, dict) else None

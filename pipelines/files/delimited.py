@@ -17,6 +17,7 @@ from schemas.targets import Task
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SEP = re.compile(r'"?sep=(.)"?[,;\t|]*', re.IGNORECASE)
+_BREAK = re.compile(r"\r\n|\r|\n")
 _MOST_QUOTES = 100  # broken quotes after which reading stops: each is read again from its next line
 
 
@@ -48,7 +49,7 @@ def read_delimited(text: str, task: Task, named: Columns) -> Table:
     rows = list(_rows(lines, header.last, delimiter))
     if layout is None:  # the caller finds the same; it says so with the rows at hand
         return Table(names, [_record(row, names) for row in rows if len(row.cells) == len(names)])
-    swallowed = _swallowed(rows, lines, delimiter, len(names), names.index(layout.target), task)
+    swallowed = _swallowed(rows, delimiter, len(names), names.index(layout.target), task)
     table = Table([name for name in names if not nameless(name)])
     repeats = []
     for row in rows:
@@ -59,7 +60,7 @@ def read_delimited(text: str, task: Task, named: Columns) -> Table:
             repeats.append(row.first)
         elif len(cells) != len(names) and any(cell.strip() for cell in cells):
             table.problems.append(
-                f"line {row.first}: {len(cells)} cells, the header has {len(names)}{_quote_hint(row)}"
+                f"line {row.first}: {len(cells)} cell{'s' * (len(cells) != 1)}, the header has {len(names)}{_quote_hint(row)}"
             )
         elif len(cells) == len(names):
             table.records.append(_record(replace(row, cells=cells), names))
@@ -108,10 +109,10 @@ def _rows(lines: Sequence[str], start: int, delimiter: str) -> Iterator[_Row]:
             for cells in reader:
                 yield _Row(first + 1, start + reader.line_num, cells)
                 first = start + reader.line_num
-        except csv.Error:
+        except csv.Error as error:
             last = start + reader.line_num
             opened = _opening(lines, first, last, delimiter)
-            if opened + 1 == last and last < len(lines):
+            if opened + 1 == last and "end of data" not in str(error):
                 problem = "text follows the closing quote of a cell; a quote inside a quoted cell is written twice"
             else:
                 problem = f"a quote opens here and does not close its cell, which would run to line {last}"
@@ -146,23 +147,29 @@ def _opening(lines: Sequence[str], first: int, last: int, delimiter: str) -> int
     return opened
 
 
-def _swallowed(
-    rows: Sequence[_Row], lines: Sequence[str], delimiter: str, width: int, target: int, task: Task
-) -> dict[int, str]:
-    """Return the rows whose cells span lines that are rows themselves: a quote is open, and another one closes it later.
+def _swallowed(rows: Sequence[_Row], delimiter: str, width: int, target: int, task: Task) -> dict[int, str]:
+    """Return what is wrong with rows that have rows inside a cell: a quote is open, and another one closes it later.
 
-    A line counts as a row if it has the header's width, and the target that a row of one line has, or a number.
+    A line inside a cell counts as a row if it has the header's width and the target of a row of one line. Targets that are
+    numbers seldom repeat: there, all lines inside have to be rows.
     """
     known = {row.cells[target].strip() for row in rows if row.first == row.last and len(row.cells) == width}
     known.discard("")
     found = {}
     for row in rows:
-        for line in lines[row.first - 1 : row.last - 1] if row.cells else ():
-            cells = [cell.strip().strip('"') for cell in line.split(delimiter)]
-            if len(cells) == width and (cells[target] in known or (task == "regression" and _is_number(cells[target]))):
-                found[row.first] = f"a quote opens here and swallows rows up to line {row.last}: close it, or remove it"
-                break
+        inside = [line.split(delimiter) for line in _inner_lines(row)] if row.first < row.last else []
+        targets = [cells[target].strip().strip('"') if len(cells) == width else "" for cells in inside]
+        numbers = task == "regression" and bool(targets) and all(map(_is_number, targets))
+        if numbers or not known.isdisjoint(targets):
+            found[row.first] = f"a quote opens here and swallows rows up to line {row.last}: close it, or remove it"
     return found
+
+
+def _inner_lines(row: _Row) -> Iterator[str]:
+    """Yield the lines inside a row's cells that begin and end where lines of the file do, but for a quote."""
+    for place, cell in enumerate(row.cells):
+        lines = _BREAK.split(cell)
+        yield from lines[min(place, 1) : len(lines) if place == len(row.cells) - 1 else -1]
 
 
 def _is_number(text: str) -> bool:

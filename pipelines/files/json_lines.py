@@ -73,7 +73,8 @@ def _items(text: str) -> Iterator[tuple[str, object, str | None]]:
         elif text[at : at + 1] != "]":
             line += text.count("\n", counted_to, at)
             raise BadFile(f"line {line}: expected ',' or ']' after a row of the list: is the file cut off?")
-    if text[at + 1 :].strip(_SPACE):
+    at = _skip(text, at + 1)
+    if at < len(text):
         raise BadFile(f"line {text.count(chr(10), 0, at) + 1}: text follows the list's ']'")
 
 

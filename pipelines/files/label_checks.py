@@ -75,6 +75,6 @@ def _one_of_several(counts: Mapping[str, int], separator: str) -> str | None:
     example = next(iter(joined))
     rows = sum(counts[label] for label in joined)
     return (
-        f"no cell holds '|', and {counted(rows)} have {separator!r} inside a label, such as {brief(example)!r}, read as one "
-        f"label: if they are several, part them by '|'"
+        f"no cell holds '|', and {counted(rows)} {'has' if rows == 1 else 'have'} {separator!r} inside a label, such as "
+        f"{brief(example)!r}, read as one label: if they are several, part them by '|'"
     )

@@ -74,12 +74,12 @@ def _feedback(table: Table, task: Task) -> Table:
     """Read the corrections that `ratchet feedback export` wrote; their metadata is the predictions'."""
     records, others, textless = [], 0, 0
     for record in table.records:
-        if record.values["kind"] != "correction":
+        if record.values.get("kind") != "correction":
             others += 1
-        elif not record.values["text"]:
+        elif not record.values.get("text"):
             textless += 1
         else:
-            target = {"text": record.values["text"], COLUMNS[task]: record.values["value"]}
+            target = {"text": record.values["text"], COLUMNS[task]: record.values.get("value")}
             records.append(Record(record.where, {**_metadata(record.values.get("metadata")), **target}))
     notes = [f"read as exported feedback: {counted(len(records))} with a correction"]
     notes += (

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.settings import Settings, load_settings, render_settings
-from schemas.targets import LABELLED, Task, labels_of
+from schemas.targets import LABELLED, Task, label_name, labels_of
 
 if TYPE_CHECKING:
+    from pipelines.dataset.files import Columns
+    from services.data_summary import ProjectData
     from serving.registry import Registry
 
 LOCK = "state/up.lock"  # held by the `ratchet up` of the folder for as long as it lives
@@ -68,7 +70,7 @@ def create_project(
 ) -> Settings:
     """Make a project folder; nothing half-made stays if something is wrong.
 
-    `say` is told, line by line, what the files were understood to hold.
+    `say` is told what the files were understood to hold, a line a fact.
 
     Raises:
         ProjectError: the folder is not empty, the task has no labels to name, there is nothing to tell apart, or no row of the
@@ -79,7 +81,7 @@ def create_project(
     from pipelines.dataset.files import Columns
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy, load_policy
-    from services.data_summary import DataError, check, describe, read_data
+    from services.data_summary import describe
     from serving.access import write_keys
     from serving.registry import Registry
 
@@ -87,19 +89,15 @@ def create_project(
         raise ProjectError(f"{folder} is not an empty folder")
     if labels and task not in LABELLED:
         raise ProjectError(f"--labels {','.join(labels)}: {task} has no labels")
-    data = read_data(seed, reference, task, Columns(text_column, label_column))
-    try:
-        check(data)
-    except DataError as error:
-        raise ProjectError(str(error)) from error
+    data = _checked(seed, reference, task, Columns(text_column, label_column))
     existed = folder.exists()
     try:
         (folder / "data").mkdir(parents=True)
-        dataset: dict[str, object] = {"seed": _copied(seed, folder, "seed")}
-        if reference:
-            dataset["reference"] = _copied(reference, folder, "reference")
-        named_columns = {"text_column": text_column, "label_column": label_column}
-        dataset |= {key: column for key, column in named_columns.items() if column}
+        copied = {
+            name: _copied(path, folder, name) for name, path in (("seed", seed), ("reference", reference)) if path
+        }
+        columns = {"text_column": text_column, "label_column": label_column}
+        dataset: dict[str, object] = {**copied, **{key: column for key, column in columns.items() if column}}
         chosen = name or re.sub(r"[^a-z0-9_-]+", "-", folder.absolute().name.lower()).strip("-_")[:63] or "model"
         model: dict[str, object] = {"name": chosen, "task": task}
         if base_model:
@@ -117,7 +115,7 @@ def create_project(
         registry = Registry(settings.registry_url, settings.model.name)
         try:
             registry.migrate()
-            registry.set_labels([*sorted(data.labels), *labels])
+            registry.set_labels([*sorted(data.labels), *map(label_name, labels)])
         finally:
             registry.close()
     except BaseException:
@@ -127,19 +125,34 @@ def create_project(
             folder.rmdir()
         raise
     if say:
-        for line in describe(data, settings, load_policy(default_policy(task))):
-            say(line)
+        say("\n".join(describe(data, settings, load_policy(default_policy(task)))))
     return settings
+
+
+def _checked(seed: Path, reference: Path | None, task: Task, columns: "Columns") -> "ProjectData":
+    from services.data_summary import DataError, check, read_data
+
+    data = read_data(seed, reference, task, columns)
+    try:
+        check(data)
+    except DataError as error:
+        raise ProjectError(str(error)) from error
+    return data
 
 
 def _copied(path: Path, folder: Path, name: str) -> str:
     """Copy a file or dataset folder of rows into the project's data/; return its path from the project's folder."""
-    inside = f"data/{name}" if path.is_dir() else f"data/{name}{path.suffix.lower()}"
-    if path.is_dir():
-        shutil.copytree(path, folder / inside, ignore=shutil.ignore_patterns(".*"))
-    else:
+    from pipelines.files.dataset_folders import files_of
+
+    if not path.is_dir():
+        inside = f"data/{name}{path.suffix.lower()}"
         shutil.copyfile(path, folder / inside)
-    return inside
+        return inside
+    for file in files_of(path):
+        copy = folder / "data" / name / file.relative_to(path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    return f"data/{name}"
 
 
 def fill_taxonomy(settings: Settings, registry: "Registry") -> None:

@@ -104,7 +104,7 @@ def test_files_that_nothing_can_be_learned_from_are_refused(
 
 def test_a_project_keeps_its_columns_and_its_folder_of_rows(tmp_path: Path) -> None:
     (tmp_path / "clone" / "data").mkdir(parents=True)
-    (tmp_path / "clone" / ".git").mkdir()
+    (tmp_path / "clone" / "notes.txt").write_text("no rows")
     (tmp_path / "clone" / "data" / "train.jsonl").write_text(
         "".join(json.dumps({"body": f"text {n}", "kind": "ab"[n % 2]}) + "\n" for n in range(6))
     )
@@ -124,7 +124,7 @@ def test_a_project_keeps_its_columns_and_its_folder_of_rows(tmp_path: Path) -> N
         "kind",
     )
     assert (tmp_path / "p" / "data" / "seed" / "data" / "train.jsonl").is_file()
-    assert not (tmp_path / "p" / "data" / "seed" / ".git").exists()
+    assert not (tmp_path / "p" / "data" / "seed" / "notes.txt").exists()
     assert health(settings)[0] == "warn"
     registry = Registry("sqlite:///" + str(tmp_path / "other.db"), settings.model.name)
     registry.migrate()

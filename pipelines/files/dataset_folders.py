@@ -58,6 +58,15 @@ def data_files(folder: Path) -> list[Path]:
     return files
 
 
+def files_of(folder: Path) -> list[Path]:
+    """Return the files that reading the folder needs: whoever copies it copies these. Raises BadFile."""
+    if is_saved(folder):
+        inside = [*folder.glob("*"), *folder.glob("*/*")]
+        return sorted(path for path in inside if path.is_file() and path.suffix in (".arrow", ".json"))
+    readme = folder / "README.md"
+    return [*data_files(folder), *([readme] if readme.is_file() else [])]
+
+
 def described_features(folder: Path) -> dict[str, Any]:
     """Return column -> feature as README.md of a dataset describes them, in the form that the schema of Parquet has."""
     import yaml

@@ -40,6 +40,8 @@ def wrong(path: Path, content: str | bytes, name: str = "a.csv") -> str:
         'Unnamed: 0,text,label\n0,"hi, all",a\n1,bye,b\n',
         'text,label\n"hi, all",a\ntext,label\nbye,b\n',
         ' Text ,LABEL\n"hi, all",a\nbye,b\n',
+        '"text", "label"\n"hi, all", "a"\nbye, "b"\n',
+        'text,label\n"hi, all",a\n\ufefftext,label\nbye,b\n',
         '"text","label"\n"hi, all","a"\n"bye","b"\n',
     ],
 )

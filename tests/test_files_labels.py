@@ -154,6 +154,13 @@ def test_exported_feedback_is_read_as_its_corrections(
     ]
 
 
+def test_minus_one_among_numbers_is_noted(tmp_path: Path) -> None:
+    assert notes(tmp_path, ["0", "1", "-1"]) == [
+        "label '-1' (1 row) often stands for no label: if it does, take the rows out"
+    ]
+    assert notes(tmp_path, ["0", "a", "-1"]) == []
+
+
 def test_texts_in_the_place_of_labels_are_noted(tmp_path: Path) -> None:
     assert (
         notes(tmp_path, ["x" * 200, "y"])[0]

@@ -132,7 +132,8 @@ class _Reading:
     def _odd(self) -> list[str]:
         counts = Counter(label for row in self._rows for label in labels_of(self._task, row.label))
         notes = label_notes(self._task, counts, parted=self._parted)
-        if texts := sum(is_missing(row.text) for row in self._rows):
+        written = self._task == "generation"  # its targets are texts too
+        if texts := sum(is_missing(row.text) or (written and is_missing(row.label)) for row in self._rows):
             notes.append(f"{counted(texts)} whose text is a word for a missing value, such as NaN or n/a")
         return notes
 

@@ -5,6 +5,7 @@ encoding: a wrong guess changes texts silently.
 """
 
 import codecs
+import re
 
 from pipelines.files.records import MOST_LISTED, BadFile, counted
 
@@ -28,6 +29,7 @@ _MAGIC = (
     (b"version https://git-lfs", "a pointer of Git LFS: fetch the file with `git lfs pull`"),
 )
 _SHOWN = 4096  # bytes that tell text from binary data
+_MARK = re.compile("^\ufeff", re.MULTILINE)  # at the file's start, and where files were joined
 _MOST_CONTROLS = 0.02  # share of control characters in a text; a few stray ones are cleaned away later
 
 
@@ -41,7 +43,7 @@ def decode(data: bytes) -> str:
     text = _decoded(data, encoding)
     if sum(ord(c) < 32 and c not in "\t\n\r\f" for c in text[:_SHOWN]) > len(text[:_SHOWN]) * _MOST_CONTROLS:
         raise BadFile("holds binary data, not text")
-    return text.removeprefix("\ufeff")
+    return _MARK.sub("", text)
 
 
 def refuse_magic(data: bytes, *, but: bytes = b"") -> None:

@@ -103,7 +103,9 @@ def _rows(lines: Sequence[str], start: int, delimiter: str) -> Iterator[_Row]:
     """Yield the rows of lines[start:]. After a broken quote, go on with the line below the one on which it opens."""
     broken = 0
     while start < len(lines):
-        reader = csv.reader((lines[n] for n in range(start, len(lines))), delimiter=delimiter, strict=True)
+        below = (lines[n] for n in range(start, len(lines)))
+        # skipinitialspace: in `a, "b"` the quotes are quotes, and no part of the cell
+        reader = csv.reader(below, delimiter=delimiter, strict=True, skipinitialspace=True)
         first = start
         try:
             for cells in reader:
@@ -141,7 +143,7 @@ def _opening(lines: Sequence[str], first: int, last: int, delimiter: str) -> int
                         return opened
             elif not quoted and fresh and line[i] == '"':
                 quoted, opened = True, n
-            fresh = not quoted and line[i] == delimiter
+            fresh = not quoted and (line[i] == delimiter or (fresh and line[i] == " "))
             i += 1
         fresh = not quoted
     return opened

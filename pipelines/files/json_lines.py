@@ -14,6 +14,8 @@ _SPACE = " \t\r\n"
 
 def read_json(text: str) -> Table:
     """Return the records of JSON text. Raises BadFile: no rows, or a list that cannot be read to its end."""
+    if _is_one_object(text):
+        raise BadFile("holds one object over several lines: expected a list of objects, or one object per line")
     found = Table([])
     items = _items(text) if text.lstrip(_SPACE).startswith("[") and not _is_lines(text) else _lines(text)
     columns: dict[str, None] = {}
@@ -41,6 +43,16 @@ def _is_lines(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _is_one_object(text: str) -> bool:
+    """Return whether the text is a single object that spans lines."""
+    if text.lstrip(_SPACE).split("\n", 1)[0].rstrip() != "{":
+        return False
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lines(text: str) -> Iterator[tuple[str, object, str | None]]:

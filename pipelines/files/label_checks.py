@@ -33,6 +33,8 @@ def label_notes(task: Task, counts: Mapping[str, int], *, parted: bool) -> list[
             f"{'labels' if len(missing) > 1 else 'label'} {named}: a word for a missing value, read as a label; if no label "
             "was meant, take the rows out"
         )
+    if counts.get("-1") and all(label.isdecimal() for label in counts if label != "-1"):
+        notes.append(f"label '-1' ({counted(counts['-1'])}) often stands for no label: if it does, take the rows out")
     notes += [near_equal_note(group) for group in near_equal(counts)]
     if task == "multilabel" and not parted:
         notes += [note for separator in ",;/" if (note := _one_of_several(counts, separator))]

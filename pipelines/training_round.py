@@ -21,7 +21,7 @@ from pipelines import candidates, gates, judging, round_report, tracking
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import read_rows
 from pipelines.dataset.report import write_report
-from pipelines.dataset.rows import collect_and_build, write_rows
+from pipelines.dataset.rows import collect_and_build, columns_of, write_rows
 from pipelines.evaluation import evaluation_threads, judged_task
 from pipelines.features import FeedbackRow
 from pipelines.policy import Policy, load_policy
@@ -202,7 +202,9 @@ def _judge(
     progress("gates", 0.0)
     look = registry.looks_since_promotion() + 1
     must_pass = (
-        read_rows(settings.path(settings.gates.must_pass), settings.model.task) if settings.gates.must_pass else []
+        read_rows(settings.path(settings.gates.must_pass), settings.model.task, columns_of(settings))
+        if settings.gates.must_pass
+        else []
     )
     before = _dataset_of(record.champion_version, registry)
     facts = judging.facts(

@@ -61,6 +61,12 @@ class DatasetSettings(Group):
     reference: str | None = Field(
         None, description="curated rows that judge and calibrate, never train; unset: a share of the seed is set aside"
     )
+    text_column: str | None = Field(
+        None, description="column that holds the text, in every file of rows; unset: found by its name"
+    )
+    label_column: str | None = Field(
+        None, description="column that holds the label, labels, target or completion; unset: found by its name"
+    )
     calibration_share: float = Field(
         0.33, gt=0, lt=1, description="share of the reference rows that fits the calibration and does not judge"
     )

@@ -5,6 +5,7 @@ merged, hashed and stored alike whatever the task. Files, feedback and training 
 deliberately knows no taxonomy: whether a label exists is its caller's question.
 """
 
+import ast
 import json
 import math
 import re
@@ -32,6 +33,7 @@ class BadTarget(ValueError):
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff]+"
 )
+_SIDE_BY_SIDE = re.compile(r"""['"]\s*['"](?!\s*[,\]])""")
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d*)\.0+")
 
 
@@ -79,7 +81,7 @@ def canonical(task: Task, value: object) -> str:
 def from_cell(task: Task, cell: object) -> str:
     """The canonical text of what a file's cell holds. Raises BadTarget.
 
-    Labels may be a list, JSON or parted by `|`; a number may be written as text.
+    Labels may be a list, JSON's or Python's, or parted by `|`; a number may be written as text.
     """
     match task, cell:
         case "multilabel", str(text):
@@ -97,7 +99,14 @@ def _listed(text: str) -> object:
         return [label.strip() for label in text.split("|")]
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
+        pass
+    try:
+        # A list as Python writes it. Two texts side by side, as NumPy writes them, would be joined to one: refused.
+        if not _SIDE_BY_SIDE.search(text):
+            return ast.literal_eval(text)
+        raise ValueError(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise BadTarget(f"{text!r}: expected labels as a JSON list, or parted by |") from None
 
 

@@ -35,20 +35,44 @@ for group in (rounds, dataset, model, labels, feedback, audit):
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--task", type=click.Choice(get_args(Task)), default="classification", show_default=True)
-@click.option("--seed", required=True, type=click.Path(path_type=Path), help="labelled rows: CSV, JSONL or Parquet")
+@click.option(
+    "--seed",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="labelled rows: CSV, TSV, JSONL, Parquet, XLSX, dataset folder",
+)
 @click.option("--reference", type=click.Path(path_type=Path), help="curated rows that judge and never train")
+@click.option("--text-column", help="column of the text; default: found by its name")
+@click.option("--label-column", help="column of the label, labels, target or completion; default: found by its name")
 @click.option("--labels", default="", help="further labels, separated by commas")
 @click.option("--base-model", help="folder, hub name or, of a model that writes, GGUF file of the pretrained model")
 @click.option("--name", help="name of the model; default: the folder's")
 def init(
-    folder: Path, task: Task, seed: Path, reference: Path | None, labels: str, base_model: str | None, name: str | None
+    folder: Path,
+    task: Task,
+    seed: Path,
+    reference: Path | None,
+    text_column: str | None,
+    label_column: str | None,
+    labels: str,
+    base_model: str | None,
+    name: str | None,
 ) -> None:
     """Make a project folder DIR from labelled data."""
     from services.projects import create_project
 
     extra = [label.strip() for label in labels.split(",") if label.strip()]
     settings = create_project(
-        folder, seed=seed, reference=reference, task=task, labels=extra, base_model=base_model, name=name
+        folder,
+        seed=seed,
+        reference=reference,
+        task=task,
+        labels=extra,
+        base_model=base_model,
+        name=name,
+        text_column=text_column,
+        label_column=label_column,
+        say=click.echo,
     )
     click.echo(f"made {folder}: the {task} project {settings.model.name}")
     click.echo("settings are in ratchet.toml, gates in policy.toml, the API key in keys.env")

@@ -35,6 +35,7 @@ def examine(config: Path) -> list[Check]:
     checks = [Check("settings", "ok", str(config))]
     parts: dict[str, Callable[[Settings], Check]] = {
         "keys": _keys,
+        "data": _data,
         "registry": _registry,
         "artefacts": _artefacts,
         "base model": _base_model,
@@ -62,6 +63,12 @@ def _keys(settings: Settings) -> Check:
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         return Check("keys", "warn", f"{path.name} can be read by others: chmod 600 {path}")
     return Check("keys", "ok", str(path))
+
+
+def _data(settings: Settings) -> Check:
+    from services.data_summary import health
+
+    return Check("data", *health(settings))
 
 
 def _registry(settings: Settings) -> Check:

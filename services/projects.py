@@ -9,14 +9,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.settings import Settings, load_settings, render_settings
-from schemas.targets import COLUMNS, LABELLED, Task, labels_of
+from schemas.targets import LABELLED, Task, label_name, labels_of
 
 if TYPE_CHECKING:
+    from pipelines.dataset.files import Columns
+    from services.data_summary import ProjectData
     from serving.registry import Registry
 
 LOCK = "state/up.lock"  # held by the `ratchet up` of the folder for as long as it lives
@@ -62,17 +64,24 @@ def create_project(
     base_model: str | None = None,
     name: str | None = None,
     overrides: Mapping[str, Mapping[str, object]] | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Settings:
     """Make a project folder; nothing half-made stays if something is wrong.
 
+    `say` is told what the files were understood to hold, a line a fact.
+
     Raises:
-        ProjectError: the folder is not empty, there is nothing to tell apart, or the task has no labels to name.
+        ProjectError: the folder is not empty, the task has no labels to name, there is nothing to tell apart, or no row of the
+            seed is left to train beside the reference.
         BadFile: seed or reference cannot be read.
 
     """
-    from pipelines.dataset.files import read_rows
+    from pipelines.dataset.files import Columns
     from pipelines.features import default_feature_store_yaml
-    from pipelines.policy import default_policy
+    from pipelines.policy import default_policy, load_policy
+    from services.data_summary import describe
     from serving.access import write_keys
     from serving.registry import Registry
 
@@ -80,19 +89,15 @@ def create_project(
         raise ProjectError(f"{folder} is not an empty folder")
     if labels and task not in LABELLED:
         raise ProjectError(f"--labels {','.join(labels)}: {task} has no labels")
-    found = [{row.label for row in read_rows(path, task)} for path in (seed, reference) if path]
-    if len(found[0]) < 2:
-        held = f"{seed}: column {COLUMNS[task]} holds {', '.join(found[0])} alone"
-        raise ProjectError(f"{held}; there is nothing to tell apart")
-    named = {label for targets in found for target in targets for label in labels_of(task, target)}
+    data = _checked(seed, reference, task, Columns(text_column, label_column))
     existed = folder.exists()
     try:
         (folder / "data").mkdir(parents=True)
-        shutil.copyfile(seed, folder / f"data/seed{seed.suffix.lower()}")
-        dataset: dict[str, object] = {"seed": f"data/seed{seed.suffix.lower()}"}
-        if reference:
-            shutil.copyfile(reference, folder / f"data/reference{reference.suffix.lower()}")
-            dataset["reference"] = f"data/reference{reference.suffix.lower()}"
+        copied = {
+            name: _copied(path, folder, name) for name, path in (("seed", seed), ("reference", reference)) if path
+        }
+        columns = {"text_column": text_column, "label_column": label_column}
+        dataset: dict[str, object] = {**copied, **{key: column for key, column in columns.items() if column}}
         chosen = name or re.sub(r"[^a-z0-9_-]+", "-", folder.absolute().name.lower()).strip("-_")[:63] or "model"
         model: dict[str, object] = {"name": chosen, "task": task}
         if base_model:
@@ -110,7 +115,7 @@ def create_project(
         registry = Registry(settings.registry_url, settings.model.name)
         try:
             registry.migrate()
-            registry.set_labels([*sorted(named), *labels])
+            registry.set_labels([*sorted(data.labels), *map(label_name, labels)])
         finally:
             registry.close()
     except BaseException:
@@ -119,15 +124,44 @@ def create_project(
         if not existed and folder.is_dir():
             folder.rmdir()
         raise
+    if say:
+        say("\n".join(describe(data, settings, load_policy(default_policy(task)))))
     return settings
+
+
+def _checked(seed: Path, reference: Path | None, task: Task, columns: "Columns") -> "ProjectData":
+    from services.data_summary import DataError, check, read_data
+
+    data = read_data(seed, reference, task, columns)
+    try:
+        check(data)
+    except DataError as error:
+        raise ProjectError(str(error)) from error
+    return data
+
+
+def _copied(path: Path, folder: Path, name: str) -> str:
+    """Copy a file or dataset folder of rows into the project's data/; return its path from the project's folder."""
+    from pipelines.files.dataset_folders import files_of
+
+    if not path.is_dir():
+        inside = f"data/{name}{path.suffix.lower()}"
+        shutil.copyfile(path, folder / inside)
+        return inside
+    for file in files_of(path):
+        copy = folder / "data" / name / file.relative_to(path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    return f"data/{name}"
 
 
 def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
     """Put the labels of seed and reference into a registry that has none: it was set after `ratchet init`."""
     from pipelines.dataset.files import read_rows
+    from pipelines.dataset.rows import columns_of
 
     task = settings.model.task
     if task in LABELLED and not registry.labels():
         paths = [settings.path(path) for path in (settings.dataset.seed, settings.dataset.reference) if path]
-        rows = [row for path in paths for row in read_rows(path, task)]
+        rows = [row for path in paths for row in read_rows(path, task, columns_of(settings))]
         registry.set_labels(sorted({label for row in rows for label in labels_of(task, row.label)}))

@@ -156,11 +156,11 @@ def test_a_side_once_given_is_kept_and_the_fingerprint_is_the_rows() -> None:
     ("name", "content", "said"),
     [
         ("a.csv", b"text,topic\nhi,x\n", "no column 'label'"),
-        ("a.csv", b"text,label\nhi,\n", "row 2: label is empty"),
+        ("a.csv", b"text,label\nhi,\n", "line 2: label is empty"),
         ("a.csv", b"", "no rows"),
         ("a.csv", b"text,label\n\xff\xfe,x\n", "a.csv"),
-        ("a.jsonl", b'{"text": "hi", "label": "x"}\n[1]\n', "row 2 is not an object"),
-        ("a.txt", b"hi", "expected .csv, .jsonl or .parquet"),
+        ("a.jsonl", b'{"text": "hi", "label": "x"}\n[1]\n', "line 2: .* is not an object"),
+        ("a.txt", b"hi", "expected .csv, .tsv, .jsonl"),
     ],
 )
 def test_a_bad_file_is_named_with_row_and_column(tmp_path: Path, name: str, content: bytes, said: str) -> None:

@@ -1,20 +1,24 @@
-"""Labelled files: CSV, JSONL, Parquet or a Hugging Face dataset folder in, rows out.
+"""Labelled files: CSV, JSON, Parquet, Excel or a dataset folder in, rows out.
 
-`ratchet init` checks seed and reference with it, rounds read them. Texts pass the fast anonymiser, as served texts do. It
-deliberately does not clean or judge.
+`ratchet init` checks seed and reference with it, rounds read them. pipelines/files/ reads each format; this module makes rows
+of its records, and counts what is bad, left out or odd. Texts pass the fast anonymiser, as served texts do. It does not clean.
 """
 
-import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from schemas.targets import COLUMNS, BadTarget, Task, from_cell
+from pipelines.files.cells import BadRow, is_parted, read_cells
+from pipelines.files.columns import Layout, find_columns
+from pipelines.files.label_checks import is_missing, label_notes
+from pipelines.files.layouts import one_hot, plain
+from pipelines.files.reading import read_tables
+from pipelines.files.records import BadFile, Columns, Table, counted, listed
+from schemas.targets import COLUMNS, Task, labels_of
 from serving.anonymise import anonymise
 
-
-class BadFile(ValueError):
-    """A file that holds no usable rows; the message names file, row and column."""
+__all__ = ["BadFile", "Columns", "FileRow", "FileRows", "read_file", "read_rows"]
+BY_NAME = Columns()
 
 
 @dataclass(frozen=True)
@@ -26,78 +30,120 @@ class FileRow:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_rows(path: Path, task: Task) -> list[FileRow]:
-    """Every row of a file with columns `text` and the one of the task's target (schemas/targets.py). Raises BadFile."""
-    target = COLUMNS[task]
+@dataclass(frozen=True)
+class FileRows:
+    """The rows of a file, the columns they come from, and sentences on what was left out or looks odd."""
+
+    rows: list[FileRow]
+    notes: list[str]
+    text_column: str = "text"
+    target_column: str = "label"
+
+
+def read_rows(path: Path, task: Task, columns: Columns = BY_NAME) -> list[FileRow]:
+    """Return every labelled row of a file; see `read_file`. Raises BadFile."""
+    return read_file(path, task, columns).rows
+
+
+def read_file(path: Path, task: Task, columns: Columns = BY_NAME) -> FileRows:
+    """Return every labelled row of a file or dataset folder, and notes on what is odd.
+
+    Rows of empty cells are skipped. Rows whose target is null (JSON, Parquet, class label -1) are left out and counted.
+
+    Args:
+        path: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx, a folder of `save_to_disk`, or a cloned dataset.
+        task: what the target is; without named columns it names them (schemas.targets.COLUMNS).
+        columns: the columns of text and target, where they are not found by name.
+
+    Raises:
+        BadFile: it cannot be read, or some row is bad: all are counted and the first few listed.
+
+    """
     try:
-        records = _records(path, target)
+        tables = read_tables(path, task, columns)
+        reading = _Reading(task, columns)
+        for name, table in tables.items():
+            reading.add(f"{name}: " if name else "", table)
+        if len(tables) > 1:
+            reading.notes.append(f"read from {len(tables)} files or splits: {', '.join(tables)}")
+        return reading.result()
     except OSError as error:
         raise BadFile(f"{path}: {error.strerror or error}") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except BadFile as error:
         raise BadFile(f"{path}: {error}") from error
-    if not records:
-        raise BadFile(f"{path}: no rows")
-    for column in ("text", target):
-        if column not in records[0]:
-            raise BadFile(f"{path}: no column {column!r}; it has {', '.join(map(str, records[0]))}")
-    rows = []
-    for number, record in enumerate(records, start=2 if path.suffix == ".csv" else 1):
-        given = {key: value for key, value in record.items() if key is not None}
-        values = {key: "" if value is None else str(value).strip() for key, value in given.items()}
-        for column in ("text", target):
-            if not values.get(column):
-                hint = "; [] says that a row has no labels" if column == "labels" else ""
-                raise BadFile(f"{path}: row {number}: {column} is empty{hint}")
+
+
+class _Reading:
+    """Rows, notes and problems of the tables that were added so far."""
+
+    def __init__(self, task: Task, columns: Columns) -> None:
+        self._task, self._columns = task, columns
+        self._rows: list[FileRow] = []
+        self._problems: list[str] = []
+        self._failures: list[str] = []  # of tables without the wanted columns
+        self._unlabelled: list[str] = []
+        self._layout: Layout | None = None
+        self._parted = False
+        self.notes: list[str] = []
+
+    def add(self, name: str, table: Table) -> None:
+        """Read a table; `name` begins its messages."""
+        if not table.records and table.problems:  # nothing to find columns in
+            self._problems += [name + problem for problem in table.problems]
+            return
         try:
-            label = from_cell(task, given[target] if isinstance(given[target], list) else values[target])
-        except BadTarget as error:
-            raise BadFile(f"{path}: row {number}: {target} is {error}") from error
-        metadata = {k: anonymise(v) for k, v in values.items() if k not in ("text", target) and v}
-        rows.append(FileRow(anonymise(values["text"]), label, metadata))
-    return rows
+            found = find_columns(table.columns, self._task, self._columns)
+        except BadFile as error:
+            self._failures.append(name + _with_advice(str(error), table, self._task))
+            return
+        self._layout = found
+        examples, layout = plain(table, found, self._task)
+        self._problems += [name + problem for problem in examples.problems]
+        self.notes += [name + note for note in examples.notes]
+        for record in examples.records:
+            try:
+                cells = read_cells(record, layout, self._task)
+            except BadRow as error:
+                self._problems.append(f"{name}{record.where}: {error}")
+                continue
+            if cells is None:
+                continue
+            if cells.target is None:
+                self._unlabelled.append(name + record.where)
+                continue
+            self._parted = self._parted or is_parted(record.values[layout.target])
+            metadata = {key: anonymise(value) for key, value in cells.metadata.items()}
+            self._rows.append(FileRow(anonymise(cells.text), cells.target, metadata))
+
+    def result(self) -> FileRows:
+        """Return all rows; a split that lacks the target's column is left out if another one has it. Raises BadFile."""
+        if self._problems:
+            raise BadFile(listed(self._problems))
+        if self._layout is None:
+            raise BadFile(self._failures[0] if self._failures else "no rows")
+        self.notes += [f"{failure}: left out" for failure in self._failures]
+        if self._unlabelled:
+            left_out = f"{counted(len(self._unlabelled))} without a {COLUMNS[self._task]}"
+            self.notes.append(f"{left_out} left out (the first: {self._unlabelled[0]})")
+        if not self._rows:
+            raise BadFile("; ".join(["no rows", *self.notes]))
+        return FileRows(self._rows, self.notes + self._odd(), self._layout.text, self._layout.target)
+
+    def _odd(self) -> list[str]:
+        counts = Counter(label for row in self._rows for label in labels_of(self._task, row.label))
+        notes = label_notes(self._task, counts, parted=self._parted)
+        written = self._task == "generation"  # its targets are texts too
+        if texts := sum(is_missing(row.text) or (written and is_missing(row.label)) for row in self._rows):
+            notes.append(f"{counted(texts)} whose text is a word for a missing value, such as NaN or n/a")
+        return notes
 
 
-def _records(path: Path, target: str) -> list[dict[str, Any]]:
-    if path.is_dir():
-        return _folder(path, target)
-    match path.suffix.lower():
-        case ".csv":
-            import csv
-
-            csv.field_size_limit(2**31 - 1)
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return list(csv.DictReader(file))
-        case ".jsonl" | ".ndjson":
-            found = []
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-                if line.strip():
-                    record = json.loads(line)
-                    if not isinstance(record, dict):
-                        raise BadFile(f"row {number} is not an object")
-                    found.append(record)
-            return found
-        case ".parquet":
-            import pyarrow.parquet as pq
-
-            table: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-            return table
-        case other:
-            raise BadFile(f"expected .csv, .jsonl or .parquet, not {other!r}")
-
-
-def _folder(path: Path, target: str) -> list[dict[str, Any]]:
-    """Every row of a folder that `save_to_disk` of Hugging Face datasets wrote; labels by name, all splits."""
-    from datasets import ClassLabel, DatasetDict, load_from_disk
-
-    if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        raise BadFile(f"{path}: a folder, but not of a Hugging Face dataset (no dataset_info.json)")
-    loaded = load_from_disk(str(path))
-    found: list[dict[str, Any]] = []
-    for part in loaded.values() if isinstance(loaded, DatasetDict) else [loaded]:
-        rows: list[dict[str, Any]] = part.to_list()
-        kind = part.features.get(target)
-        named = getattr(kind, "feature", kind)  # of a list of labels, its members'
-        if isinstance(named, ClassLabel):
-            rows = [{**row, target: named.int2str(row[target])} for row in rows]
-        found += rows
-    return found
+def _with_advice(failure: str, table: Table, task: Task) -> str:
+    """Return the failure, or what to do about a file with one column per label."""
+    hot = one_hot(table) if task == "multilabel" else ()
+    if len(hot) < 2:
+        return failure
+    return (
+        f"no column 'labels', but {len(hot)} columns that hold only 0 and 1 ({', '.join(hot[:5])}): write the names of each "
+        "row's labels into one column 'labels', parted by '|'"
+    )

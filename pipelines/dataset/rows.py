@@ -14,7 +14,7 @@ import orjson
 from pipelines.dataset.build import Dataset, Ledger, build
 from pipelines.dataset.clean import Tokens
 from pipelines.dataset.examples import Example
-from pipelines.dataset.files import read_rows
+from pipelines.dataset.files import Columns, read_rows
 from pipelines.features import FeedbackRow
 from schemas.settings import Settings
 
@@ -35,20 +35,25 @@ def collect_and_build(
     since: datetime | None = None,
 ) -> Dataset:
     """The dataset of the project's files and this feedback; see `build`. Raises BadFile."""
-    task, reference = settings.model.task, settings.dataset.reference
+    task, reference, columns = settings.model.task, settings.dataset.reference, columns_of(settings)
     return build(
-        read_rows(settings.path(settings.dataset.seed), task),
-        read_rows(settings.path(reference), task) if reference else None,
+        read_rows(settings.path(settings.dataset.seed), task, columns),
+        read_rows(settings.path(reference), task, columns) if reference else None,
         feedback,
         labels=labels,
         cut=cut,
         settings=settings,
         embed=base.embed,
         ledger=ledger,
-        domain=[row for path in settings.dataset.domain for row in read_rows(settings.path(path), task)],
+        domain=[row for path in settings.dataset.domain for row in read_rows(settings.path(path), task, columns)],
         tokens=Tokens(base.token_counts, base.token_limit),
         since=since,
     )
+
+
+def columns_of(settings: Settings) -> Columns:
+    """Return the columns that the settings name for all files of rows."""
+    return Columns(settings.dataset.text_column, settings.dataset.label_column)
 
 
 def write_rows(folder: Path, dataset: Dataset) -> None:

@@ -1,0 +1,23 @@
+"""Forecast: how many rows will judge the first candidates, known before anything is trained.
+
+Turns the rows of seed and reference into the number that the data gate will compare with `data.min_judge_rows`.
+services/data_summary.py calls it. It searches no near-duplicates, which a round leaves out too: the number is an upper bound.
+"""
+
+from collections.abc import Sequence
+
+from pipelines.dataset.collect import from_files
+from pipelines.dataset.files import FileRow
+from pipelines.dataset.split import Policy, cluster_key, decide, held_out_side
+from schemas.settings import Settings
+
+
+def judging_rows(seed: Sequence[FileRow], reference: Sequence[FileRow], settings: Settings) -> int:
+    """Return how many rows will judge, by the split that a first round makes of these rows."""
+    wanted, name = settings.dataset, settings.model.name
+    policy = Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
+    curated = {cluster_key(name, row.text) for row in reference}
+    keyed = {cluster_key(name, row.text): row for row in from_files(seed, "seed")}
+    train = {key: row for key, row in keyed.items() if key not in curated}
+    drawn = decide(list(train.values()), list(train), {}, policy, task=settings.model.task, reference_rows=len(curated))
+    return [*(held_out_side(key, policy) for key in curated), *drawn].count("test")

@@ -1,0 +1,1 @@
+"""Files of labelled rows: each format a reader, each reader a table of records."""

@@ -1,0 +1,58 @@
+"""Reading: a path becomes the tables of its splits, by what the path is called.
+
+dataset/files.py calls it and makes rows of the tables. Each format has a reader of its own; a folder is a saved dataset or a
+clone of one from the hub.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.files.dataset_folders import data_files, described_features, is_saved, read_saved
+from pipelines.files.decoding import decode, refuse_magic
+from pipelines.files.delimited import read_delimited
+from pipelines.files.json_lines import read_json
+from pipelines.files.records import BadFile, Columns, Table
+from pipelines.files.tables import name_labels, read_parquet, read_workbook
+from schemas.targets import Task
+
+EXPECTED = "expected .csv, .tsv, .jsonl, .json, .parquet, .xlsx or a dataset folder"
+
+
+def read_tables(path: Path, task: Task, columns: Columns) -> dict[str, Table]:
+    """Return name -> records of the splits of a folder, or of the one file, whose name is empty.
+
+    Raises:
+        BadFile: what is there cannot be read as records.
+        OSError: it cannot be opened.
+
+    """
+    if not path.is_dir():
+        return {"": _table(path, task, columns, {})}
+    if is_saved(path):
+        return read_saved(path)
+    features = described_features(path)
+    found = {}
+    for file in data_files(path):
+        name = str(file.relative_to(path))
+        try:
+            found[name] = _table(file, task, columns, features)
+        except BadFile as error:
+            raise BadFile(f"{name}: {error}") from error
+    return found
+
+
+def _table(path: Path, task: Task, columns: Columns, features: Mapping[str, Any]) -> Table:
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            return name_labels(read_delimited(decode(path.read_bytes()), task, columns), features)
+        case ".jsonl" | ".ndjson" | ".json":
+            return name_labels(read_json(decode(path.read_bytes())), features)
+        case ".parquet":
+            return read_parquet(path, features)
+        case ".xlsx":
+            return read_workbook(path, task, columns)
+        case other:
+            with path.open("rb") as file:
+                refuse_magic(file.read(32))
+            raise BadFile(f"{EXPECTED}, not {other!r}")

@@ -1,0 +1,61 @@
+"""Records of a file: what each reader returns and dataset/files.py makes rows of.
+
+Defines `BadFile`, `Columns`, `Record` and `Table`. The readers (delimited.py, json_lines.py, tables.py, dataset_folders.py) and
+columns.py use them. It knows no format and no task.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+MOST_LISTED = 5  # bad rows that a message lists; all are counted
+MOST_CHARS = 120  # of a value inside a message
+
+
+class BadFile(ValueError):
+    """A file that cannot be read as labelled rows; the message names file, line, what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that hold text and target; None: found by their names."""
+
+    text: str | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record and where it stands, such as "line 7"; a record that spans lines is named by its first."""
+
+    where: str
+    values: dict[str, object]
+
+
+@dataclass
+class Table:
+    """The records of one file, the problems of those that could not be read, and notes on what looks odd."""
+
+    columns: list[str]
+    records: list[Record] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Return one line that counts all problems and lists the first few."""
+    if len(problems) == 1:
+        return problems[0]
+    more = f"; and {len(problems) - MOST_LISTED} more" if len(problems) > MOST_LISTED else ""
+    return f"{len(problems)} rows cannot be read: {'; '.join(problems[:MOST_LISTED])}{more}"
+
+
+def counted(rows: int) -> str:
+    """Return "1 row" or "3 rows"."""
+    return f"{rows} row{'' if rows == 1 else 's'}"
+
+
+def brief(value: object) -> str:
+    """Return a value for a message: one line, cut to what fits."""
+    text = value if isinstance(value, str) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]}..."

@@ -1,0 +1,174 @@
+"""Data summary: what the files of a project hold, what stops it, and what looks odd, before anything is trained.
+
+Turns seed and reference into sentences. `ratchet init` prints them, `ratchet doctor` warns by them. It reads files and changes
+nothing; pipelines/dataset/files.py says what a row is.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipelines.dataset.files import Columns, FileRows, read_file
+from pipelines.dataset.forecast import judging_rows
+from pipelines.dataset.rows import columns_of
+from pipelines.dataset.split import cluster_key
+from pipelines.files.label_checks import near_equal, near_equal_note
+from pipelines.files.records import brief, counted
+from pipelines.policy import Policy, load_policy
+from schemas.settings import Settings
+from schemas.targets import LABELLED, Task, labels_of, value_of
+
+_MOST_NAMED = 5
+
+
+class DataError(ValueError):
+    """Seed and reference make no project; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ProjectData:
+    """The rows of a project's seed and of its reference, if it has one."""
+
+    task: Task
+    seed_path: Path
+    reference_path: Path | None
+    seed: FileRows
+    reference: FileRows | None
+
+    @property
+    def labels(self) -> set[str]:
+        """All labels of both files; none, if the task has none."""
+        return {*self.seed_labels, *self.reference_labels}
+
+    @cached_property
+    def seed_labels(self) -> Counter[str]:
+        """Label -> rows of the seed."""
+        return _labels(self.task, self.seed)
+
+    @cached_property
+    def reference_labels(self) -> Counter[str]:
+        """Label -> rows of the reference."""
+        return _labels(self.task, self.reference)
+
+    @cached_property
+    def shared(self) -> set[str]:
+        """Keys of the texts that stand in both files: they judge and never train."""
+        return _keys(self.seed) & _keys(self.reference)
+
+
+def read_data(seed: Path, reference: Path | None, task: Task, columns: Columns) -> ProjectData:
+    """Return the rows of both files. Raises BadFile."""
+    rows = read_file(seed, task, columns)
+    return ProjectData(task, seed, reference, rows, read_file(reference, task, columns) if reference else None)
+
+
+def check(data: ProjectData) -> None:
+    """Raise DataError if nothing can be learned from these files: one target, or no seed row beside the reference."""
+    column = f"{data.seed_path}: column {data.seed.target_column!r}"
+    targets = {row.label for row in data.seed.rows}
+    if len(targets) < 2:
+        raise DataError(f"{column} holds {brief(next(iter(targets)))} alone; there is nothing to tell apart")
+    left = {row.label for row in data.seed.rows if cluster_key("", row.text) not in data.shared}
+    if not left:
+        raise DataError(
+            f"every text of the seed {data.seed_path} stands in the reference {data.reference_path} too, whose rows never "
+            "train: leave the reference out, or give it rows of its own"
+        )
+    if len(left) < 2:
+        raise DataError(
+            f"{column} holds {brief(next(iter(left)))} alone beside the texts that stand in the reference "
+            "too, whose rows never train; there is nothing to tell apart"
+        )
+
+
+def describe(data: ProjectData, settings: Settings, policy: Policy) -> list[str]:
+    """Return what was understood, a line a fact: the files, the rows that will judge, and each warning."""
+    lines = [_file("seed", data.task, data.seed, data.seed_labels)]
+    if data.reference:
+        lines.append(_file("reference", data.task, data.reference, data.reference_labels))
+    return [*lines, *(f"warning: {warning}" for warning in warnings(data, settings, policy))]
+
+
+def warnings(data: ProjectData, settings: Settings, policy: Policy) -> list[str]:
+    """Return what was left out, what looks odd, and whether too few rows will judge."""
+    found = [f"seed: {note}" for note in data.seed.notes]
+    if data.reference:
+        found += [f"reference: {note}" for note in data.reference.notes] + _compared(data)
+    return found + _judging(data, settings, policy)
+
+
+def health(settings: Settings) -> tuple[str, str]:
+    """Return the verdict ("ok", "warn" or "FAIL") on a project's files, and its sentence."""
+    paths = [settings.path(path) if path else None for path in (settings.dataset.seed, settings.dataset.reference)]
+    assert paths[0] is not None
+    try:
+        data = read_data(paths[0], paths[1], settings.model.task, columns_of(settings))
+        check(data)
+        policy = load_policy(settings.path(settings.gates.policy).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return "FAIL", str(error)
+    odd = warnings(data, settings, policy)
+    rows = [
+        counted(len(data.seed.rows)),
+        *([f"{counted(len(data.reference.rows))} of reference"] if data.reference else []),
+    ]
+    return ("warn", "; ".join(odd)) if odd else ("ok", " and ".join(rows))
+
+
+def _file(name: str, task: Task, file: FileRows, labels: Mapping[str, int]) -> str:
+    line = f"{name}: {counted(len(file.rows))}, from columns {file.text_column!r} and {file.target_column!r}"
+    if task == "regression":
+        values = [float(str(value_of(task, row.label))) for row in file.rows]
+        return f"{line}; targets from {min(values):g} to {max(values):g}"
+    if task not in LABELLED:
+        return line
+    rarest = sorted(labels.items(), key=lambda pair: (pair[1], pair[0]))[:_MOST_NAMED]
+    named = ", ".join(f"{brief(label)} {rows}" for label, rows in rarest)
+    return f"{line}; {len(labels)} label{'s' * (len(labels) != 1)}, the rarest: {named}"
+
+
+def _compared(data: ProjectData) -> list[str]:
+    """Return what the two files disagree about, and what they share."""
+    found = []
+    if data.shared:
+        one = len(data.shared) == 1
+        shared = "1 text of the seed is" if one else f"{len(data.shared)} texts of the seed are"
+        found.append(
+            f"{shared} in the reference too: {'it judges and never trains' if one else 'they judge and never train'}"
+        )
+    only = [
+        ("seed", data.seed_labels, data.reference_labels, "no row judges them"),
+        ("reference", data.reference_labels, data.seed_labels, "no row trains them"),
+    ]
+    for name, here, there, so in only:
+        if missing := [f"{brief(label)} ({counted(here[label])})" for label in sorted(here.keys() - there.keys())]:
+            more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+            found.append(f"labels that only the {name} has: {', '.join(missing[:_MOST_NAMED])}{more}: {so}")
+    groups = [group for group in near_equal(sorted(data.labels)) if group not in _groups(data)]
+    return found + [f"seed and reference: {near_equal_note(group)}" for group in groups]
+
+
+def _groups(data: ProjectData) -> list[list[str]]:
+    return [*near_equal(sorted(data.seed_labels)), *near_equal(sorted(data.reference_labels))]
+
+
+def _judging(data: ProjectData, settings: Settings, policy: Policy) -> list[str]:
+    rows, wanted = judging_rows(data.seed.rows, data.reference.rows if data.reference else (), settings), policy.data
+    if rows >= wanted.min_judge_rows or not wanted.blocking:
+        return []
+    more = math.ceil((wanted.min_judge_rows - rows) / (1 - settings.dataset.calibration_share))
+    return [
+        f"about {counted(rows)} will judge candidates; at least {wanted.min_judge_rows} are required (data.min_judge_rows in "
+        f"{settings.gates.policy}), so none can replace the first champion: add about {counted(more)} to the reference"
+    ]
+
+
+def _labels(task: Task, file: FileRows | None) -> Counter[str]:
+    return Counter(label for row in (file.rows if file else ()) for label in labels_of(task, row.label))
+
+
+def _keys(file: FileRows | None) -> set[str]:
+    return {cluster_key("", row.text) for row in (file.rows if file else ())}

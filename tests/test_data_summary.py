@@ -1,0 +1,148 @@
+"""What `ratchet init` says of the files it was given, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipelines.dataset.files import Columns
+from pipelines.policy import Policy
+from schemas.settings import Settings, load_settings
+from schemas.targets import Task
+from services.cli import cli
+from services.data_summary import DataError, ProjectData, check, describe, health, read_data
+from services.projects import create_project, fill_taxonomy
+from serving.registry import Registry
+
+
+def rows(*labels: str, first: int = 0) -> str:
+    return "text,label\n" + "".join(f"text number {first + n},{label}\n" for n, label in enumerate(labels))
+
+
+def data(path: Path, seed: str, reference: str | None = None, task: Task = "classification") -> ProjectData:
+    (path / "seed.csv").write_text(seed, encoding="utf-8")
+    if reference is not None:
+        (path / "reference.csv").write_text(reference, encoding="utf-8")
+    return read_data(path / "seed.csv", path / "reference.csv" if reference else None, task, Columns())
+
+
+def said(found: ProjectData, settings: Settings | None = None) -> list[str]:
+    return describe(found, settings or Settings(), Policy())
+
+
+def test_the_rows_the_labels_and_the_rarest_are_said(tmp_path: Path) -> None:
+    lines = said(data(tmp_path, rows(*"aaab"), rows(*"ab" * 100, first=10)))
+    assert lines[:2] == [
+        "seed: 4 rows, from columns 'text' and 'label'; 2 labels, the rarest: b 1, a 3",
+        "reference: 200 rows, from columns 'text' and 'label'; 2 labels, the rarest: a 100, b 100",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "line"),
+    [
+        ("regression", "text,target\nx,-1\ny,2.5\n", "seed: 2 rows, from columns 'text' and 'target'; targets from -1 to 2.5"),
+        ("generation", "prompt,completion\nx,yes\ny,no\n", "seed: 2 rows, from columns 'prompt' and 'completion'"),
+        ("multilabel", "text,labels\nx,a|b\ny,b\n", "seed: 2 rows, from columns 'text' and 'labels'; 2 labels, the rarest: a 1, "
+         "b 2"),
+    ],
+)  # fmt: skip
+def test_each_task_is_summed_up(tmp_path: Path, task: Task, content: str, line: str) -> None:
+    assert said(data(tmp_path, content, task=task))[0] == line
+
+
+def test_what_the_two_files_disagree_about_is_warned_of(tmp_path: Path) -> None:
+    seed, reference = rows("Refund", "card", "only", "card"), rows("refund", "card", "other", first=3)
+    lines = said(data(tmp_path, seed, reference))
+    assert lines[2:6] == [
+        "warning: 1 text of the seed is in the reference too: it judges and never trains",
+        "warning: labels that only the seed has: Refund (1 row), only (1 row): no row judges them",
+        "warning: labels that only the reference has: other (1 row), refund (1 row): no row trains them",
+        "warning: seed and reference: labels 'Refund' and 'refund' differ only by case: are they one?",
+    ]
+
+
+def test_notes_of_the_files_are_warnings(tmp_path: Path) -> None:
+    lines = said(data(tmp_path, rows("a", "A", "NaN")))
+    assert lines[1].startswith("warning: seed: label 'NaN' (1 row): a word for a missing value")
+    assert lines[2] == "warning: seed: labels 'A' and 'a' differ only by case: are they one?"
+
+
+def test_too_few_rows_that_judge_are_said_with_how_many_are_required(tmp_path: Path) -> None:
+    few = said(data(tmp_path, rows(*"ab" * 10), rows(*"ab" * 40, first=100)))[-1]
+    assert few.startswith("warning: about ")
+    assert "will judge candidates; at least 100 are required (data.min_judge_rows in policy.toml)" in few
+    number = int(few.split()[2])
+    assert 35 < number < 75
+    assert f"add about {round((100 - number) / 0.67 + 0.5)} rows to the reference" in few
+    enough = said(data(tmp_path, rows(*"ab" * 10), rows(*"ab" * 100, first=100)))
+    assert not any("judge candidates" in line for line in enough)
+    lenient = Policy.model_validate({"data": {"min_judge_rows": 10}})
+    assert len(describe(data(tmp_path, rows(*"ab" * 10), rows(*"ab" * 40, first=100)), Settings(), lenient)) == 2
+
+
+@pytest.mark.parametrize(
+    ("seed", "reference", "message"),
+    [
+        (rows("a", "a"), None, "column 'label' holds a alone; there is nothing to tell apart"),
+        (
+            rows("a", "b"),
+            rows("a", "b"),
+            "every text of the seed .* stands in the reference .* too, whose rows never",
+        ),
+        (rows("a", "b"), rows("b", "a", "a"), "every text of the seed .* stands in the reference"),
+        (rows("a", "b", "b"), rows("a"), "holds b alone beside the texts that stand in the reference too"),
+    ],
+)
+def test_files_that_nothing_can_be_learned_from_are_refused(
+    tmp_path: Path, seed: str, reference: str | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        check(data(tmp_path, seed, reference))
+
+
+def test_a_project_keeps_its_columns_and_its_folder_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "clone" / "data").mkdir(parents=True)
+    (tmp_path / "clone" / "notes.txt").write_text("no rows")
+    (tmp_path / "clone" / "data" / "train.jsonl").write_text(
+        "".join(json.dumps({"body": f"text {n}", "kind": "ab"[n % 2]}) + "\n" for n in range(6))
+    )
+    lines: list[str] = []
+    settings = create_project(
+        tmp_path / "p",
+        seed=tmp_path / "clone",
+        reference=None,
+        text_column="body",
+        label_column="kind",
+        say=lines.append,
+    )
+    assert lines[0].startswith("seed: 6 rows, from columns 'body' and 'kind'; 2 labels, the rarest: a 3, b 3")
+    assert (settings.dataset.seed, settings.dataset.text_column, settings.dataset.label_column) == (
+        "data/seed",
+        "body",
+        "kind",
+    )
+    assert (tmp_path / "p" / "data" / "seed" / "data" / "train.jsonl").is_file()
+    assert not (tmp_path / "p" / "data" / "seed" / "notes.txt").exists()
+    assert health(settings)[0] == "warn"
+    registry = Registry("sqlite:///" + str(tmp_path / "other.db"), settings.model.name)
+    registry.migrate()
+    fill_taxonomy(settings, registry)
+    assert [label.name for label in registry.labels()] == ["a", "b"]
+    registry.close()
+
+
+def test_a_seed_that_is_gone_fails_the_check_of_the_files(tmp_path: Path) -> None:
+    settings = load_settings("", {}, root=tmp_path)
+    verdict, sentence = health(settings)
+    assert verdict == "FAIL"
+    assert "seed.csv: No such file or directory" in sentence
+
+
+def test_init_prints_what_it_understood(tmp_path: Path) -> None:
+    (tmp_path / "seed.csv").write_text("body;kind\nhi;a\nbye;b\n")
+    options = ["--seed", str(tmp_path / "seed.csv"), "--text-column", "body", "--label-column", "kind"]
+    done = CliRunner().invoke(cli, ["init", str(tmp_path / "p"), *options])
+    assert done.exit_code == 0
+    assert "seed: 2 rows, from columns 'body' and 'kind'; 2 labels, the rarest: a 1, b 1\n" in done.output

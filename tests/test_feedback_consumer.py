@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,12 +17,14 @@ from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings,
 from services import feedback_consumer
 from services.dead_letters import replay
 from services.feedback_consumer import Consumer, Stalled, Unstorable, run
+from services.feedback_gate import FeedbackGate
 from services.live_counts import live_counts
+from serving.access import write_keys
 from serving.broker import MAX_MESSAGE_BYTES, Outgoing, Publisher, Topics, ensure_topics
 from serving.outbox import Outbox
 from serving.registry import Registry
 from tests.crashes import places
-from tests.events import feedback, outgoing, prediction
+from tests.events import feedback, fid, outgoing, pid, prediction
 from tests.fakes import wait_until
 from tests.kafka_tools import own_broker, read_all
 
@@ -37,6 +39,9 @@ def project(root: Path, bootstrap: str, model_name: str) -> Settings:
     )
 
 
+E = TypeVar("E", PredictionMade, FeedbackReceived)
+
+
 class Project:
     """A project's parts around one consumer."""
 
@@ -45,6 +50,8 @@ class Project:
         self.topics = Topics.of(settings.model.name)
         self.registry = Registry(settings.registry_url, settings.model.name)
         self.registry.migrate()
+        self.registry.set_labels(["a", "b", "first", "second thoughts"])
+        write_keys(settings.path(settings.access.keys))
         self.features = FeatureStore(settings)
         self.bootstrap = str(settings.kafka.bootstrap_servers)
         self.publisher = Publisher(self.bootstrap, timeout_s=5)
@@ -56,7 +63,15 @@ class Project:
         self.publisher.publish_many([self.outgoing(event) for event in events])
 
     def outgoing(self, event: PredictionMade | FeedbackReceived) -> Outgoing:
-        return outgoing(self.topics, event)
+        return outgoing(self.topics, self.named(event))
+
+    def named(self, event: E) -> E:
+        """The event as one about this project's model."""
+        ours = event.data.model_copy(update={"model_name": self.settings.model.name})
+        return event.model_copy(update={"data": ours})
+
+    def gate(self) -> FeedbackGate:
+        return FeedbackGate(self.settings, self.registry)
 
     def consumer(self, **parts: Any) -> Consumer:
         return Consumer(self.settings, self.registry, FeatureStore(self.settings), **parts)
@@ -176,7 +191,7 @@ def test_good_messages_are_stored_and_bad_ones_become_dead_letters_once(parts: P
     assert len({h["ratchet-position"] for h in headers}) == len(letters)
 
     assert len(parts.features.labelled_feedback()) == 20
-    assert parts.features.look_up(["p3"])["p3"]["model_version"] == "v1"
+    assert parts.features.look_up([pid(3)])[pid(3)]["model_version"] == "v1"
     stored = parts.registry.positions()
     assert sum(last + 1 for last in stored.values()) == 20 + 20 + len(bad) + 3
 
@@ -230,7 +245,7 @@ def test_a_broker_that_forgets_everything_costs_nothing_that_was_answered_for(tm
         def answered(start: int, stop: int) -> None:
             for n in range(start, stop):
                 box.put_prediction(prediction(n))
-            for answer in [box.put_feedback(feedback(n)) for n in range(start, stop)]:
+            for answer in [box.put_feedback(parts.named(feedback(n))) for n in range(start, stop)]:
                 answer.result(timeout=10)
 
         with parts.running():
@@ -260,7 +275,7 @@ def poisoned(*numbers: int) -> Any:
 
     def read(value: bytes | None, table: str) -> PredictionMade | FeedbackReceived:
         event = read_event(value, table)
-        if event.subject in {f"p{n}" for n in numbers}:
+        if event.subject in {pid(n) for n in numbers}:
             raise ArithmeticError("a bug")
         return event
 
@@ -279,7 +294,7 @@ def test_a_message_that_fails_alone_becomes_a_dead_letter_and_its_neighbours_are
     assert len(letters) == 4
     assert all(headers["ratchet-reason"] == b"failed 3 times alone: ArithmeticError" for _, headers in letters)
 
-    done = replay(parts.bootstrap, parts.topics, timeout_s=5)  # the bug is mended
+    done = replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5)  # the bug is mended
     assert (done.published, done.still_bad) == (4, 0)
     parts.drain()
     assert parts.stores(20, 20)
@@ -316,7 +331,7 @@ def test_a_full_disk_is_no_messages_fault(parts: Project, monkeypatch: pytest.Mo
 
 
 def test_dead_letters_are_replayed_after_a_fix_and_the_others_stay(parts: Project) -> None:
-    bad = [outgoing(parts.topics, feedback(n, value="\ud800" if n else "b")) for n in (0,)]
+    bad = [parts.outgoing(feedback(0))]
     parts.publish(prediction(0))
     parts.publisher.publish_many([*bad, Outgoing(parts.topics.feedback, b"k", b"never", (("trace", b"1"),))])
     outage = parts.drain(read=lambda value, table: read_event(b"" if table == "feedback" else value, table))
@@ -326,12 +341,12 @@ def test_dead_letters_are_replayed_after_a_fix_and_the_others_stay(parts: Projec
     )
     assert parts.stores(1, 0)
     for _ in range(2):
-        done = replay(parts.bootstrap, parts.topics, timeout_s=5)
+        done = replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5)
         parts.drain()
         assert parts.stores(1, 1)
         assert len(parts.places("feedback")) == 1  # the second replay has nothing but what is still bad
         assert done.still_bad == 1
-    assert replay(parts.bootstrap, parts.topics, timeout_s=5).as_dict() == {
+    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).as_dict() == {
         "published": 0,
         "still_bad": 1,
         "in_the_log": 0,
@@ -342,7 +357,7 @@ def test_dead_letters_are_replayed_after_a_fix_and_the_others_stay(parts: Projec
 
 
 def test_feedback_waits_for_its_prediction_and_expires_into_the_dead_letters(parts: Project) -> None:
-    parts.publish(feedback(0), feedback(1), feedback(1, feedback_id="rated", kind="rating", value="up"))
+    parts.publish(feedback(0), feedback(1), feedback(1, feedback_id=fid(99), kind="rating", value="up"))
     waiting = parts.drain()
     assert waiting.aftercare.live.waiting == 3
     assert parts.features.export().num_rows == 3
@@ -356,13 +371,13 @@ def test_feedback_waits_for_its_prediction_and_expires_into_the_dead_letters(par
     assert {headers["ratchet-reason"] for _, headers in letters} == {b"orphan: no prediction within 168 hours"}
     parts.drain(clock=lambda: later)
     assert len(parts.letters()) == expired
-    assert {read_event(value, "feedback").data.model_dump()["feedback_id"] for value, _ in letters} >= {"f1", "rated"}
+    assert {read_event(value, "feedback").data.model_dump()["feedback_id"] for value, _ in letters} >= {fid(1), fid(99)}
     # What is a dead letter is no row any more, unless its prediction comes after all.
-    assert [row["feedback_id"] for row in parts.features.export().to_pylist()] == ["f0"]
+    assert [row["feedback_id"] for row in parts.features.export().to_pylist()] == [fid(0)]
     parts.publish(prediction(1))
     parts.drain()
-    assert {row["feedback_id"] for row in parts.features.export().to_pylist()} == {"f0", "f1", "rated"}
-    assert replay(parts.bootstrap, parts.topics, timeout_s=5).in_the_log == expired
+    assert {row["feedback_id"] for row in parts.features.export().to_pylist()} == {fid(0), fid(1), fid(99)}
+    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).in_the_log == expired
 
 
 def test_live_counts_say_which_version_was_contradicted(parts: Project) -> None:
@@ -373,7 +388,7 @@ def test_live_counts_say_which_version_was_contradicted(parts: Project) -> None:
         feedback(1, value="a"),
         feedback(2, kind="rating", value="up"),
         feedback(3, kind="comment", value="hm"),
-        feedback(3, kind="retract", value="f3", feedback_id="r"),
+        feedback(3, kind="retract", value=fid(3), feedback_id="r"),
         feedback(4, kind="rating", value="down"),
         feedback(5),
     )
@@ -396,10 +411,10 @@ def test_a_clock_in_the_future_does_not_win_for_ever(parts: Project) -> None:
     consumer = parts.drain()
     name = {"model": parts.settings.model.name}
     assert consumer.metrics.registry.get_sample_value("ratchet_clocks_ahead_total", name) == 2
-    parts.publish(feedback(0, feedback_id="second", value="second thoughts", user="u"))
+    parts.publish(feedback(0, feedback_id=fid(2), value="second thoughts", user="u"))
     parts.drain()
     (row,) = parts.features.labelled_feedback()
-    assert (row.feedback_id, row.value) == ("second", "second thoughts")
+    assert (row.feedback_id, row.value) == (fid(2), "second thoughts")
     parts.publish(prediction(0, version="v2"))
     parts.drain()
-    assert parts.features.look_up(["p0"])["p0"]["model_version"] == "v2"
+    assert parts.features.look_up([pid(0)])[pid(0)]["model_version"] == "v2"

@@ -201,5 +201,5 @@ def _vanished(labels: Sequence[str]) -> str:
     one = len(labels) == 1
     return (
         f"{names} {'is' if one else 'are'} active in the taxonomy and no row trains or judges {'it' if one else 'them'}: "
-        f"retire {'it' if one else 'each'} with `ratchet labels retire LABEL`, or give rows"
+        f"retire {'it' if one else 'each'} with `ratchet labels retire {labels[0] if one else 'LABEL'}`, or give rows"
     )

@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import datetime
+from typing import TypeVar
 
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, utc_now
 from serving.broker import Outgoing, Topics
@@ -39,6 +40,15 @@ def feedback(n: int, *, time: datetime | None = None, **changes: object) -> Feed
     return FeedbackReceived(source="test", subject=data.prediction_id, time=time or utc_now(), data=data)
 
 
+Given = TypeVar("Given", bound=PredictionMade | FeedbackReceived)
+
+
+def named(event: Given, model_name: str) -> Given:
+    """The event as one about that model."""
+    return event.model_copy(update={"data": event.data.model_copy(update={"model_name": model_name})})
+
+
 def outgoing(topics: Topics, event: PredictionMade | FeedbackReceived) -> Outgoing:
+    event = named(event, topics.feedback.removesuffix(".feedback"))
     topic = topics.predictions if isinstance(event, PredictionMade) else topics.feedback
     return Outgoing(topic, event.subject.encode(), event.model_dump_json().encode())

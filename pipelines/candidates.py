@@ -10,6 +10,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from pipelines.training.log import History, Progress
 from pipelines.training.model import Encoder
 from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, Pace, RoundRecord
+from schemas.labels import LabelMap
 from schemas.settings import Settings
 from schemas.targets import Task, labels_of
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
@@ -50,13 +52,14 @@ def make(
     traffic: Callable[[int], Sequence[str]],
     policy: Policy,
     champion: Path | None = None,
+    names: LabelMap | None = None,
 ) -> Path:
     """The candidate's directory, below the round's `folder`; as it is if an earlier attempt finished it.
 
     Trained, merged, exported, calibrated, and compressed if a smaller artefact stands in for full precision: of those that
     do, the fastest. A model that writes is kept as it is. `traffic` gives so many texts of recent predictions. `policy` says
-    how far a smaller artefact may differ. `champion` is
-    the verified directory of the version that it goes on from or that teaches it, where the settings say so.
+    how far a smaller artefact may differ. `champion` is the verified directory of the version that it goes on from or that teaches
+    it, where the settings say so; `names` says what its labels are called now.
     """
     target = folder / "version"
     if _is_finished(target, dataset):
@@ -64,7 +67,8 @@ def make(
     full = folder / "full"
     if not _is_finished(full, dataset):
         told = partial(progress, "training")
-        _full_precision(full, record, dataset, base, settings, told, champion)
+        before = _before(champion, base.sha256, settings, names or LabelMap())
+        _full_precision(full, record, dataset, base, settings, told, before)
     chosen, tried = full, []
     if settings.serving.artifact == "auto" and isinstance(base, Encoder):
         smaller = [folder / "int8"]
@@ -99,12 +103,12 @@ def _full_precision(
     base: Base,
     settings: Settings,
     progress: Progress,
-    champion: Path | None,
+    opened: tuple[Champion | None, History],
 ) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     base_sha256 = base.sha256
-    before, note = _before(champion, base_sha256, settings)
+    before, note = opened
     trained = train(
         task_for(settings.model.task, dataset.labels, [*dataset.train, *dataset.validation]),
         base,
@@ -150,7 +154,9 @@ def _full_precision(
     _calibrate(target, manifest, dataset.calibration, [row.text for row in dataset.train[:GOLDEN_ROWS]], settings)
 
 
-def _before(champion: Path | None, base_sha256: str, settings: Settings) -> tuple[Champion | None, History]:
+def _before(
+    champion: Path | None, base_sha256: str, settings: Settings, names: LabelMap
+) -> tuple[Champion | None, History]:
     """The champion as training sees it, if the settings ask for it and its weights can be used, and a line that says so."""
     if champion is None or (settings.training.start == "base" and not settings.training.focal_distillation):
         return None, []
@@ -159,6 +165,10 @@ def _before(champion: Path | None, base_sha256: str, settings: Settings) -> tupl
     except CannotContinue as error:
         log.warning("training starts from the base model, without the champion: %s", error)
         return None, [{"phase": "start", "weights": "base", "why": str(error)}]
+    old = found.labels
+    labels = names.outputs(old)
+    untaught = frozenset(new for new, name in zip(labels, old, strict=True) if name in found.untaught)
+    found = replace(found, labels=labels, untaught=untaught)
     return found, [{"phase": "start", "weights": settings.training.start, "champion": found.version}]
 
 

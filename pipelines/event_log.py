@@ -22,6 +22,9 @@ log = logging.getLogger("ratchet.event_log")
 FILE_BYTES = 16 * 1024 * 1024
 # How long files that a compaction replaced are kept for readers of an older snapshot; they read for seconds.
 KEEP_REPLACED_HOURS = 1
+ERASE_ATTEMPTS = 10
+# Statistics of columns would put texts and users into the table's history, which outlives their rows.
+PRIVATE = {"delta.dataSkippingNumIndexedCols": "0", "delta.logRetentionDuration": "interval 1 hours"}
 VACUUM_EVERY = 10  # compactions by one process, the first included
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -74,7 +77,7 @@ class EventLog:
         self._compactions: dict[str, int] = {}
         for name, schema in SCHEMAS.items():
             try:
-                DeltaTable.create(self.uri(name), schema, mode="ignore", name=name)
+                DeltaTable.create(self.uri(name), schema, mode="ignore", name=name, configuration=PRIVATE)
             except DeltaError:
                 self._newest(name)  # whoever made it in the same moment was first
         self._seen = {name: self.version(name) for name in SCHEMAS}
@@ -148,6 +151,32 @@ class EventLog:
             log.warning("event log %s was not compacted: %s", name, error)
             return False
         return True
+
+    def erase(self, name: str, predicate: str) -> int:
+        """Delete the rows for which an SQL predicate holds, and the files that held them; return how many rows.
+
+        Positions stay as they are. Readers of an older snapshot fail once. The table's own history keeps no values of rows from
+        then on, and is cut to an hour. Raises ConcurrentCommitError if others commit again and again, or OSError.
+        """
+        for attempt in range(1, ERASE_ATTEMPTS + 1):
+            table = self._newest(name)
+            try:
+                if any(table.metadata().configuration.get(key) != value for key, value in PRIVATE.items()):
+                    table.alter.set_table_properties(PRIVATE)
+                deleted = int(table.delete(predicate)["num_deleted_rows"] or 0)
+                break
+            except CommitFailedError as error:
+                if attempt == ERASE_ATTEMPTS:
+                    raise ConcurrentCommitError(f"event log {name}: {error}") from error
+            except DeltaError as error:
+                raise OSError(f"event log {name}: {error}") from error
+        try:
+            table.vacuum(0, enforce_retention_duration=False, dry_run=False)
+            table.create_checkpoint()
+            table.cleanup_metadata()
+        except DeltaError as error:
+            raise OSError(f"event log {name}: rows are deleted, their files not yet: {error}") from error
+        return deleted
 
     def version(self, name: str) -> int:
         """The table's newest version: it changes when rows do."""

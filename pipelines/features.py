@@ -19,9 +19,9 @@ import yaml
 
 from pipelines import feedback_rules
 from pipelines.event_log import SCHEMAS, EventLog
-from pipelines.feedback_rules import LABELLED
 from schemas.events import PredictionMade
 from schemas.settings import Settings
+from schemas.targets import LABELLED
 
 ONLINE = ("model_version", "predicted_label", "user")
 JOINED = ("text", "predicted_label", "model_version", "metadata", "audit")
@@ -92,7 +92,8 @@ class FeatureStore:
                 lock, fcntl.LOCK_EX
             )  # several processes open the store at once; Feast's apply is no transaction
             self._apply(definitions(self._location))
-        self._counted: tuple[int, dict[str, int], int] | None = None
+        self._task = settings.model.task
+        self._counted: tuple[tuple[object, ...], int] | None = None
 
     def write_online(self, predictions: Sequence[PredictionMade]) -> None:
         """Make predictions known to `look_up`."""
@@ -108,6 +109,12 @@ class FeatureStore:
         rows = [(_key("place", place), {"counts": _value(state)}, at, None) for place, state in states.items()]
         if rows:
             self._write("live_feedback", rows)
+
+    def forget_online(self, prediction_ids: Sequence[str], at: datetime) -> None:
+        """Overwrite what is known online of predictions with nothing; what was known before `at` does not come back."""
+        empty = {name: _value(None) for name in ONLINE}
+        if prediction_ids:
+            self._write("predictions", [(_key("prediction_id", key), empty, at, None) for key in prediction_ids])
 
     def live(self, places: Sequence[str]) -> dict[str, str]:
         """The live counts that consumers keep; places without any are left out."""
@@ -173,10 +180,10 @@ class FeatureStore:
         """Feedback without prediction, stored until `until`, beyond the offsets of `after`, by place."""
         return feedback_rules.orphans(self._all("feedback"), self._all("predictions", ()), after, until, most)
 
-    def received(self) -> pa.Table:
-        """How much distinct feedback came, by place, model version and whether it agreed."""
+    def counted(self, feedback: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Of effective feedback: how much by place, model version and whether it agreed; and the rows without prediction."""
         known = self._all("predictions", ("model_version", "predicted_label"))
-        return feedback_rules.received(self._all("feedback"), known)
+        return feedback_rules.counted(feedback, known), feedback_rules.unknown(feedback, known)
 
     def expired_until(self, place: str) -> int:
         """The offset in a place up to which orphans are dead letters; or -1."""
@@ -186,6 +193,10 @@ class FeatureStore:
         """Remember that orphans up to these offsets, by place, are dead letters now."""
         marked = {f"orphans/{place}": offset for place, offset in marks.items()}
         self.log.append("feedback", SCHEMAS["feedback"].empty_table(), marked)
+
+    def log_rows(self, name: str) -> pa.Table:
+        """Every stored row of "predictions" or "feedback"."""
+        return self._all(name)
 
     def export(self) -> pa.Table:
         """Every effective feedback with its prediction's columns, orphans included until they expire."""
@@ -201,18 +212,28 @@ class FeatureStore:
         return list(zip(newest["text"].to_pylist(), newest["predicted_label"].to_pylist(), strict=True))
 
     def count_labelled_since(self, cut: Mapping[str, int]) -> int:
-        """Distinct effective labelled feedback stored beyond `cut`. Cheap while nothing was stored."""
-        version = self.log.version("feedback")
-        if self._counted is None or self._counted[:2] != (version, cut):
+        """Effective feedback stored beyond `cut` that a round could train on. Cheap while nothing was stored.
+
+        Feedback whose prediction is not stored (yet), and a thumbs-down about what is no label, train nothing.
+        """
+        stored, waiting = (self.log.version("feedback"), dict(cut)), (self.log.version("predictions"),)
+        if self._counted is None or self._counted[0] not in (stored, stored + waiting):
             feedback = self.effective_feedback(bound=cut)
-            labelled = pc.is_in(feedback["kind"], value_set=pa.array(LABELLED))
-            count = pc.sum(pc.and_(labelled, feedback["beyond"])).as_py() or 0
-            self._counted = (version, dict(cut), int(count))
-        return self._counted[2]
+            known, unknown = feedback_rules.trainable(
+                feedback, self._all("predictions", ()), rejections=self._task in LABELLED
+            )
+            # While some of it waits for its prediction, the count is good until more predictions are stored.
+            self._counted = (stored + waiting if unknown else stored, known)
+        return self._counted[1]
 
     def stored_events(self) -> dict[str, int]:
         """Distinct predictions and feedback, read back through Feast."""
-        return {name: int(pc.count_distinct(self._all(name, ())[key]).as_py()) for name, key in self._entities.items()}
+        feedback = self._all("feedback", ("prediction_id", "user")).select(["prediction_id", "user", "feedback_id"])
+        predictions = pc.count_distinct(self._all("predictions", ())["prediction_id"]).as_py()
+        return {
+            "predictions": int(predictions),
+            "feedback": feedback.group_by(feedback.column_names).aggregate([]).num_rows,
+        }
 
     def _apply(self, wanted: Sequence[Any]) -> None:
         """Tell Feast's registry what it does not know yet, or knows differently."""

@@ -30,6 +30,7 @@ class Facts(BaseModel):
     leaked: int = 0  # judging rows that are among the training rows
     drift: float | None = None  # population stability index of labels, where computed
     absent: frozenset[str] = frozenset()  # labels without recent feedback
+    vanished: frozenset[str] = frozenset()  # labels in use that the champion was taught, and no row trains or judges
     must_pass_rows: int = 0
     must_pass_wrong: list[str] = []
     robustness: dict[str, dict[str, Robustness]] = {}  # "candidate", "champion" -> kind of edit
@@ -70,7 +71,7 @@ def judge(
         if isinstance(champion, RightOrWrong) and isinstance(candidate, RightOrWrong):
             results += [
                 compare.flips(champion, candidate, policy.flips),
-                compare.forgetting(champion, candidate, facts.absent, policy.forgetting, policy.slices),
+                compare.forgetting(champion, candidate, facts.absent, facts.vanished, policy.forgetting, policy.slices),
             ]
     if facts.must_pass_rows:
         results.append(floor.must_pass(facts.must_pass_wrong, facts.must_pass_rows, policy.flips))

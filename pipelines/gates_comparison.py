@@ -158,17 +158,25 @@ def forgetting(
     champion: RightOrWrong,
     candidate: RightOrWrong,
     absent: frozenset[str],
+    vanished: frozenset[str],
     policy: ForgettingPolicy,
     slicing: SlicesPolicy,
 ) -> GateResult:
-    """Do labels that nobody gave feedback on lately keep their score? Judged together, as one slice."""
+    """Do labels that nobody gave feedback on lately keep their score? Judged together, as one slice.
+
+    A label of `vanished` is one that the candidate cannot have been taught and no row would miss.
+    """
+    if vanished:
+        return GateResult(
+            gate="forgetting", verdict=Verdict.FAIL, blocking=policy.blocking, sentence=_vanished(sorted(vanished))
+        )
     own = np.flatnonzero([not absent.isdisjoint(labels_of(candidate.task, row.label)) for row in candidate.rows])
     if not len(own):
         return GateResult(
             gate="forgetting",
             verdict=Verdict.PASS,
             blocking=policy.blocking,
-            sentence="every label has recent feedback",
+            sentence="no row judges a label without recent feedback" if absent else "every label has recent feedback",
         )
     moved = candidate.moved(champion, rows=own)
     p_harm, weighs = moved.harm_probability(slicing.margin), moved.n >= slicing.min_rows
@@ -185,4 +193,13 @@ def forgetting(
             f"{len(absent)} labels without recent feedback: {candidate.measure} {moved.observed:+.3f} on {moved.n} rows"
             f" (a loss beyond {slicing.margin:.3f} is {p_harm:.0%} likely)"
         ),
+    )
+
+
+def _vanished(labels: Sequence[str]) -> str:
+    names = ", ".join(map(repr, labels[:3])) + ("…" if len(labels) > 3 else "")
+    one = len(labels) == 1
+    return (
+        f"{names} {'is' if one else 'are'} active in the taxonomy and no row trains or judges {'it' if one else 'them'}: "
+        f"retire {'it' if one else 'each'} with `ratchet labels retire {labels[0] if one else 'LABEL'}`, or give rows"
     )

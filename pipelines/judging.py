@@ -77,10 +77,12 @@ def facts(
     look: int,
     must_pass: Sequence[FileRow],
     before: DatasetManifest | None,
+    taught: frozenset[str] = frozenset(),
 ) -> Facts:
     """What the gates look at beside the evidence; the artefact in `directory` is tried in a fresh process.
 
-    `before` is what the champion was trained on: the label mix is compared with it.
+    `before` is what the champion was trained on: the label mix is compared with it. `taught` are the labels that rows have taught
+    the champion, by their present names.
     """
     used = [*dataset.train, *dataset.validation]
     people = {row.person for row in used if row.person}
@@ -95,6 +97,7 @@ def facts(
         drift=psi(before.rows_by_label, dataset.manifest.rows_by_label) if before and dataset.labels else None,
         leaked=sum(_plain(row.text) in trained for row in dataset.judge),
         absent=_without_recent_feedback(dataset, judged.candidate.task, policy.forgetting.recent_rows),
+        vanished=vanished(dataset, judged.candidate.task, taught),
         must_pass_rows=len(must_pass),
         must_pass_wrong=_wrong(task, candidate, must_pass),
         robustness=judged.robustness,
@@ -103,6 +106,13 @@ def facts(
         size_mb=tried.size_mb,
         load_error=tried.error,
     )
+
+
+def vanished(dataset: Dataset, task: Task, taught: frozenset[str]) -> frozenset[str]:
+    """Return the labels in use that were taught before, and that no row trains, validates, calibrates or judges now."""
+    given = [row.label for row in [*dataset.train, *dataset.validation]]
+    given += [row.label for row in [*dataset.judge, *dataset.calibration]]
+    return (taught & frozenset(dataset.labels)) - {name for label in given for name in labels_of(task, label)}
 
 
 def _without_recent_feedback(dataset: Dataset, task: Task, rows: int) -> frozenset[str]:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +36,7 @@ from schemas.artifacts import (
     RoundState,
     Verdict,
 )
+from schemas.labels import LabelMap
 from schemas.reports import RoundReport
 from schemas.settings import Settings
 from serving.artifacts import ArtifactStore, read_manifest
@@ -113,7 +115,8 @@ def run_round(
     def traffic(limit: int) -> list[str]:
         return [text for text, _ in features.recent_predictions(limit)] if features else []
 
-    directory = candidates.make(record, dataset, base, settings, folder, progress, traffic, policy, champion)
+    names = registry.label_map()
+    directory = candidates.make(record, dataset, base, settings, folder, progress, traffic, policy, champion, names)
     _crash_at("training")
 
     report = round_report.sealed(directory)
@@ -165,10 +168,11 @@ def _dataset(
         settings,
         features.labelled_feedback(record.cut) if features else [],
         cut=record.cut,
-        labels=registry.active_labels(),
+        labels=registry.label_map(),
         ledger=registry,
         base=base,
         since=registry.round(champion.round_id).created_at if champion else None,
+        without=registry.excluded().rows,
     )
 
 
@@ -201,14 +205,26 @@ def _judge(
 
     progress("gates", 0.0)
     look = registry.looks_since_promotion() + 1
+    names = registry.label_map()
     must_pass = (
         read_rows(settings.path(settings.gates.must_pass), settings.model.task, columns_of(settings))
         if settings.gates.must_pass
         else []
     )
+    must_pass = [replace(row, label=names.target(settings.model.task, row.label)) for row in must_pass]
+    taught = _taught(champion, names)
     before = _dataset_of(record.champion_version, registry)
     facts = judging.facts(
-        task, judged, candidate, dataset, directory, policy, look=look, must_pass=must_pass, before=before
+        task,
+        judged,
+        candidate,
+        dataset,
+        directory,
+        policy,
+        look=look,
+        must_pass=must_pass,
+        before=before,
+        taught=taught,
     )
     verdict = gates.judge(
         judged.champion, judged.candidate, judged.probe, facts, policy, _previous_policy(record, registry)
@@ -232,6 +248,8 @@ def _runtimes(
     if champion is None:
         return candidate, None
     loaded = open_version(champion, digest, threads=threads)
+    labels = registry.label_map().outputs(loaded.manifest.labels)
+    loaded.manifest = loaded.manifest.model_copy(update={"labels": labels})
     if loaded.manifest.task != settings.model.task:
         told = f"the champion {loaded.version} is of {loaded.manifest.task}, model.task is {settings.model.task}"
         raise ValueError(f"{told}: a project keeps its task, make another with `ratchet init`")
@@ -246,6 +264,16 @@ def _champion(
         return None, None
     digest = registry.version(record.champion_version).digest
     return store.fetch(digest, settings.path(settings.artifacts.cache)), digest
+
+
+def _taught(champion: Loaded | None, names: LabelMap) -> frozenset[str]:
+    """The labels that rows have taught the champion, by their present names."""
+    manifest = champion.manifest if champion else None
+    return (
+        frozenset(names.current(n) for n in manifest.labels if n not in manifest.untaught_labels)
+        if manifest
+        else frozenset()
+    )
 
 
 def _dataset_of(version: str | None, registry: Registry) -> DatasetManifest | None:

@@ -18,6 +18,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 FeedbackKind = Literal["correction", "rating", "score", "comment", "retract"]
 FeedbackValue = str | float | list[str]
+# What JSON may hold where a label is wanted; serving/feedback.py turns it into a FeedbackValue or refuses it.
+GivenValue = str | bool | int | float | list[str | bool | int | float]
 
 
 def new_id() -> str:
@@ -67,7 +69,7 @@ class FeedbackData(Frozen):
     prediction_id: str
     model_name: str
     kind: FeedbackKind
-    value: FeedbackValue
+    value: GivenValue
     user: str | None = None
 
 

@@ -41,12 +41,12 @@ class Aftercare:
         self._partitions = settings.kafka.partitions
         self._orphans = Orphans(features, settings.model.name, hours)
         self._sweep_every = min(SWEEP_SECONDS, hours * 3600 / 10)
-        self._join_at = self._sweep_at = self._rest_until = 0.0
+        self._join_at = self._sweep_at = self._rest_until = self._recount_at = 0.0
         self.live = LiveCounts(features)
 
     def forget(self) -> None:
-        """The partitions may be others now: counts are made anew at the next look."""
-        self.live.stale = True
+        """What was counted may be wrong, or others' by now: counts are made anew at the next look."""
+        self.live.stale, self._recount_at = True, 0.0
 
     def take(self, batch: MicroBatch, stored: int) -> None:
         """Count a batch of which `stored` feedback rows were new. Never fails."""
@@ -62,8 +62,10 @@ class Aftercare:
 
     def _look(self, source: Source, owned: set[int], now: datetime) -> None:
         beat = time.monotonic()
-        if self.live.stale:
+        if self.live.stale and beat >= self._recount_at:
             self.live.start(source.place(source.topics.feedback, partition) for partition in owned)
+            # A tenth of the time at most, however large the log and however often people change their minds.
+            self._recount_at = time.monotonic() + 9 * (time.monotonic() - beat)
         if beat >= self._join_at:
             self._join_at = beat + JOIN_SECONDS
             self.live.look_again()

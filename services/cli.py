@@ -1,7 +1,7 @@
 """The command line `ratchet`.
 
 Turns arguments into calls on the project, the supervisor and the registry; each other group has a module of its own
-(cli_rounds.py, cli_dataset.py, cli_models.py, cli_feedback.py). It deliberately imports nothing heavy: each command
+(cli_rounds.py, cli_dataset.py, cli_models.py, cli_labels.py, cli_feedback.py). It imports nothing heavy: each command
 imports what it needs. Exit 0 done, 1 failed with a one-line reason on stderr, 2 wrong usage.
 """
 
@@ -15,10 +15,11 @@ from typing import get_args
 
 import click
 
-from schemas.targets import Task
+from schemas.targets import Task, label_name
 from services.cli_dataset import dataset
 from services.cli_feedback import feedback
-from services.cli_models import audit, labels, model
+from services.cli_labels import labels
+from services.cli_models import audit, model
 from services.cli_project import config_option, json_option, show
 from services.cli_rounds import rounds
 
@@ -61,7 +62,7 @@ def init(
     """Make a project folder DIR from labelled data."""
     from services.projects import create_project
 
-    extra = [label.strip() for label in labels.split(",") if label.strip()]
+    extra = [label_name(label) for label in labels.split(",") if label.strip()]
     settings = create_project(
         folder,
         seed=seed,

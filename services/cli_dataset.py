@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from services.cli_project import config_option, json_option, opened, show
+from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
+from services.exports import WRITERS, kind_of, write
 
 if TYPE_CHECKING:
     from pipelines.dataset.build import Dataset
+    from pipelines.dataset.files import FileRow
     from pipelines.features import FeatureStore
     from pipelines.training.bases import Base
     from schemas.settings import Settings
@@ -52,18 +54,23 @@ def dataset_build(out: Path, config: Path, as_json: bool) -> None:
 
 @dataset.command(name="export")
 @click.option("--round", "round_id", metavar="ID", help="the rows of this round; default: as of now")
-@click.option("--format", "kind", type=click.Choice(["chat", "jsonl"]), default="chat", show_default=True)
+@click.option(
+    "--format", "kind", type=click.Choice(["chat", *WRITERS]), help="default: as .csv or .parquet say, else chat"
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="file to write")
 @config_option
-def dataset_export(round_id: str | None, kind: str, out: Path, config: Path) -> None:
-    """Write training and validation rows for training elsewhere: chat fine-tuning JSONL, or text and target."""
-    import json
+def dataset_export(round_id: str | None, kind: str | None, out: Path, config: Path) -> None:
+    """Write training and validation rows for training elsewhere: chat fine-tuning JSONL, or text and target.
 
+    In a CSV, cells that a spreadsheet would run as a formula begin with an apostrophe.
+    """
     from pipelines.dataset.formats import chat_lines, check_chat
     from pipelines.dataset.rows import training_rows
     from pipelines.training_round import round_folder
     from schemas.targets import COLUMNS, value_of
 
+    if kind is None:
+        kind = kind_of(out, None, "chat") if out.suffix.lower() != ".jsonl" else "chat"
     with opened(config) as (settings, registry):
         if round_id:
             registry.round(round_id)
@@ -72,16 +79,83 @@ def dataset_export(round_id: str | None, kind: str, out: Path, config: Path) -> 
             built, _, _ = _build(settings, registry)
             rows = [*built.train, *built.validation]
         labels, task = registry.active_labels(), settings.model.task
-    if kind == "chat":
+    if kind != "chat":
+        column = COLUMNS[task]
+        done = write(out, kind, ["text", column], ({"text": e.text, column: value_of(task, e.label)} for e in rows))
+    else:
         lines = chat_lines(rows, labels, task)
         check_chat(lines)
-    else:
-        found = [{"text": e.text, COLUMNS[task]: value_of(task, e.label)} for e in rows]
-        lines = [json.dumps(row, ensure_ascii=False) for row in found]
-    beside = out.with_name(f"{out.name}.tmp")
-    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    beside.rename(out)
-    click.echo(f"{len(lines)} rows written to {out}")
+        beside = out.with_name(f"{out.name}.tmp")
+        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        beside.rename(out)
+        done = len(lines)
+    click.echo(f"{done} rows written to {out}")
+
+
+@dataset.command(name="exclude")
+@click.argument("rows", nargs=-1)
+@click.option("--find", "words", help="show the rows whose text holds these words, with their keys")
+@click.option("--undo", is_flag=True, help="take these rows in again")
+@config_option
+@by_option
+@reason_option
+@json_option
+def dataset_exclude(
+    rows: tuple[str, ...], words: str | None, undo: bool, config: Path, by: str, reason: str, as_json: bool
+) -> None:
+    """Leave ROWS of the files out of every later round: each a key that --find shows, or FILE:ROW as messages name rows.
+
+    The files stay as they are. Without ROWS, show what is left out, or what --find finds.
+    """
+    from pipelines.dataset.exclusions import found, row_key
+
+    with opened(config) as (settings, registry):
+        registry.migrate()
+        given = {path: read_rows_of(settings, path) for path in _files(settings)}
+        keys = [_key(row, given) for row in rows]
+        if keys:
+            change = registry.include if undo else registry.exclude
+            detail = {"keys": keys, "undo": undo, "reason": reason}
+            change("row", keys, actor=by, action="dataset exclude", detail=detail)
+        out = registry.excluded().rows
+    lines, shown = [], []
+    for path, held in given.items():
+        matching = found(held, words) if words else [row for row in held if row_key(row.text) in (keys or out)]
+        for row in matching:
+            key = row_key(row.text)
+            shown.append({"file": path, "key": key, "label": row.label, "text": row.text, "excluded": key in out})
+            lines.append(f"{key}  {'out' if key in out else 'in ':<3}  {path}  {row.label}: {row.text[:80]}")
+    show(shown, as_json, lines or ["no rows"])
+
+
+def read_rows_of(settings: "Settings", path: str) -> "list[FileRow]":
+    """The rows of one of the project's files."""
+    from pipelines.dataset.files import read_rows
+
+    return read_rows(settings.path(path), settings.model.task)
+
+
+def _files(settings: "Settings") -> list[str]:
+    wanted = settings.dataset
+    return [wanted.seed, *([wanted.reference] if wanted.reference else []), *wanted.domain]
+
+
+def _key(given: str, files: "Mapping[str, list[FileRow]]") -> str:
+    """The key of the row that is meant. Raises UsageError."""
+    from pipelines.dataset.exclusions import row_key
+
+    known = {row_key(row.text) for rows in files.values() for row in rows}
+    path, _, number = given.rpartition(":")
+    rows = files.get(path) or next((held for file, held in files.items() if Path(file).name == path), None)
+    if rows is not None and number.isdecimal():
+        first = 2 if path.lower().endswith(".csv") else 1  # as messages count them: a CSV's header is row 1
+        if first <= int(number) < first + len(rows):
+            return row_key(rows[int(number) - first].text)
+        raise click.UsageError(f"{given}: {path} has rows {first} to {first + len(rows) - 1}")
+    matching = [key for key in known if given and key.startswith(given.lower())]
+    if len(matching) != 1:
+        raise click.UsageError(f"{given}: {len(matching)} rows have such a key: see --find WORDS")
+    return matching[0]
 
 
 class _Preview:
@@ -110,9 +184,10 @@ def _build(settings: "Settings", registry: "Registry") -> "tuple[Dataset, Base, 
         settings,
         features.labelled_feedback(cut) if features else [],
         cut=cut,
-        labels=registry.active_labels(),
+        labels=registry.label_map(),
         ledger=_Preview(registry),
         base=base,
         since=registry.round(champion.round_id).created_at if champion and champion.round_id else None,
+        without=registry.excluded().rows,
     )
     return built, base, features

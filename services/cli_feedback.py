@@ -1,11 +1,10 @@
-"""`ratchet feedback`: export what people said, replay dead letters.
+"""`ratchet feedback`: export what people said, replay dead letters; erasing is cli_erasure.py's.
 
 Turns arguments into a file of effective feedback, or into messages published again. It deliberately does not decide what
 is effective or what is bad: pipelines/features.py and event_rows.py do.
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from services.cli_project import config_option, json_option, show
+from services.cli_erasure import erase
+from services.cli_project import config_option, json_option, opened, show
+from services.exports import WRITERS, kind_of, write
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from schemas.labels import LabelMap
     from schemas.settings import Settings
+    from schemas.targets import Task
 
 COLUMNS = (
     "feedback_id",
@@ -54,41 +57,53 @@ def _moment(_context: click.Context, parameter: click.Parameter, value: str | No
 
 
 @feedback.command(name="export")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="file to write: .parquet or .jsonl")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="file to write: .jsonl, .csv or .parquet")
+@click.option("--format", "kind", type=click.Choice(list(WRITERS)), help="default: as the file's name ends")
 @click.option("--since", callback=_moment, help="said at or after this time (ISO 8601, UTC unless it says otherwise)")
 @click.option("--until", callback=_moment, help="said before this time")
 @click.option("--user", help="of this user, as the app names them (or as their pseudonym)")
 @click.option("--label", help="correction to this label (or a|b, or number); for other kinds: about this predicted one")
 @click.option("--model-version", help="about predictions of this version")
+@click.option(
+    "--labelled", is_flag=True, help="only rows with a text and a target, as `ratchet init --seed` reads them"
+)
 @config_option
 @json_option
 def export(
     out: Path,
+    kind: str | None,
     since: datetime | None,
     until: datetime | None,
     user: str | None,
     label: str | None,
     model_version: str | None,
+    labelled: bool,
     config: Path,
     as_json: bool,
 ) -> None:
-    """Write one line per effective feedback, the oldest id first; text is empty while the prediction is not known."""
-    from pipelines.features import FeatureStore
-    from services.projects import open_project
+    """Write one row per effective feedback, the oldest id first; text is empty while the prediction is not known.
 
-    if out.suffix.lower() not in WRITERS:
-        raise click.UsageError(f"--out {out}: the name must end in {' or '.join(WRITERS)}")
-    settings = open_project(config)
+    The target column (label, labels, target or completion, by task) holds what a correction or a thumbs-up says, so that the
+    file is also a seed. In a CSV, cells that a spreadsheet would run as a formula begin with an apostrophe.
+    """
+    from pipelines.features import FeatureStore
+    from schemas.targets import COLUMNS as TARGETS
+
+    kind = kind_of(out, kind)
+    with opened(config) as (settings, registry):
+        names = registry.label_map()
     rows = FeatureStore(settings).export()
     target = None if label is None else _target(settings, label)
-    rows = _chosen(rows, since, until, _names(settings, user), target, model_version)
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        WRITERS[out.suffix.lower()](rows, beside)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
-    show({"rows": rows.num_rows, "file": str(out)}, as_json, [f"{rows.num_rows} feedback in {out}"])
+    chosen = _chosen(rows, since, until, _names(settings, user), target, model_version)
+    shown = click.progressbar(
+        _records(chosen, settings.model.task, names), length=chosen.num_rows, label="export", file=sys.stderr
+    )
+    column = TARGETS[settings.model.task]
+    with shown as records:
+        wanted = (row for row in records if not labelled or (row["text"] is not None and row[column] is not None))
+        done = write(out, kind, [*COLUMNS[:6], column, *COLUMNS[6:]], wanted)
+    line = f"{done} feedback in {out}" if done or rows.num_rows else f"there is no feedback yet: 0 rows in {out}"
+    show({"rows": done, "file": str(out)}, as_json, [line])
 
 
 @feedback.command(name="replay")
@@ -98,17 +113,19 @@ def export(
 def replay_command(dlq: bool, config: Path, as_json: bool) -> None:  # noqa: ARG001 - the flag says what it costs
     """Publish dead letters again that can be read by now, after a fix; the others stay dead letters."""
     from services.dead_letters import replay
-    from services.projects import open_project, running_up
+    from services.feedback_gate import FeedbackGate
+    from services.projects import running_up
     from serving.broker import Topics
 
-    settings = open_project(config)
-    bootstrap = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
-    if not bootstrap:
-        raise click.ClickException("there is no broker: start `ratchet up`, or set kafka.bootstrap_servers")
-    topics = Topics.of(settings.model.name)
-    done = replay(str(bootstrap), topics, timeout_s=max(10.0, settings.kafka.publish_timeout_s))
+    with opened(config) as (settings, registry):
+        bootstrap = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
+        if not bootstrap:
+            raise click.ClickException("there is no broker: start `ratchet up`, or set kafka.bootstrap_servers")
+        topics, timeout_s = Topics.of(settings.model.name), max(10.0, settings.kafka.publish_timeout_s)
+        done = replay(str(bootstrap), topics, FeedbackGate(settings, registry), timeout_s=timeout_s)
     line = f"{done.published} published again, {done.still_bad} still bad, {done.in_the_log} in the log already"
-    show(done.as_dict(), as_json, [line])
+    lines = [line + (f", {done.erased} erased and dropped" if done.erased else "")]
+    show(done.as_dict(), as_json, lines)
 
 
 def _names(settings: "Settings", user: str | None) -> list[str] | None:
@@ -144,7 +161,7 @@ def _chosen(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    keep = pa.array([True] * rows.num_rows)
+    keep = pa.array([True] * rows.num_rows, pa.bool_())
     if since is not None:
         keep = pc.and_(keep, pc.greater_equal(rows["event_timestamp"], pa.scalar(since)))
     if until is not None:
@@ -162,32 +179,34 @@ def _chosen(
     return rows.select(COLUMNS)
 
 
-def _records(rows: "pa.Table") -> Iterator[dict[str, Any]]:
+def _records(rows: "pa.Table", task: "Task", names: "LabelMap") -> Iterator[dict[str, Any]]:
+    from schemas.targets import COLUMNS as TARGETS
+
     for batch in rows.to_batches(AT_ONCE):
         for row in batch.to_pylist():
             row["value"] = json.loads(row["value"])
             row["metadata"] = json.loads(row["metadata"] or "{}")
             row["time"] = row["time"].astimezone(UTC)
+            row[TARGETS[task]] = _said(row, task, names)
             yield row
 
 
-def _write_lines(rows: "pa.Table", path: Path) -> None:
-    import orjson
+def _said(row: dict[str, Any], task: "Task", names: "LabelMap") -> Any:
+    """The target that a correction or a thumbs-up names, by its present name; None where there is none."""
+    from schemas.targets import BadTarget, canonical, value_of
 
-    shown = click.progressbar(_records(rows), length=rows.num_rows, label="export", file=sys.stderr)
-    with path.open("wb") as file, shown as records:
-        for row in records:
-            file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+    if row["text"] is None:
+        return None
+    try:
+        if row["kind"] == "correction":
+            target = names.target(task, canonical(task, row["value"]))
+        elif (row["kind"], row["value"]) == ("rating", "up"):
+            target = names.target(task, row["predicted_label"])
+        else:
+            return None
+        return value_of(task, target)
+    except BadTarget:
+        return None
 
 
-def _write_parquet(rows: "pa.Table", path: Path) -> None:
-    """Texts are texts; numbers and lists of labels are JSON, as in the log."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    values = [v if isinstance(v := json.loads(raw), str) else raw for raw in rows["value"].to_pylist()]
-    place = rows.schema.get_field_index("value")
-    pq.write_table(rows.set_column(place, "value", pa.array(values, pa.string())), path)
-
-
-WRITERS = {".parquet": _write_parquet, ".jsonl": _write_lines}
+feedback.add_command(erase)

@@ -1,4 +1,4 @@
-"""`ratchet model`, `labels` and `audit`: what the registry holds besides rounds.
+"""`ratchet model` and `audit`: what the registry holds besides rounds and labels.
 
 Turns arguments into calls on the registry. cli.py adds these groups. It deliberately loads no model.
 """
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from schemas.targets import LABELLED
 from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
 
 
@@ -56,40 +55,6 @@ def model_rollback(version: str | None, config: Path, by: str, reason: str, as_j
         registry.audit(by, "rollback", {"from": live, "to": wanted, "reason": reason})
         announce(settings, registry, champion)
     show(champion.model_dump(mode="json"), as_json, [f"{wanted} is the champion, generation {champion.generation}"])
-
-
-@click.group()
-def labels() -> None:
-    """The taxonomy that feedback is checked against."""
-
-
-@labels.command(name="list")
-@config_option
-@json_option
-def labels_list(config: Path, as_json: bool) -> None:
-    """All labels."""
-    with opened(config) as (_, registry):
-        found = registry.labels()
-    show([label.model_dump() for label in found], as_json, [f"{label.name}  {label.state}" for label in found])
-
-
-@labels.command(name="add")
-@click.argument("names", nargs=-1, required=True)
-@config_option
-@by_option
-def labels_add(names: tuple[str, ...], config: Path, by: str) -> None:
-    """Add labels; feedback may use them at once."""
-    wanted = [name.strip() for name in names]
-    if not all(wanted):
-        raise click.UsageError("a label may not be empty")
-    with opened(config) as (settings, registry):
-        if settings.model.task not in LABELLED:
-            raise click.ClickException(f"{settings.model.task} has no labels")
-        known = {label.name for label in registry.labels()}
-        fresh = [name for name in dict.fromkeys(wanted) if name not in known]
-        registry.set_labels(fresh)
-        registry.audit(by, "labels add", {"names": fresh})
-    click.echo(f"added: {', '.join(fresh)}" if fresh else "known already: nothing added")
 
 
 @click.group()

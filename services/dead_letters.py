@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from pipelines.event_rows import BadMessage, read_event
+from schemas.events import FeedbackReceived
+from services.feedback_gate import FeedbackGate
 from serving.broker import MAX_MESSAGE_BYTES, Message, Outgoing, Publisher, Topics
 from serving.subscriptions import Backlog
 
@@ -23,10 +25,11 @@ class Replayed:
     published: int = 0
     still_bad: int = 0
     in_the_log: int = 0
+    erased: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """For --json."""
-        return asdict(self)
+        """For --json; `erased` only where there is any."""
+        return {key: n for key, n in asdict(self).items() if n or key != "erased"}
 
 
 def dead_letter(topics: Topics, message: Message, place: str, reason: str) -> Outgoing:
@@ -49,16 +52,23 @@ def dead_letter(topics: Topics, message: Message, place: str, reason: str) -> Ou
 
 
 def replay(
-    bootstrap: str, topics: Topics, *, timeout_s: float, progress: Callable[[int], None] = lambda _: None
+    bootstrap: str,
+    topics: Topics,
+    gate: FeedbackGate,
+    *,
+    timeout_s: float,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Replayed:
     """Publish to its own topic again what can be read by now; put what still can't at the end of the dead letters.
 
     Orphans are left out: their feedback is in the log and joins its prediction by itself. Each dead letter is
-    taken up once, unless this process dies between publishing and saying so: ids make that harmless.
+    taken up once, unless this process dies between publishing and saying so: ids make that harmless. `gate` says what can be
+    read, and what was erased and is dropped.
 
-    Raises BrokerUnavailable.
+    Raises BrokerUnavailable, or RegistryUnavailable.
     """
     done = Replayed()
+    gate.refresh()
     seen: set[bytes] = set()  # a consumer that died before its commit has sent the same letter twice
     publisher = Publisher(bootstrap, timeout_s=timeout_s)
     try:
@@ -67,7 +77,7 @@ def replay(
                 wanted = []
                 for letter in letters:
                     position = _header(letter, "position")
-                    if (not position or position not in seen) and (message := _again(letter, topics, done)):
+                    if (not position or position not in seen) and (message := _again(letter, topics, gate, done)):
                         wanted.append(message)
                     seen.add(position)
                 publisher.publish_many(wanted)
@@ -78,13 +88,18 @@ def replay(
     return done
 
 
-def _again(letter: Message, topics: Topics, done: Replayed) -> Outgoing | None:
+def _again(letter: Message, topics: Topics, gate: FeedbackGate, done: Replayed) -> Outgoing | None:
     if _header(letter, "reason").startswith(ORPHAN.encode()):
         done.in_the_log += 1
         return None
     topic = topics.predictions if _header(letter, "topic") == topics.predictions.encode() else topics.feedback
     try:
-        read_event(letter.value, "predictions" if topic == topics.predictions else "feedback")
+        event = read_event(letter.value, "predictions" if topic == topics.predictions else "feedback")
+        if gate.is_erased(event):
+            done.erased += 1
+            return None
+        if isinstance(event, FeedbackReceived):
+            gate.check(event)
     except BadMessage:
         done.still_bad += 1
         return Outgoing(topics.dead_letters, letter.key or b"", letter.value or b"", letter.headers)

@@ -33,6 +33,7 @@ from services.aftercare import Aftercare
 from services.consumer_metrics import ConsumerMetrics
 from services.crash_points import crash_at
 from services.dead_letters import letters_of
+from services.feedback_gate import FeedbackGate
 from services.micro_batch import MicroBatch, Source, sort_out
 from serving.broker import (
     BrokerUnavailable,
@@ -92,6 +93,7 @@ class Consumer:
         self._topics = Topics.of(settings.model.name)
         self._clock = clock
         self._read = read
+        self._gate = FeedbackGate(settings, registry)
         self._dead_letters = Publisher(bootstrap, timeout_s=settings.kafka.publish_timeout_s)
         self._subscription: Subscription | None = None
         self._source = Source(self._topics, {})
@@ -222,7 +224,17 @@ class Consumer:
     def _store(self, messages: Sequence[Message], refused: str | None = None) -> None:
         # Topic ids never come back: equal before the first poll and after the last, they are what was polled.
         self._check_topics()
-        batch = sort_out(messages, self._source, self._clock(), self._read, refused)
+        if self._gate.refresh():
+            self.aftercare.forget()  # erased feedback is counted no longer
+        batch = sort_out(
+            messages,
+            self._source,
+            self._clock(),
+            self._read,
+            refused,
+            check=self._gate.check,
+            excluded=self._gate.excluded,
+        )
         crash_at("before_dead_letters")
         if batch.bad:
             log.warning("%d messages to %s", len(batch.bad), self._topics.dead_letters)

@@ -4,16 +4,19 @@ Turns feedback and what the online store knows of its prediction into counts by 
 for `ratchet status`, dashboards and the guard. The consumer that owns a partition keeps its counts. It deliberately
 judges nothing: feedback is no fair sample of traffic (see the design's invariant 10).
 
-Counts are of distinct feedback_ids as received. They are made anew from the log at each assignment, so a killed consumer
-loses none; between two assignments the last REMEMBERED ids tell a repeated one.
+Counts are of effective feedback (pipelines/feedback_rules.py). They are made anew from the log at each assignment, and whenever
+something came that may change what was counted: a retraction, a second word of the same author on a prediction, or a message
+that was published again. In between each new feedback adds one; the last REMEMBERED votes tell a second one.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from pipelines.features import FeatureStore
+from pipelines.feedback_rules import Vote, newest_votes, vote_of
 from schemas.events import FeedbackReceived
 from schemas.targets import text_of
 
@@ -22,7 +25,7 @@ WAITING = 10_000  # orphans looked up again and again; older ones join when coun
 WRITE_SECONDS = 1.0
 
 Verdict = str  # "agreed", "disagreed" or "other"
-_Waiting = tuple[str, FeedbackReceived]
+_Waiting = tuple[str, Any]  # place, value
 
 
 class LiveCounts:
@@ -31,41 +34,56 @@ class LiveCounts:
     def __init__(self, features: FeatureStore) -> None:
         self._features = features
         self._counts: dict[str, Counter[tuple[str, Verdict]]] = {}
-        self._waiting: dict[str, _Waiting] = {}
-        self._seen: dict[str, None] = {}
+        self._waiting: dict[Vote, _Waiting] = {}
+        self._seen: dict[Vote, None] = {}
         self._changed: set[str] = set()
         self._written_at = 0.0
         self.stale = True
 
     def start(self, places: Iterable[str]) -> None:
-        """Count anew from the log, for the places owned from now on."""
-        owned = set(places)
-        self._counts = {place: Counter() for place in owned}
-        for row in self._features.received().to_pylist():
-            if row["place"] in owned:
-                self._counts[row["place"]][row["model_version"], _verdict(row["agreed"])] += row["n"]
+        """Count anew from the log, for the places owned from now on.
+
+        What lies under a topic that is no more is counted where it lies, by whoever owns the same partition now; its copy under
+        the present topic is not effective.
+        """
+        self._counts = {place: Counter() for place in places}
+        owned = {_partition(place) for place in self._counts}
+        feedback = self._features.effective_feedback()
+        counted, unknown = self._features.counted(feedback)
+        for row in counted.to_pylist():
+            if _partition(row["place"]) in owned:
+                self._counts.setdefault(row["place"], Counter())[row["model_version"], _verdict(row["agreed"])] += row[
+                    "n"
+                ]
         self._waiting.clear()
-        self._seen.clear()
-        self._changed, self.stale = set(owned), False
+        for row in unknown.slice(max(0, unknown.num_rows - WAITING)).to_pylist():
+            place = f"{row['topic_id']}/{row['partition']}"
+            if _partition(place) in owned and row["offset"] > self._features.expired_until(place):
+                self._waiting[vote_of(row)] = (place, json.loads(row["value"]))
+        self._seen = dict.fromkeys(newest_votes(feedback, REMEMBERED))
+        self._changed, self.stale = set(self._counts), False
 
     def add(self, said: Sequence[tuple[str, FeedbackReceived]]) -> None:
         """Take in feedback that was just stored, joined to its prediction in the online store."""
-        fresh: list[_Waiting] = []
+        fresh: dict[Vote, _Waiting] = {}
         for place, event in said:
-            if event.data.kind != "retract" and event.data.feedback_id not in self._seen:
-                self._seen[event.data.feedback_id] = None
-                fresh.append((place, event))
+            vote = vote_of(event.data.model_dump())
+            if event.data.kind == "retract" or vote in self._seen:
+                self.stale = True
+                return
+            self._seen[vote] = None
+            fresh[vote] = (place, event.data.value)
         while len(self._seen) > REMEMBERED:
             self._seen.pop(next(iter(self._seen)))
         self._join(fresh)
 
     def look_again(self) -> None:
         """Join what waited for its prediction, where that has come."""
-        self._join(list(self._waiting.values()))
+        self._join(dict(self._waiting))
 
     @property
     def waiting(self) -> int:
-        """Feedback received since the assignment whose prediction has not been seen."""
+        """Effective feedback whose prediction has not been seen and that has not expired."""
         return len(self._waiting)
 
     def totals(self) -> Counter[tuple[str, Verdict]]:
@@ -78,16 +96,16 @@ class LiveCounts:
             self._features.write_live({place: _dump(self._counts[place]) for place in self._changed}, now)
             self._written_at, self._changed = now.timestamp(), set()
 
-    def _join(self, events: Sequence[_Waiting]) -> None:
-        known = self._features.look_up(list({event.data.prediction_id for _, event in events}))
-        for place, event in events:
-            prediction = known.get(event.data.prediction_id)
+    def _join(self, votes: Mapping[Vote, _Waiting]) -> None:
+        known = self._features.look_up(list({prediction_id for prediction_id, _, _ in votes}))
+        for vote, (place, value) in votes.items():
+            prediction = known.get(vote[0])
             if prediction is None:
                 if len(self._waiting) < WAITING:
-                    self._waiting[event.data.feedback_id] = (place, event)
+                    self._waiting[vote] = (place, value)
                 continue
-            self._waiting.pop(event.data.feedback_id, None)
-            verdict = _verdict(_agreed(event, prediction["predicted_label"]))
+            self._waiting.pop(vote, None)
+            verdict = _verdict(_agreed(vote[1], value, prediction["predicted_label"]))
             self._counts.setdefault(place, Counter())[prediction["model_version"], verdict] += 1
             self._changed.add(place)
 
@@ -101,10 +119,14 @@ def live_counts(features: FeatureStore) -> dict[str, dict[Verdict, int]]:
     return _by_version(total)
 
 
-def _agreed(event: FeedbackReceived, predicted_label: str) -> bool | None:
-    if event.data.kind == "correction":
-        return text_of(event.data.value) == predicted_label
-    return event.data.value == "up" if event.data.kind == "rating" else None
+def _partition(place: str) -> str:
+    return place.rpartition("/")[2]
+
+
+def _agreed(kind: str, value: Any, predicted_label: str) -> bool | None:
+    if kind == "correction":
+        return text_of(value) == predicted_label
+    return bool(value == "up") if kind == "rating" else None
 
 
 def _verdict(agreed: bool | None) -> Verdict:

@@ -14,6 +14,7 @@ from pipelines.event_log import SCHEMAS
 from pipelines.event_rows import BadMessage, on_our_clock, read_event, row_of
 from schemas.events import FeedbackReceived, PredictionMade
 from serving.broker import Message, Topics
+from serving.registry_exclusions import Excluded
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class MicroBatch:
     said: list[tuple[str, FeedbackReceived]] = field(default_factory=list)
     bad: list[tuple[Message, str]] = field(default_factory=list)
     from_the_future: int = 0
+    left_out: int = 0
 
 
 def sort_out(
@@ -50,8 +52,22 @@ def sort_out(
     now: datetime,
     read: Callable[[bytes | None, str], PredictionMade | FeedbackReceived] = read_event,
     refused: str | None = None,
+    *,
+    check: Callable[[FeedbackReceived], FeedbackReceived] = lambda event: event,
+    excluded: Excluded | None = None,
 ) -> MicroBatch:
-    """Read and check messages; `refused` is why none of them can be stored, if that is known already."""
+    """Read and check messages.
+
+    Args:
+        messages: in order per partition.
+        source: where they come from.
+        now: the time of storing them.
+        read: the event in a message's bytes.
+        refused: why none of them can be stored, if that is known already.
+        check: feedback as it is stored; raises BadMessage.
+        excluded: what must not be stored; such messages leave no trace but their position.
+
+    """
     batch = MicroBatch()
     rows: dict[str, list[dict[str, object]]] = {name: [] for name in SCHEMAS}
     for message in messages:
@@ -61,11 +77,16 @@ def sort_out(
             if refused is not None:
                 raise BadMessage(refused)
             claimed = read(message.value, table)
+            if isinstance(claimed, FeedbackReceived):
+                claimed = check(claimed)
         except BadMessage as error:
             batch.bad.append((message, str(error)))
             continue
         event = on_our_clock(claimed, now)
         batch.from_the_future += event is not claimed
+        if excluded is not None and excluded.covers(event):
+            batch.left_out += 1
+            continue
         rows[table].append(row_of(event, now, source.ids[message.topic], message.partition, message.offset))
         if isinstance(event, PredictionMade):
             batch.predictions.append(event)

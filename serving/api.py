@@ -12,7 +12,6 @@ import asyncio
 import logging
 import os
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -26,7 +25,7 @@ from serving.anonymise import anonymise
 from serving.answers import Answer, Answers, Event
 from serving.asgi import ClientGone, EventStream, Message, Receive, Refused, Request, Send, event
 from serving.batching import DeadlinePassed, MicroBatcher, NotReady, QueueFull
-from serving.feedback import Feedback
+from serving.feedback import BadFeedback, FeedbackChecker, prediction_uuid
 from serving.generation_queue import GenerationQueue, TextAnswer
 from serving.live import LiveModel
 from serving.metrics import Metrics
@@ -62,8 +61,10 @@ class Api:
         self._metrics = metrics
         self._lingering: list[Event] = []
         self._tokens = access.TokenUses(settings.access.token_uses, OrderedDict())
-        self._feedback = Feedback(
+        self._feedback = FeedbackChecker(
+            settings.model.name,
             settings.model.task,
+            secret=lambda: keys.secret,
             max_chars=settings.serving.max_text_chars,
             labels=lambda: live.labels,
             refresh_labels=live.refresh_labels,
@@ -140,19 +141,20 @@ class Api:
             self._authorise(request)
         asked = await self._parse(request, contract.FeedbackRequest)
         try:
-            prediction_id = str(uuid.UUID(asked.prediction_id))
-        except ValueError as error:
-            raise Refused(422, "not a prediction id", ("prediction_id", "expected a UUID")) from error
-        if token is not None:
-            self._open(prediction_id, token.decode("latin-1"))
-        data = FeedbackData(
-            feedback_id=asked.feedback_id or new_id(),
-            prediction_id=prediction_id,
-            model_name=self._settings.model.name,
-            kind=asked.kind,
-            value=self._feedback.checked(asked),
-            user=self._pseudonym(asked.user),
-        )
+            prediction_id = prediction_uuid(asked.prediction_id)
+            if token is not None:
+                self._open(prediction_id, token.decode("latin-1"))
+            given = FeedbackData(
+                feedback_id=asked.feedback_id or new_id(),
+                prediction_id=prediction_id,
+                model_name=self._settings.model.name,
+                kind=asked.kind,
+                value=asked.value,
+                user=self._pseudonym(asked.user),
+            )
+            data = self._feedback.checked(given)
+        except BadFeedback as bad:
+            raise Refused(422, bad.error, (bad.field, bad.rule)) from bad
         event = FeedbackReceived(source=self._source, subject=prediction_id, data=data)
         self.flush()  # what is said of a prediction comes after it
         safe = asyncio.wrap_future(self._outbox.put_feedback(event))
@@ -161,7 +163,7 @@ class Api:
         except (ConnectionError, TimeoutError) as error:
             raise Refused(503, f"the feedback could not be made safe: {error}", Retry_After="2") from error
         self._metrics.feedback.labels(self._metrics.model, asked.kind).inc()
-        return 202, orjson.dumps({"feedback_id": data.feedback_id})
+        return 202, orjson.dumps({"feedback_id": given.feedback_id})
 
     async def model(self, request: Request) -> tuple[int, bytes]:
         """Say what this worker serves."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from schemas.events import FeedbackKind
+from schemas.events import FeedbackKind, GivenValue
 from schemas.targets import Task
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -59,7 +59,7 @@ class FeedbackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     prediction_id: str
     kind: FeedbackKind
-    value: str | float | int | list[str]
+    value: GivenValue
     user: Name | None = None
     feedback_id: Short | None = None
 

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from schemas.artifacts import Champion
+from schemas.labels import LabelMap
 from serving.artifacts import ArtifactStore
 from serving.loading import Loaded, open_version
 from serving.registry import Registry
@@ -43,7 +44,7 @@ class LiveModel:
         self._last_good = cache / f"last-good-{registry.model_name}.json"
         self._live: tuple[Loaded, Champion] | None = None
         self._previous: Loaded | None = None
-        self.labels: list[str] = []
+        self.labels = LabelMap()
         self._error: str | None = None
         self._refused: str | None = None  # digest
         self._tries = 0
@@ -73,10 +74,10 @@ class LiveModel:
         """The champion that this worker serves, which the registry's may be ahead of for a moment."""
         return self._live[1] if self._live else None
 
-    def refresh_labels(self) -> list[str]:
+    def refresh_labels(self) -> LabelMap:
         """Read the taxonomy again, if the registry answers."""
         try:
-            self.labels = self._registry.active_labels()
+            self.labels = self._registry.label_map()
         except ConnectionError as error:
             log.warning("the taxonomy cannot be read: %s", error)
         return self.labels

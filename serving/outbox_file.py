@@ -7,7 +7,7 @@ Turns a folder into one SQLite file that this process alone may use, and events 
 import contextlib
 import fcntl
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -71,6 +71,26 @@ def count(disk: sqlite3.Connection) -> int:
     places = ("IS NULL", "IS NOT NULL")
     counts = (disk.execute(f"SELECT count(*) FROM events WHERE place {place}") for place in places)  # noqa: S608
     return sum(found.fetchone()[0] for found in counts)
+
+
+def erase(folder: Path, covers: Callable[[bytes], bool]) -> int:
+    """Delete the events of all outboxes of a folder that `covers` says yes to; return how many. Raises sqlite3.Error.
+
+    The workers that hold them may be at work: what one has just published is no longer here, and the consumer
+    leaves it out.
+    """
+    erased = 0
+    for path in sorted(folder.glob("outbox-*.db")):
+        with contextlib.closing(open_disk(path, "FULL")) as disk:
+            make_table(disk)
+            disk.execute("PRAGMA secure_delete=ON")
+            rows = disk.execute("SELECT sequence, value FROM events").fetchall()
+            doomed = [(sequence,) for sequence, value in rows if covers(value)]
+            disk.executemany("DELETE FROM events WHERE sequence = ?", doomed)
+            disk.commit()
+            disk.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            erased += len(doomed)
+    return erased
 
 
 def waiting(folder: Path) -> int:

@@ -10,12 +10,14 @@ import sqlalchemy as sa
 from schemas.artifacts import Champion, RoundRecord, RoundState, VersionRecord
 from serving import registry_tables as t
 from serving.registry_database import RegistryUnavailable, UnknownSchema, iso
+from serving.registry_exclusions import Exclusions
 from serving.registry_leases import StaleLease
 from serving.registry_rounds import RoundOver, Rounds, UnknownRound
-from serving.registry_taxonomy import Taxonomy
+from serving.registry_taxonomy import BadLabel, Taxonomy
 from serving.registry_versions import UnknownVersion
 
 __all__ = [
+    "BadLabel",
     "ChampionMoved",
     "NotServable",
     "Registry",
@@ -36,7 +38,7 @@ class NotServable(ValueError):
     """The version's gates did not pass, and no named person approved it."""
 
 
-class Registry(Rounds, Taxonomy):
+class Registry(Rounds, Taxonomy, Exclusions):
     """One model's registry. Every method is a transaction of its own, and raises RegistryUnavailable when it can't be."""
 
     def promote(

@@ -129,6 +129,15 @@ sides = Table(
     Column("side", Text, nullable=False),
 )
 
+exclusions = Table(
+    "exclusions",
+    metadata,
+    Column("model_name", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("excluded_at", Text, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,

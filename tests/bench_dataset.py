@@ -149,9 +149,7 @@ def measure(root: Path) -> dict[str, float]:
     started = time.perf_counter()
     feedback = features.labelled_feedback(cut)
     read = time.perf_counter()
-    found = collect_and_build(
-        settings, feedback, cut=cut, labels=registry.active_labels(), ledger=registry, base=encoder
-    )
+    found = collect_and_build(settings, feedback, cut=cut, labels=registry.label_map(), ledger=registry, base=encoder)
     built = time.perf_counter()
     write_rows(folder, found)
     write_report(folder, found, settings, registry, features, encoder)

@@ -48,6 +48,7 @@ def project(folder: Path, bootstrap: str, name: str) -> tuple[Settings, Registry
     )
     registry = Registry(settings.registry_url, name)
     registry.migrate()
+    registry.set_labels(LABELS)
     ensure_topics(bootstrap, Topics.of(name).names(), partitions=2, replication_factor=1, timeout_s=10)
     return settings, registry
 

@@ -81,13 +81,14 @@ def killed_at(point: str, root: Path, bootstrap: str, name: str) -> float:
     ensure_topics(bootstrap, topics.names(), partitions=2, replication_factor=1, timeout_s=10)
     registry = Registry(settings.registry_url, name)
     registry.migrate()
+    registry.set_labels(["a", "b"])
     features = FeatureStore(settings)
     for table, schema in SCHEMAS.items():
         features.log.append(
             table, schema.empty_table(), {"earlier/0": 0}
         )  # so that the next commit is one to compact at
     publisher = Publisher(bootstrap, timeout_s=10)
-    events = [event for n in range(EVENTS) for event in (prediction(n), feedback(n))]
+    events = [event for n in range(EVENTS) for event in (prediction(n), feedback(n, model_name=name))]
     bad = [Outgoing(topics.feedback, str(n).encode(), b"bad %d" % n) for n in range(EVENTS)]
     messages = [outgoing(topics, event) for event in events] + bad
     publisher.publish_many(messages[: len(messages) // 2])

@@ -1,16 +1,28 @@
 """Events that tests publish: prediction n, and feedback n about it."""
 
+import uuid
 from datetime import datetime
+from typing import TypeVar
 
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, utc_now
 from serving.broker import Outgoing, Topics
+
+
+def pid(n: int) -> str:
+    """The id of prediction n."""
+    return str(uuid.UUID(int=n, version=4))
+
+
+def fid(n: int) -> str:
+    """The id of feedback n."""
+    return str(uuid.UUID(int=1000 + n, version=4))
 
 
 def prediction(
     n: int, *, version: str = "v1", label: str = "a", text: str | None = None, time: datetime | None = None
 ) -> PredictionMade:
     data = PredictionData(
-        prediction_id=f"p{n}",
+        prediction_id=pid(n),
         model_name="m",
         model_version=version,
         generation=1,
@@ -19,15 +31,24 @@ def prediction(
         confidence=0.5,
         metadata={"channel": "ios"},
     )
-    return PredictionMade(source="test", subject=f"p{n}", time=time or utc_now(), data=data)
+    return PredictionMade(source="test", subject=pid(n), time=time or utc_now(), data=data)
 
 
 def feedback(n: int, *, time: datetime | None = None, **changes: object) -> FeedbackReceived:
-    wanted = {"feedback_id": f"f{n}", "prediction_id": f"p{n}", "model_name": "m", "kind": "correction", "value": "b"}
+    wanted = {"feedback_id": fid(n), "prediction_id": pid(n), "model_name": "m", "kind": "correction", "value": "b"}
     data = FeedbackData.model_validate(wanted | changes)
     return FeedbackReceived(source="test", subject=data.prediction_id, time=time or utc_now(), data=data)
 
 
+Given = TypeVar("Given", bound=PredictionMade | FeedbackReceived)
+
+
+def named(event: Given, model_name: str) -> Given:
+    """The event as one about that model."""
+    return event.model_copy(update={"data": event.data.model_copy(update={"model_name": model_name})})
+
+
 def outgoing(topics: Topics, event: PredictionMade | FeedbackReceived) -> Outgoing:
+    event = named(event, topics.feedback.removesuffix(".feedback"))
     topic = topics.predictions if isinstance(event, PredictionMade) else topics.feedback
     return Outgoing(topic, event.subject.encode(), event.model_dump_json().encode())

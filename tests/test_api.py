@@ -16,6 +16,7 @@ from serving.api import Api
 from serving.artifacts import ArtifactStore
 from serving.batching import MicroBatcher
 from serving.broker import Topics
+from serving.feedback import feedback_uuid
 from serving.generation_queue import GenerationQueue
 from serving.live import LiveModel
 from serving.metrics import Metrics
@@ -168,7 +169,7 @@ def test_what_is_not_json_is_a_400(client: TestClient, content: bytes) -> None:
         ({"value": None}, 422, "value.str"),
         ({"kind": "rating", "value": "sideways"}, 422, "value"),
         ({"kind": "score", "value": 2}, 422, "value"),
-        ({"kind": "score", "value": True}, 422, "value.str"),
+        ({"kind": "score", "value": True}, 422, "value"),
         ({"feedback_id": "x" * 129}, 422, "feedback_id"),
         ({"extra": 1}, 422, "extra"),
     ],
@@ -222,6 +223,18 @@ def test_events_wait_on_disk_without_personal_data(parts: tuple[TestClient, Keys
     assert b"<EMAIL>" in stored
     for secret in (b"bob@example.org", b"eve@example.org", b"alice", b"7946"):
         assert secret not in stored
+
+
+def test_a_feedback_id_is_answered_as_it_was_sent_and_kept_as_a_hash(parts: tuple[TestClient, Keys, Outbox]) -> None:
+    client, keys, outbox = parts
+    body = {"prediction_id": SOME_ID, "kind": "correction", "value": "money\u200b ", "feedback_id": "carol@example.org"}
+    assert client.post("/feedback", json=body).json() == {"feedback_id": "carol@example.org"}
+    taken = {**body, "kind": "retract", "value": "carol@example.org", "feedback_id": None}
+    assert client.post("/feedback", json=taken).status_code == 202
+    stored = b"".join(path.read_bytes() for path in outbox_files(outbox))
+    assert b"carol" not in stored
+    assert stored.count(feedback_uuid(lambda: keys.secret, "carol@example.org").encode()) >= 2
+    assert b'"value":"money"' in stored
 
 
 def outbox_files(outbox: Outbox) -> list[Path]:

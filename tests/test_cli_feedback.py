@@ -1,5 +1,7 @@
 """`ratchet feedback export` and `replay` through the command line, on a real log and a real broker."""
 
+import contextlib
+import csv
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from pipelines.dataset.files import read_rows
 from pipelines.event_log import SCHEMAS
 from pipelines.event_rows import row_of
 from pipelines.features import FeatureStore, default_feature_store_yaml
@@ -20,7 +23,8 @@ from services.cli import cli
 from services.dead_letters import dead_letter
 from serving.access import pseudonym, read_keys, write_keys
 from serving.broker import Message, Outgoing, Publisher, Topics, ensure_topics
-from tests.events import feedback, outgoing, prediction
+from serving.registry import Registry
+from tests.events import feedback, fid, outgoing, pid, prediction
 from tests.kafka_tools import read_all
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -35,6 +39,9 @@ def append(store: FeatureStore, events: Sequence[PredictionMade | FeedbackReceiv
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     (tmp_path / "ratchet.toml").write_text('[model]\nname = "shop"\n')
+    with contextlib.closing(Registry(Settings(root=tmp_path).registry_url, "shop")) as registry:
+        registry.migrate()
+        registry.set_labels(["a", "b"])
     (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("shop"))
     write_keys(tmp_path / "keys.env")
     bob = pseudonym(read_keys(tmp_path / "keys.env").secret, "bob")
@@ -45,7 +52,7 @@ def config(tmp_path: Path) -> Path:
         feedback(1, value="a", time=START + timedelta(hours=1)),
         feedback(2, kind="rating", value="down", time=START + timedelta(hours=2)),
         feedback(3, kind="score", value=0.5, time=START + timedelta(hours=3)),
-        feedback(4, feedback_id="orphan", kind="comment", value="ünïcode\n", time=START + timedelta(hours=4)),
+        feedback(4, kind="comment", value="ünïcode\n", time=START + timedelta(hours=4)),
         feedback(1, feedback_id="gone", kind="rating", value="up", time=START),
         feedback(1, feedback_id="r", kind="retract", value="gone", time=START),
     ]
@@ -65,14 +72,15 @@ def exported(config: Path, *options: str, name: str = "out.jsonl") -> list[dict[
 
 def test_export_writes_one_line_per_effective_feedback_orphans_included(config: Path) -> None:
     rows = exported(config)
-    assert [row["feedback_id"] for row in rows] == ["f0", "f1", "f2", "f3", "orphan"]
+    assert [row["feedback_id"] for row in rows] == [fid(n) for n in range(5)]
     assert rows[1] | {"metadata": None} == {
-        "feedback_id": "f1",
-        "prediction_id": "p1",
+        "feedback_id": fid(1),
+        "prediction_id": pid(1),
         "kind": "correction",
         "value": "a",
         "user": None,
         "text": "text 1",
+        "label": "a",
         "time": "2026-03-01T13:00:00+00:00",
         "predicted_label": "a",
         "model_version": "v1",
@@ -93,20 +101,60 @@ def test_parquet_holds_the_same(config: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--user", "bob"], ["f0"]),
-        (["--label", "b"], ["f0"]),
-        (["--label", "a"], ["f1", "f2", "f3"]),
-        (["--model-version", "v2"], ["f3"]),
-        (["--since", "2026-03-01T14:00:00Z"], ["f2", "f3", "orphan"]),
-        (["--until", "2026-03-01T13:00", "--model-version", "v1"], ["f0"]),
+        (["--user", "bob"], [0]),
+        (["--label", "b"], [0]),
+        (["--label", "a"], [1, 2, 3]),
+        (["--model-version", "v2"], [3]),
+        (["--since", "2026-03-01T14:00:00Z"], [2, 3, 4]),
+        (["--until", "2026-03-01T13:00", "--model-version", "v1"], [0]),
         (["--user", "nobody"], []),
+        (["--labelled"], [0, 1]),
     ],
 )
-def test_filters_choose(config: Path, options: list[str], expected: list[str]) -> None:
-    assert [row["feedback_id"] for row in exported(config, *options)] == expected
+def test_filters_choose(config: Path, options: list[str], expected: list[int]) -> None:
+    assert [row["feedback_id"] for row in exported(config, *options)] == [fid(n) for n in expected]
 
 
-@pytest.mark.parametrize("options", [["--out", "x.csv"], ["--out", "x.jsonl", "--since", "yesterday"], []])
+def test_a_csv_runs_nothing_in_a_spreadsheet_and_an_export_is_a_seed(config: Path) -> None:
+    store = FeatureStore(Settings(root=config.parent))
+    texts = ["=HYPERLINK(1)", "+1+cmd", "-2+3", "@SUM(1)", "\tx", 'plain, "quoted"\nline', "-3.5", "\uff1d1"]
+    made = [prediction(10 + n, text=text, time=START) for n, text in enumerate(texts)]
+    rows = [row_of(event, START, "P2", 0, n) for n, event in enumerate(made)]
+    store.log.append("predictions", pa.Table.from_pylist(rows, schema=SCHEMAS["predictions"]))
+    given = [feedback(10 + n, value="ab"[n % 2], time=START) for n in range(len(texts))]
+    rows = [row_of(event, START, "F2", 0, n) for n, event in enumerate(given)]
+    store.log.append("feedback", pa.Table.from_pylist(rows, schema=SCHEMAS["feedback"]))
+    out = config.parent / "out.csv"
+    run = CliRunner().invoke(cli, ["feedback", "export", "--out", str(out), "-c", str(config), "--labelled"])
+    assert run.exit_code == 0, run.output
+    with out.open(encoding="utf-8", newline="") as file:
+        written = {row["feedback_id"]: row["text"] for row in csv.DictReader(file)}
+    shown = [written[fid(10 + n)] for n in range(len(texts))]
+    assert shown == ["'=HYPERLINK(1)", "'+1+cmd", "'-2+3", "'@SUM(1)", "'\tx", texts[5], "-3.5", "'\uff1d1"]
+    assert all(row.label in ("a", "b") for row in read_rows(out, "classification"))
+    for name in ("out.jsonl", "out.parquet"):
+        exported(config, "--labelled", name=name)
+        found = read_rows(config.parent / name, "classification")
+        assert len(found) == len(texts) + 2
+        assert {row.label for row in found} == {"a", "b"}
+    exported(config, "--format", "jsonl", name="out.jsonl")
+
+
+def test_no_feedback_is_an_empty_file_and_a_line_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "ratchet.toml").write_text('[model]\nname = "shop"\n')
+    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("shop"))
+    write_keys(tmp_path / "keys.env")
+    settings = Settings(root=tmp_path)
+    with contextlib.closing(Registry(settings.registry_url, "shop")) as registry:
+        registry.migrate()
+    for name, rows in (("a.jsonl", 0), ("a.csv", 1), ("a.parquet", None)):
+        out = tmp_path / name
+        run = CliRunner().invoke(cli, ["feedback", "export", "--out", str(out), "-c", str(tmp_path / "ratchet.toml")])
+        assert (run.exit_code, run.stdout) == (0, f"there is no feedback yet: 0 rows in {out}\n"), run.output
+        assert rows is None or len(out.read_text(encoding="utf-8").splitlines()) == rows
+
+
+@pytest.mark.parametrize("options", [["--out", "x.xlsx"], ["--out", "x.jsonl", "--since", "yesterday"], []])
 def test_wrong_usage_is_said_and_writes_nothing(config: Path, options: list[str]) -> None:
     run = CliRunner().invoke(cli, ["feedback", "export", *options, "-c", str(config)])
     assert run.exit_code == 2
@@ -121,7 +169,9 @@ def test_replay_publishes_a_dead_letter_with_its_key_and_headers(
     topics = Topics.of(model_name)
     ensure_topics(broker, topics.names(), partitions=2, replication_factor=1, timeout_s=5)
     publisher = Publisher(broker, timeout_s=5)
-    good = outgoing(topics, feedback(0))
+    good = outgoing(topics, feedback(0, model_name=model_name))
+    with contextlib.closing(Registry(Settings(root=config.parent).registry_url, model_name)) as registry:
+        registry.set_labels(["b"])
     letter = dead_letter(
         topics, Message(good.topic, 1, 7, good.key, good.value, (("trace", b"1"),)), "id/1", "was not known yet"
     )

@@ -14,7 +14,7 @@ from pipelines.event_log import SCHEMAS
 from pipelines.feature_repo.definitions import ENTITIES, TIMES, definitions
 from pipelines.features import FeatureStore, FeedbackRow, default_feature_store_yaml
 from schemas.events import PredictionData, PredictionMade
-from schemas.settings import FeatureStoreSettings, Settings
+from schemas.settings import FeatureStoreSettings, ModelSettings, Settings
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -169,10 +169,36 @@ def test_a_later_correction_by_the_same_person_replaces_the_earlier_by_event_tim
         "late": "last",
         "other person": "theirs",
         "other prediction": "elsewhere",
-        "anonymous": "x",
         "anonymous too": "y",
         "rating": "down",
     }
+
+
+def test_everybody_without_a_name_has_one_vote_on_a_prediction_however_often_it_is_cast(store: FeatureStore) -> None:
+    append(store, "predictions", [prediction_row(1), prediction_row(2)])
+    named = [said(f"f{user}", 1, "A", n, user=user) for n, user in enumerate("uvw")]
+    browser = [said(f"b{n}", 1, "C" if n < 9 else "B", 3 + n, seconds=20 + n) for n in range(10)]
+    comments = [said(f"c{n}", 2, f"remark {n}", 13 + n, kind="comment") for n in range(3)]
+    append(store, "feedback", named + browser + comments)
+    votes = [row.value for row in store.labelled_feedback() if row.kind == "correction"]
+    assert sorted(votes) == ["A", "A", "A", "B"]
+    assert sum(row.kind == "comment" for row in store.labelled_feedback()) == 3
+
+
+def test_a_feedback_id_is_its_authors_on_one_prediction_and_swallows_nobody_elses(store: FeatureStore) -> None:
+    append(store, "predictions", [prediction_row(1), prediction_row(2)])
+    rows = [
+        said("1", 1, "a", 0, user="u"),
+        said("1", 2, "b", 1, user="v"),
+        said("1", 2, "c", 2, user="u"),
+        said("1", 2, "again", 3, user="u", seconds=50),
+        said("r", 1, "1", 4, user="v", kind="retract"),  # the id of another's feedback, about another prediction
+    ]
+    append(store, "feedback", rows)
+    found = [(row.prediction_id, row.user, row.value, row.text) for row in store.labelled_feedback()]
+    assert sorted(found) == [("p1", "u", "a", "text 1"), ("p2", "u", "c", "text 2"), ("p2", "v", "b", "text 2")]
+    assert store.stored_events()["feedback"] == 4
+    assert store.export().num_rows == 3
 
 
 def test_only_its_author_withdraws_a_feedback_and_what_it_had_replaced_counts_again(store: FeatureStore) -> None:
@@ -218,6 +244,7 @@ def test_a_cut_gives_the_same_rows_for_ever(store: FeatureStore) -> None:
 
 
 def test_counting_leaves_out_what_was_counted_before_even_when_it_is_published_again(store: FeatureStore) -> None:
+    append(store, "predictions", [prediction_row(n) for n in range(3)])
     append(store, "feedback", [said("f0", 0, "a", 0), said("f1", 1, "up", 1, kind="rating")])
     assert store.count_labelled_since({}) == 2
     cut = store.current_cut()
@@ -232,6 +259,23 @@ def test_counting_leaves_out_what_was_counted_before_even_when_it_is_published_a
     ]
     append(store, "feedback", again + others)
     assert store.count_labelled_since(cut) == 1
+    assert store.count_labelled_since({}) == 3
+
+
+def test_what_cannot_train_does_not_count(tmp_path: Path) -> None:
+    store = FeatureStore(project(tmp_path).model_copy(update={"model": ModelSettings(task="regression")}))
+    rows = [
+        said("number", 1, 3.5, 0),
+        said("orphan", 2, 3.5, 1),
+        said("down", 1, "down", 2, kind="rating", user="u"),
+        said("up", 1, "up", 3, kind="rating", user="v"),
+        said("score", 1, 0.5, 4, kind="score"),
+    ]
+    append(store, "feedback", rows)
+    assert store.count_labelled_since({}) == 0
+    append(store, "predictions", [prediction_row(1)])
+    assert store.count_labelled_since({}) == 2
+    append(store, "predictions", [prediction_row(2)])
     assert store.count_labelled_since({}) == 3
 
 
@@ -256,26 +300,35 @@ def test_the_rules_agree_with_a_plain_reading_of_them(store: FeatureStore) -> No
         )
     append(store, "predictions", [prediction_row(n) for n in range(8)])
     append(store, "feedback", rows)
-    assert effective(store) == plain_reading(rows)
-    assert effective(store, {"F/0": 150}) == plain_reading(rows[:151])
+    assert rows_of(store) == plain_reading(rows)
+    assert rows_of(store, {"F/0": 150}) == plain_reading(rows[:151])
 
 
-def plain_reading(rows: list[dict[str, object]]) -> dict[str, object]:
-    first: dict[object, dict[str, object]] = {}
+Row = tuple[object, ...]
+
+
+def rows_of(store: FeatureStore, cut: dict[str, int] | None = None) -> list[Row]:
+    found = store.labelled_feedback(cut)
+    return sorted((row.prediction_id, row.feedback_id, row.user or "", row.value) for row in found)
+
+
+def plain_reading(rows: list[dict[str, object]]) -> list[Row]:
+    first: dict[Row, dict[str, object]] = {}
     for row in rows:
-        first.setdefault(row["feedback_id"], row)
+        first.setdefault((row["prediction_id"], row["user"], row["feedback_id"]), row)
     withdrawn = {
         (json.loads(str(r["value"])), r["prediction_id"], r["user"]) for r in first.values() if r["kind"] == "retract"
     }
-    last: dict[object, dict[str, object]] = {}
+    last: dict[Row, dict[str, object]] = {}
     for row in first.values():
         if row["kind"] == "retract" or (row["feedback_id"], row["prediction_id"], row["user"]) in withdrawn:
             continue
-        person = ("named", row["user"]) if row["user"] else ("nameless", row["feedback_id"])
-        key = (row["prediction_id"], row["kind"], person)
+        key = (row["prediction_id"], row["kind"], row["user"])
         if key not in last or str(row["event_timestamp"]) > str(last[key]["event_timestamp"]):
             last[key] = row
-    return {str(r["feedback_id"]): json.loads(str(r["value"])) for r in last.values()}
+    return sorted(
+        (r["prediction_id"], r["feedback_id"], r["user"] or "", json.loads(str(r["value"]))) for r in last.values()
+    )
 
 
 def made(identity: str, version: str, *, milliseconds: int = 0, user: str | None = None) -> PredictionMade:

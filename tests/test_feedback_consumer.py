@@ -1,28 +1,34 @@
 """The feedback consumer on a real broker, log and registry: every event once, whatever fails in between."""
 
 import contextlib
+import json
 import logging
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from pipelines.event_rows import BadMessage, read_event
+from pipelines.event_log import SCHEMAS
+from pipelines.event_rows import BadMessage, read_event, row_of
 from pipelines.features import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
 from services import feedback_consumer
 from services.dead_letters import replay
 from services.feedback_consumer import Consumer, Stalled, Unstorable, run
-from services.live_counts import live_counts
+from services.feedback_gate import FeedbackGate
+from services.live_counts import LiveCounts, live_counts
+from serving.access import pseudonym, read_keys, write_keys
 from serving.broker import MAX_MESSAGE_BYTES, Outgoing, Publisher, Topics, ensure_topics
 from serving.outbox import Outbox
 from serving.registry import Registry
 from tests.crashes import places
-from tests.events import feedback, outgoing, prediction
+from tests.events import feedback, fid, named, outgoing, pid, prediction
 from tests.fakes import wait_until
 from tests.kafka_tools import own_broker, read_all
 
@@ -45,6 +51,8 @@ class Project:
         self.topics = Topics.of(settings.model.name)
         self.registry = Registry(settings.registry_url, settings.model.name)
         self.registry.migrate()
+        self.registry.set_labels(["a", "b", "first", "second thoughts"])
+        write_keys(settings.path(settings.access.keys))
         self.features = FeatureStore(settings)
         self.bootstrap = str(settings.kafka.bootstrap_servers)
         self.publisher = Publisher(self.bootstrap, timeout_s=5)
@@ -57,6 +65,9 @@ class Project:
 
     def outgoing(self, event: PredictionMade | FeedbackReceived) -> Outgoing:
         return outgoing(self.topics, event)
+
+    def gate(self) -> FeedbackGate:
+        return FeedbackGate(self.settings, self.registry)
 
     def consumer(self, **parts: Any) -> Consumer:
         return Consumer(self.settings, self.registry, FeatureStore(self.settings), **parts)
@@ -176,7 +187,7 @@ def test_good_messages_are_stored_and_bad_ones_become_dead_letters_once(parts: P
     assert len({h["ratchet-position"] for h in headers}) == len(letters)
 
     assert len(parts.features.labelled_feedback()) == 20
-    assert parts.features.look_up(["p3"])["p3"]["model_version"] == "v1"
+    assert parts.features.look_up([pid(3)])[pid(3)]["model_version"] == "v1"
     stored = parts.registry.positions()
     assert sum(last + 1 for last in stored.values()) == 20 + 20 + len(bad) + 3
 
@@ -230,7 +241,7 @@ def test_a_broker_that_forgets_everything_costs_nothing_that_was_answered_for(tm
         def answered(start: int, stop: int) -> None:
             for n in range(start, stop):
                 box.put_prediction(prediction(n))
-            for answer in [box.put_feedback(feedback(n)) for n in range(start, stop)]:
+            for answer in [box.put_feedback(named(feedback(n), model_name)) for n in range(start, stop)]:
                 answer.result(timeout=10)
 
         with parts.running():
@@ -260,7 +271,7 @@ def poisoned(*numbers: int) -> Any:
 
     def read(value: bytes | None, table: str) -> PredictionMade | FeedbackReceived:
         event = read_event(value, table)
-        if event.subject in {f"p{n}" for n in numbers}:
+        if event.subject in {pid(n) for n in numbers}:
             raise ArithmeticError("a bug")
         return event
 
@@ -279,7 +290,7 @@ def test_a_message_that_fails_alone_becomes_a_dead_letter_and_its_neighbours_are
     assert len(letters) == 4
     assert all(headers["ratchet-reason"] == b"failed 3 times alone: ArithmeticError" for _, headers in letters)
 
-    done = replay(parts.bootstrap, parts.topics, timeout_s=5)  # the bug is mended
+    done = replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5)  # the bug is mended
     assert (done.published, done.still_bad) == (4, 0)
     parts.drain()
     assert parts.stores(20, 20)
@@ -316,7 +327,7 @@ def test_a_full_disk_is_no_messages_fault(parts: Project, monkeypatch: pytest.Mo
 
 
 def test_dead_letters_are_replayed_after_a_fix_and_the_others_stay(parts: Project) -> None:
-    bad = [outgoing(parts.topics, feedback(n, value="\ud800" if n else "b")) for n in (0,)]
+    bad = [parts.outgoing(feedback(0))]
     parts.publish(prediction(0))
     parts.publisher.publish_many([*bad, Outgoing(parts.topics.feedback, b"k", b"never", (("trace", b"1"),))])
     outage = parts.drain(read=lambda value, table: read_event(b"" if table == "feedback" else value, table))
@@ -326,23 +337,23 @@ def test_dead_letters_are_replayed_after_a_fix_and_the_others_stay(parts: Projec
     )
     assert parts.stores(1, 0)
     for _ in range(2):
-        done = replay(parts.bootstrap, parts.topics, timeout_s=5)
+        done = replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5)
         parts.drain()
         assert parts.stores(1, 1)
         assert len(parts.places("feedback")) == 1  # the second replay has nothing but what is still bad
         assert done.still_bad == 1
-    assert replay(parts.bootstrap, parts.topics, timeout_s=5).as_dict() == {
+    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).as_dict() == {
         "published": 0,
         "still_bad": 1,
         "in_the_log": 0,
     }
-    value, headers = parts.letters()[-1]
-    assert (value, headers["trace"], headers["ratchet-topic"]) == (b"never", b"1", parts.topics.feedback.encode())
+    headers = [headers for value, headers in parts.letters() if value == b"never"][-1]
+    assert (headers["trace"], headers["ratchet-topic"]) == (b"1", parts.topics.feedback.encode())
     assert headers["ratchet-offset"].isdigit()
 
 
 def test_feedback_waits_for_its_prediction_and_expires_into_the_dead_letters(parts: Project) -> None:
-    parts.publish(feedback(0), feedback(1), feedback(1, feedback_id="rated", kind="rating", value="up"))
+    parts.publish(feedback(0), feedback(1), feedback(1, feedback_id=fid(99), kind="rating", value="up"))
     waiting = parts.drain()
     assert waiting.aftercare.live.waiting == 3
     assert parts.features.export().num_rows == 3
@@ -356,13 +367,13 @@ def test_feedback_waits_for_its_prediction_and_expires_into_the_dead_letters(par
     assert {headers["ratchet-reason"] for _, headers in letters} == {b"orphan: no prediction within 168 hours"}
     parts.drain(clock=lambda: later)
     assert len(parts.letters()) == expired
-    assert {read_event(value, "feedback").data.model_dump()["feedback_id"] for value, _ in letters} >= {"f1", "rated"}
+    assert {read_event(value, "feedback").data.model_dump()["feedback_id"] for value, _ in letters} >= {fid(1), fid(99)}
     # What is a dead letter is no row any more, unless its prediction comes after all.
-    assert [row["feedback_id"] for row in parts.features.export().to_pylist()] == ["f0"]
+    assert [row["feedback_id"] for row in parts.features.export().to_pylist()] == [fid(0)]
     parts.publish(prediction(1))
     parts.drain()
-    assert {row["feedback_id"] for row in parts.features.export().to_pylist()} == {"f0", "f1", "rated"}
-    assert replay(parts.bootstrap, parts.topics, timeout_s=5).in_the_log == expired
+    assert {row["feedback_id"] for row in parts.features.export().to_pylist()} == {fid(0), fid(1), fid(99)}
+    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).in_the_log == expired
 
 
 def test_live_counts_say_which_version_was_contradicted(parts: Project) -> None:
@@ -373,11 +384,11 @@ def test_live_counts_say_which_version_was_contradicted(parts: Project) -> None:
         feedback(1, value="a"),
         feedback(2, kind="rating", value="up"),
         feedback(3, kind="comment", value="hm"),
-        feedback(3, kind="retract", value="f3", feedback_id="r"),
+        feedback(3, kind="retract", value=fid(3), feedback_id="r"),
         feedback(4, kind="rating", value="down"),
         feedback(5),
     )
-    expected = {"v1": {"agreed": 2, "disagreed": 1, "other": 1}, "v2": {"disagreed": 1}}
+    expected = {"v1": {"agreed": 2, "disagreed": 1}, "v2": {"disagreed": 1}}
     with parts.running():
         wait_until(lambda: live_counts(parts.features) == expected, timeout_s=30, every_s=0.2)
         parts.publish(feedback(6), prediction(5, version="v2", label="b"))
@@ -396,10 +407,103 @@ def test_a_clock_in_the_future_does_not_win_for_ever(parts: Project) -> None:
     consumer = parts.drain()
     name = {"model": parts.settings.model.name}
     assert consumer.metrics.registry.get_sample_value("ratchet_clocks_ahead_total", name) == 2
-    parts.publish(feedback(0, feedback_id="second", value="second thoughts", user="u"))
+    parts.publish(feedback(0, feedback_id=fid(2), value="second thoughts", user="u"))
     parts.drain()
     (row,) = parts.features.labelled_feedback()
-    assert (row.feedback_id, row.value) == ("second", "second thoughts")
+    assert (row.feedback_id, row.value) == (fid(2), "second thoughts")
     parts.publish(prediction(0, version="v2"))
     parts.drain()
-    assert parts.features.look_up(["p0"])["p0"]["model_version"] == "v2"
+    assert parts.features.look_up([pid(0)])[pid(0)]["model_version"] == "v2"
+
+
+def raw(parts: Project, n: int, **changes: object) -> Outgoing:
+    """Feedback n as somebody else's producer would send it."""
+    value = json.loads(named(feedback(n), parts.settings.model.name).model_dump_json())
+    value["data"] |= changes
+    return Outgoing(parts.topics.feedback, pid(n).encode(), json.dumps(value).encode())
+
+
+def test_kafka_is_no_second_door(parts: Project) -> None:
+    bad = {
+        "data.value: not in the taxonomy: 'astronomy'": raw(parts, 1, value="astronomy"),
+        "data.value: ['a']: expected a label": raw(parts, 1, value=["a"]),
+        "data.value: not a finite number": raw(parts, 1, value=math.nan),
+        'data.value: expected "up" or "down"': raw(parts, 1, kind="rating", value="sideways"),
+        "data.value: expected a number between 0 and 1": raw(parts, 1, kind="score", value=7),
+        "data.prediction_id: expected a UUID": raw(parts, 1, prediction_id="p1"),
+        f"data.model_name: expected {parts.settings.model.name}": raw(parts, 1, model_name="another"),
+        "data.feedback_id: String should have at most 128 characters": raw(parts, 1, feedback_id="x" * 129),
+    }
+    good = [
+        raw(parts, 1, value="\u00a0b\u200b", user="bob", feedback_id="bob@example.org"),
+        raw(parts, 2, kind="comment", value="mail bob@example.org", feedback_id=fid(2)),
+    ]
+    parts.publish(prediction(1), prediction(2))
+    parts.publisher.publish_many([*bad.values(), *good])
+    parts.drain()
+    reasons = sorted(headers["ratchet-reason"].decode() for _, headers in parts.letters())
+    assert len(reasons) == len(bad)
+    assert all(any(reason.startswith(wanted) or wanted in reason for reason in reasons) for wanted in bad), reasons
+    stored = {row.kind: row for row in parts.features.labelled_feedback()}
+    assert (stored["correction"].value, stored["comment"].value) == ("b", "mail <EMAIL>")
+    secret = read_keys(parts.settings.path("keys.env")).secret
+    assert stored["correction"].user == pseudonym(secret, "bob")
+    assert "bob" not in stored["correction"].feedback_id
+    assert parts.features.count_labelled_since({}) == 1
+
+
+def test_a_label_that_the_taxonomy_gets_later_comes_back_from_the_dead_letters(parts: Project) -> None:
+    parts.publish(prediction(1))
+    parts.publisher.publish_many([raw(parts, 1, value="astronomy")])
+    parts.drain()
+    assert parts.features.stored_events()["feedback"] == 0
+    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).still_bad == 1
+    parts.registry.take_up_labels(["astronomy"], actor="me")
+    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).published == 1
+    parts.drain()
+    assert [row.value for row in parts.features.labelled_feedback()] == ["astronomy"]
+
+
+def test_what_was_erased_comes_back_neither_from_kafka_nor_from_the_dead_letters(parts: Project) -> None:
+    bob = pseudonym(read_keys(parts.settings.path("keys.env")).secret, "bob")
+    parts.publish(prediction(1), prediction(2))
+    parts.publisher.publish_many([raw(parts, 1, value="astronomy", user="bob")])
+    parts.drain()
+    parts.registry.exclude("user", [bob], actor="me", action="feedback erase", detail={})
+    done = replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5)
+    assert (done.published, done.still_bad, done.erased) == (0, 0, 1)
+    earlier, later = utc_now() - timedelta(minutes=1), utc_now() + timedelta(minutes=1)
+    parts.publish(feedback(1, user=bob, time=earlier), feedback(2, user=bob, time=later))
+    parts.drain()
+    assert [row.prediction_id for row in parts.features.labelled_feedback()] == [pid(2)]
+
+
+def test_counts_are_of_what_is_effective_after_a_topic_was_made_anew(parts: Project) -> None:
+    """After an unclean stop the outbox publishes again, to a topic with another id, what the log holds already."""
+    log, now = parts.features.log, utc_now()
+
+    def store(events: Sequence[PredictionMade | FeedbackReceived], topic: str, first: int = 0) -> None:
+        table = "predictions" if isinstance(events[0], PredictionMade) else "feedback"
+        rows = [row_of(event, now, topic, 0, first + n) for n, event in enumerate(events)]
+        log.append(table, pa.Table.from_pylist(rows, schema=SCHEMAS[table]))
+
+    store([prediction(n) for n in range(24)], "P")
+    parts.features.write_online([prediction(n) for n in range(24)])
+    said = [feedback(n) for n in range(24)]
+    store(said, "old")
+    counts = LiveCounts(parts.features)
+    counts.start(["old/0"])
+    counts.write(now)
+    assert live_counts(parts.features) == {"v1": {"disagreed": 24}}
+    store([*said[20:], feedback(24)], "fresh")
+    restarted = LiveCounts(parts.features)
+    restarted.start(["fresh/0"])
+    restarted.write(now + timedelta(seconds=5))
+    assert live_counts(parts.features) == {"v1": {"disagreed": 24}}
+    assert restarted.waiting == 1
+    restarted.add([("fresh/0", feedback(3))])  # once more, to the running consumer
+    assert restarted.stale
+    store([feedback(0, feedback_id="r", kind="retract", value=fid(0))], "fresh", first=5)
+    restarted.start(["fresh/0"])
+    restarted.write(now + timedelta(seconds=10))
+    assert live_counts(parts.features) == {"v1": {"disagreed": 23}}

@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.dataset.build import Dataset
+from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
 from pipelines.evidence_classification import LabelEvidence, score_label
 from pipelines.gates import Facts, judge
 from pipelines.gates_compressed import judge_compressed
+from pipelines.judging import vanished
 from pipelines.policy import DEFAULT_POLICY, BadPolicy, Policy, changes, load_policy
 from schemas.artifacts import Calibration, Conformal, GateReport, GateResult, Verdict
 from schemas.reports import Robustness
@@ -236,6 +239,48 @@ def test_a_label_without_recent_feedback_has_to_keep_its_score() -> None:
     assert gate(verdict(champion, candidate), "forgetting").verdict is Verdict.PASS
     assert gate(verdict(champion, candidate, absent={"a"}), "forgetting").verdict is Verdict.PASS
     assert gate(verdict(champion, candidate, absent={"b"}), "forgetting").verdict is Verdict.FAIL
+
+
+def test_a_label_that_no_row_trains_or_judges_is_not_promoted_away() -> None:
+    report = verdict(BEFORE, AFTER, vanished={"card lost"})
+    assert report.stopped_by() == ["forgetting"]
+    told = gate(report, "forgetting").sentence
+    assert told == (
+        "'card lost' is active in the taxonomy and no row trains or judges it: "
+        "retire it with `ratchet labels retire card lost`, or give rows"
+    )
+    assert verdict(BEFORE, AFTER, absent={"card lost"}).verdict is Verdict.PASS
+    unseen = gate(verdict(BEFORE, AFTER, absent={"card lost"}), "forgetting").sentence
+    assert unseen == "no row judges a label without recent feedback"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"c"}),
+        ({"train": "c"}, set()),
+        ({"validation": "c"}, set()),
+        ({"judge": "c"}, set()),
+        ({"rejections": "c"}, {"c"}),
+    ],
+)
+def test_a_label_has_vanished_if_it_was_taught_and_no_row_names_it(given: dict[str, str], expected: set[str]) -> None:
+    def example(label: str) -> Example:
+        return Example(text=label, label=label, source="seed")
+
+    sides: dict[str, Any] = {side: [example(label)] for side, label in given.items() if side != "judge"}
+    rows = [FileRow("t", given["judge"])] if "judge" in given else []
+    dataset = Dataset(
+        train=[example("a"), example("b"), *sides.get("train", [])],
+        validation=sides.get("validation", []),
+        rejections=sides.get("rejections", []),
+        calibration=[],
+        judge=[FileRow("t", "a"), *rows],
+        labels=["a", "b", "c", "new"],
+        manifest=None,  # type: ignore[arg-type]  # is not looked at
+    )
+    taught = frozenset({"a", "b", "c", "retired"})
+    assert vanished(dataset, "classification", taught) == expected
 
 
 # --- calibration, robustness, data, serving -------------------------------------------------------------------------

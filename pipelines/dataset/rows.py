@@ -5,6 +5,7 @@ deliberately decides nothing: build.py does.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,12 @@ import orjson
 from pipelines.dataset.build import Dataset, Ledger, build
 from pipelines.dataset.clean import Tokens
 from pipelines.dataset.examples import Example
-from pipelines.dataset.files import Columns, read_rows
+from pipelines.dataset.exclusions import kept
+from pipelines.dataset.files import Columns, FileRow, read_rows
 from pipelines.features import FeedbackRow
+from schemas.labels import LabelMap
 from schemas.settings import Settings
+from schemas.targets import LABELLED, Task, canonical, labels_of, value_of
 
 if TYPE_CHECKING:
     from pipelines.training.bases import Base
@@ -29,23 +33,33 @@ def collect_and_build(
     feedback: Sequence[FeedbackRow],
     *,
     cut: dict[str, int],
-    labels: Sequence[str],
+    labels: LabelMap,
     ledger: Ledger,
     base: "Base",
     since: datetime | None = None,
+    without: frozenset[str] = frozenset(),
 ) -> Dataset:
-    """The dataset of the project's files and this feedback; see `build`. Raises BadFile."""
+    """The dataset of the project's files and this feedback; see `build`. Raises BadFile.
+
+    `labels` is the taxonomy: labels of files and feedback get their present names. `without` are keys of texts that somebody
+    took out of the files (exclusions.py).
+    """
     task, reference, columns = settings.model.task, settings.dataset.reference, columns_of(settings)
+
+    def read(path: str) -> list[FileRow]:
+        rows = kept(read_rows(settings.path(path), task, columns), without)
+        return [replace(row, label=labels.target(task, row.label)) for row in rows]
+
     return build(
-        read_rows(settings.path(settings.dataset.seed), task, columns),
-        read_rows(settings.path(reference), task, columns) if reference else None,
-        feedback,
-        labels=labels,
+        read(settings.dataset.seed),
+        _judging(read(reference), labels, task) if reference else None,
+        [_renamed(row, labels, task) for row in feedback],
+        labels=labels.active,
         cut=cut,
         settings=settings,
         embed=base.embed,
         ledger=ledger,
-        domain=[row for path in settings.dataset.domain for row in read_rows(settings.path(path), task, columns)],
+        domain=[row for path in settings.dataset.domain for row in read(path)],
         tokens=Tokens(base.token_counts, base.token_limit),
         since=since,
     )
@@ -54,6 +68,24 @@ def collect_and_build(
 def columns_of(settings: Settings) -> Columns:
     """Return the columns that the settings name for all files of rows."""
     return Columns(settings.dataset.text_column, settings.dataset.label_column)
+
+
+def _judging(rows: list[FileRow], labels: LabelMap, task: Task) -> list[FileRow]:
+    """Rows whose labels are in use: nobody is judged by a label that no model may answer."""
+    return [row for row in rows if all(labels.is_active(name) for name in labels_of(task, row.label))]
+
+
+def _renamed(row: FeedbackRow, labels: LabelMap, task: Task) -> FeedbackRow:
+    """The feedback with the present names of the labels that it and its prediction named."""
+    if task not in LABELLED:
+        return row
+    try:
+        value = labels.target(task, canonical(task, row.value)) if row.kind == "correction" else None
+        predicted = labels.target(task, row.predicted_label)
+    except ValueError:
+        return row  # no target of this task: the collection drops it and says so
+    said = row.value if value is None else value_of(task, value)
+    return replace(row, value=said, predicted_label=predicted)
 
 
 def write_rows(folder: Path, dataset: Dataset) -> None:

@@ -1,0 +1,63 @@
+"""The door for feedback that did not come through our serving: the rules of `POST /feedback`, and what was taken out for good.
+
+Turns a `FeedbackReceived` from Kafka into the one that is stored, or raises `BadMessage`. The consumer asks for every message,
+the replay of dead letters before it publishes one again. The rules are serving/feedback.py's; a label that the taxonomy gets
+later is a dead letter until then, and `ratchet feedback replay --dlq` brings it back.
+"""
+
+from functools import cached_property
+
+from pipelines.event_rows import BadMessage
+from schemas.events import FeedbackReceived, PredictionMade
+from schemas.labels import LabelMap
+from schemas.settings import Settings
+from serving.access import pseudonym, read_keys
+from serving.feedback import BadFeedback, FeedbackChecker, feedback_uuid, is_pseudonym
+from serving.registry import Registry
+from serving.registry_exclusions import Excluded
+
+
+class FeedbackGate:
+    """The rules of one project, as of the last `refresh`."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings, self._registry = settings, registry
+        self._labels = LabelMap()
+        self.excluded = Excluded()
+        self._checker = FeedbackChecker(
+            settings.model.name,
+            settings.model.task,
+            secret=lambda: self._secret,
+            max_chars=settings.serving.max_text_chars,
+            labels=lambda: self._labels,
+            refresh_labels=lambda: self._labels,
+        )
+
+    def refresh(self) -> bool:
+        """Read taxonomy and exclusions again; return whether the exclusions changed. Raises RegistryUnavailable."""
+        before = self.excluded
+        self._labels, self.excluded = self._registry.label_map(), self._registry.excluded()
+        return self.excluded != before
+
+    def check(self, event: FeedbackReceived) -> FeedbackReceived:
+        """Return the event as it is stored. Raises BadMessage, or KeysMissing if the project's secret is not there."""
+        try:
+            data = self._checker.checked(event.data)
+        except BadFeedback as error:
+            raise BadMessage(str(error)) from error
+        return event.model_copy(update={"data": data, "subject": data.prediction_id})
+
+    def is_erased(self, event: PredictionMade | FeedbackReceived) -> bool:
+        """Whether an event, in whatever form it was sent, is about somebody or something that was taken out for good."""
+        changed: dict[str, object] = {}
+        if event.data.user and not is_pseudonym(event.data.user):
+            changed["user"] = pseudonym(self._secret, event.data.user)
+        if isinstance(event, FeedbackReceived):
+            changed["feedback_id"] = feedback_uuid(lambda: self._secret, event.data.feedback_id)
+        stored = event.model_copy(update={"data": event.data.model_copy(update=changed)})
+        return self.excluded.covers(stored)
+
+    @cached_property
+    def _secret(self) -> str:
+        """Read when it is first needed: feedback of our own serving is checked without it."""
+        return read_keys(self._settings.path(self._settings.access.keys)).secret

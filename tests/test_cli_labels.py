@@ -1,0 +1,87 @@
+"""`ratchet labels` and `ratchet dataset exclude` on a real project: what a round would train on follows them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from schemas.settings import Settings, load_settings
+from services.cli import cli
+from services.projects import create_project
+from serving.registry import Registry
+from tests.conftest import write_rows
+from tests.fakes import toy_rows
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_base: Path) -> Settings:
+    rows = [(text, f"{label} ") for text, label in toy_rows(60, seed=1)]
+    create_project(
+        tmp_path / "toys",
+        seed=write_rows(tmp_path / "seed.csv", rows),
+        reference=write_rows(tmp_path / "reference.csv", toy_rows(30, seed=2)),
+        base_model=str(tiny_base),
+        overrides={"model": {"max_length": 32}},
+    )
+    config = tmp_path / "toys/ratchet.toml"
+    return load_settings(config.read_text(), {}, root=config.parent)
+
+
+@pytest.fixture
+def registry(project: Settings) -> Iterator[Registry]:
+    opened = Registry(project.registry_url, project.model.name)
+    yield opened
+    opened.close()
+
+
+def run(project: Settings, *arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(cli, [*arguments, "-c", str(project.root / "ratchet.toml")])
+    assert done.exit_code == code, done.output
+    return done.output if code else done.stdout
+
+
+def test_labels_have_one_form_and_are_renamed_merged_and_retired(project: Settings, registry: Registry) -> None:
+    assert registry.active_labels() == ["cooking", "football", "money"]
+    assert run(project, "labels", "add", "money ", "\u200bcooking") == "known already: nothing added\n"
+    assert run(project, "labels", "add", "1.0") == "added: 1\n"
+    assert "a label may not be empty" in run(project, "labels", "add", "\u200b", code=2)
+    assert run(project, "labels", "rename", "money", "finance").startswith("renamed: money is finance from now on; ")
+    assert run(project, "labels", "merge", "1", "finance").startswith("merged: 1 is finance from now on")
+    assert run(project, "labels", "retire", "cooking").startswith("retired: cooking; the champion answers with its own")
+    refused = CliRunner().invoke(cli, ["labels", "retire", "football", "-c", str(project.root / "ratchet.toml")])
+    assert "a model needs 2: add another first" in str(refused.exception)
+    assert "money  merged into finance" in run(project, "labels", "list")
+
+    manifest = json.loads(run(project, "dataset", "build", "--json"))
+    assert manifest["labels"] == ["football", "finance"]
+    assert manifest["dropped"]["label not in the taxonomy"] == 20
+    assert set(manifest["rows_by_label"]) == {"football", "finance"}
+    rows = [json.loads(line) for line in project.path("state/dataset/rows.jsonl").read_text().splitlines()]
+    assert {row["label"] for row in rows} == {"football", "finance"}
+    assert run(project, "labels", "add", "cooking") == "in use again: cooking\n"
+
+
+def test_a_row_is_found_taken_out_and_taken_in_again(project: Settings, registry: Registry) -> None:
+    text = toy_rows(60, seed=1)[3][0]
+    [found] = json.loads(run(project, "dataset", "exclude", "--find", text, "--json"))
+    assert (found["excluded"], found["label"]) == (False, "football")
+    before = json.loads(run(project, "dataset", "build", "--json"))["rows_in"]
+    run(project, "dataset", "exclude", "seed.csv:5", "--reason", "poisoned")  # the header is row 1
+    [listed] = json.loads(run(project, "dataset", "exclude", "--json"))
+    assert (listed["key"], listed["excluded"]) == (found["key"], True)
+    assert json.loads(run(project, "dataset", "build", "--json"))["rows_in"] == before - 1
+    run(project, "dataset", "exclude", found["key"][:8], "--undo")
+    assert run(project, "dataset", "exclude") == "no rows\n"
+    assert [row.detail["reason"] for row in registry.audit_rows()] == ["poisoned", ""]
+    assert "rows 2 to 61" in run(project, "dataset", "exclude", "seed.csv:1", code=2)
+    assert "0 rows have such a key" in run(project, "dataset", "exclude", "ffff0000ffff", code=2)
+
+
+def test_a_dataset_is_exported_as_csv_and_parquet(project: Settings, tmp_path: Path) -> None:
+    from pipelines.dataset.files import read_rows
+
+    for name in ("out.csv", "out.parquet"):
+        run(project, "dataset", "export", "--out", str(tmp_path / name))
+        assert len(read_rows(tmp_path / name, "classification")) > 40

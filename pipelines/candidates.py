@@ -70,7 +70,7 @@ def make(
             if not _is_finished(smaller[1], dataset):
                 told = partial(progress, "distillation")
                 _distil(full, smaller[1], _unjudged(traffic(TRAFFIC_TEXTS), dataset), dataset, base, settings, told)
-        policy = load_policy(settings.path(settings.gates.policy).read_text())
+        policy = load_policy(settings.path(settings.gates.policy).read_bytes())
         tried = [compression.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
         passed = [(trial.seconds, path) for trial, path in zip(tried, smaller, strict=True) if trial.passed]
         chosen = min(passed)[1] if passed else full

@@ -37,6 +37,7 @@ from schemas.artifacts import (
 )
 from schemas.reports import RoundReport
 from schemas.settings import Settings
+from schemas.toml_file import decode
 from serving.artifacts import ArtifactStore, read_manifest
 from serving.registry import ChampionMoved, Registry
 from serving.runtime import Loaded, open_version
@@ -180,7 +181,7 @@ def _judge(
     progress: Progress,
 ) -> RoundReport:
     """Evaluation and gates on the exact artefact; the report is sealed into the version, so that it is judged once."""
-    text = settings.path(settings.gates.policy).read_text()
+    text = decode(settings.path(settings.gates.policy).read_bytes(), "policy.toml")
     policy = load_policy(text)
     candidate, champion = _runtimes(directory, record, registry, store, settings)
     registry.update_round(record.round_id, step="evaluation", candidate_version=candidate.version)

@@ -7,15 +7,19 @@ imports what it needs. Exit 0 done, 1 failed with a one-line reason on stderr, 2
 
 import contextlib
 import os
+import platform
 import signal
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 from typing import get_args
 
 import click
 
+from schemas.redact import redacted
 from schemas.targets import Task
+from services.cli_access import access
 from services.cli_dataset import dataset
 from services.cli_feedback import feedback
 from services.cli_models import audit, labels, model
@@ -23,12 +27,21 @@ from services.cli_project import config_option, json_option, show
 from services.cli_rounds import rounds
 
 
+def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        file = Path(__file__).parent.parent / "pyproject.toml"
+        version = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.exists() else "of a container"
+        click.echo(f"ratchet {version}, Python {platform.python_version()}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 def cli() -> None:
     """Continuous learning: serve, collect feedback, fine-tune, gate, hot-swap."""
 
 
-for group in (rounds, dataset, model, labels, feedback, audit):
+for group in (rounds, dataset, model, labels, feedback, access, audit):
     cli.add_command(group)
 
 
@@ -59,10 +72,14 @@ def init(
 @config_option
 def up(config: Path) -> None:
     """Run everything on this machine, until Ctrl-C."""
+    from services.preflight import refuse_broken
     from services.projects import open_project
-    from services.up import Supervisor
 
-    supervisor = Supervisor(open_project(config), config, click.echo)
+    settings = open_project(config)
+    refuse_broken(settings)
+    from services.up import Supervisor  # Kafka and the registry are loaded once nothing speaks against it
+
+    supervisor = Supervisor(settings, config, click.echo)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.stop.set())
     supervisor.run()
@@ -139,7 +156,8 @@ def _run() -> int:
         if os.environ.get("RATCHET_DEBUG") == "1":
             raise
         with contextlib.suppress(OSError):
-            click.echo(f"ratchet: {_one_line(error)}", err=True)
+            for line in getattr(error, "problems", None) or [_one_line(error)]:
+                click.echo(f"ratchet: {redacted(line)}", err=True)
         return 1
 
 

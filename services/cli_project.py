@@ -25,8 +25,20 @@ def _me() -> str:
         return "unknown"
 
 
+def _file(_context: click.Context, _parameter: click.Parameter, value: Path) -> Path:
+    from services.projects import settings_file
+
+    return settings_file(value)
+
+
 config_option = click.option(
-    "-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml", show_default=True, help="settings file"
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path),
+    default="ratchet.toml",
+    show_default=True,
+    callback=_file,
+    help="settings file, or the folder that holds ratchet.toml",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 by_option = click.option("--by", default=_me, show_default="you", help="who decides")

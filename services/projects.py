@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.settings import Settings, load_settings, render_settings
+from schemas.settings import FILE, Settings, load_settings, render_settings
 from schemas.targets import COLUMNS, LABELLED, Task, labels_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 LOCK = "state/up.lock"  # held by the `ratchet up` of the folder for as long as it lives
 STATE = "state/up.json"  # where its parts are, written once they are ready
 # A language model costs a hundred times an encoder's row: few epochs, the best of them kept, nothing trained twice.
+# What a project keeps to itself and its machine; settings, gates and data may be committed.
+GITIGNORE = """\
+# Keys are secret, and state is this machine's: texts of users, models, logs. The rest may be committed.
+keys.env
+*keys.env.*
+state/
+"""
 TEXT_TRAINING: Mapping[str, object] = {"epochs": 3, "refit_below": 0}
 
 
@@ -29,11 +36,26 @@ class ProjectError(ValueError):
     """A folder cannot be made or opened; the message says what to do."""
 
 
+def settings_file(config: Path) -> Path:
+    """The settings file that `-c` names: the file itself, or the ratchet.toml of a folder."""
+    return config / FILE if config.is_dir() else config
+
+
 def open_project(config: Path) -> Settings:
-    """Settings of a project. Raises ProjectError or SettingsError."""
+    """Settings of a project, by its settings file or its folder. Raises ProjectError or SettingsError."""
+    config = settings_file(config)
     if not config.is_file():
         raise ProjectError(f"{config} does not exist: run `ratchet init`, or name the file with -c")
-    return load_settings(config.read_text(), os.environ, root=config.absolute().parent)
+    settings = load_settings(config.read_bytes(), os.environ, root=config.absolute().parent)
+    return _with_base_path(settings)
+
+
+def _with_base_path(settings: Settings) -> Settings:
+    """A base model that lies below the project, as an absolute path: it is loaded from other working directories."""
+    named = settings.model.base_model
+    if not named or not (path := settings.path(os.path.expanduser(named))).exists():
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"base_model": str(path)})})
 
 
 def running_up(settings: Settings) -> dict[str, Any] | None:
@@ -66,6 +88,7 @@ def create_project(
     """Make a project folder; nothing half-made stays if something is wrong.
 
     Raises:
+        BrokenProject: the base model is not there, or seed and reference are the same rows.
         ProjectError: the folder is not empty, there is nothing to tell apart, or the task has no labels to name.
         BadFile: seed or reference cannot be read.
 
@@ -73,6 +96,7 @@ def create_project(
     from pipelines.dataset.files import read_rows
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy
+    from services.preflight import refuse_broken
     from serving.access import write_keys
     from serving.registry import Registry
 
@@ -106,7 +130,9 @@ def create_project(
         settings = open_project(folder / "ratchet.toml")
         (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen))
         (folder / "policy.toml").write_text(default_policy(task))
-        write_keys(folder / "keys.env")
+        (folder / ".gitignore").write_text(GITIGNORE, encoding="utf-8")
+        write_keys(settings.path(settings.access.keys))
+        refuse_broken(settings)
         registry = Registry(settings.registry_url, settings.model.name)
         try:
             registry.migrate()

@@ -9,7 +9,7 @@ A key is overridden by `RATCHET_<GROUP>__<KEY>`. Unknown keys and bad values are
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,7 @@ from schemas.targets import Task
 
 FILE = "ratchet.toml"
 PREFIX = "RATCHET_"
+STATE = "state"
 
 
 class SettingsError(ValueError):
@@ -312,7 +313,10 @@ class AccessSettings(Group):
 
 
 class Settings(Group):
-    """The whole tree. `root` is the folder that relative paths start from: the one that holds ratchet.toml."""
+    """The whole tree. `root` is the folder that relative paths start from: the one that holds ratchet.toml.
+
+    `state` is where what lies below state/ is kept instead, if the environment sets RATCHET_STATE: root may be read-only then.
+    """
 
     model: ModelSettings = ModelSettings()
     dataset: DatasetSettings = DatasetSettings()
@@ -327,6 +331,7 @@ class Settings(Group):
     console: ConsoleSettings = ConsoleSettings()
     access: AccessSettings = AccessSettings()
     root: Path = Field(default=Path(), exclude=True)
+    state: Path | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _balances_what_has_one_label(self) -> Self:
@@ -345,7 +350,10 @@ class Settings(Group):
         return self
 
     def path(self, value: str) -> Path:
-        """A path setting as an absolute path; relative ones start at `root`."""
+        """A path setting as an absolute path; relative ones start at `root`, or below state/ at `state` if that is set."""
+        parts = Path(value).parts
+        if self.state is not None and parts[:1] == (STATE,):
+            return (self.root / self.state).absolute().joinpath(*parts[1:])
         return (self.root / value).absolute()
 
     def location(self, value: str) -> str:
@@ -403,10 +411,10 @@ def load_settings(text: str | bytes, environ: Mapping[str, str], *, root: Path) 
         table[key] = _from_environment(value)
         variables[group, key] = variable
         variables.setdefault((group,), variable)
-    if "root" in tree:
-        raise SettingsError("unknown setting root")
+    if unknown := tree.keys() & {"root", "state"}:
+        raise SettingsError(f"unknown setting {min(unknown)}")
     try:
-        return Settings.model_validate({**tree, "root": root})
+        return Settings.model_validate({**tree, "root": root, "state": environ.get(f"{PREFIX}STATE") or None})
     except ValidationError as error:
         found = error.errors(include_url=False)
         raise SettingsError("; ".join(toml_file.explain(e, Settings, text, FILE, variables) for e in found)) from error
@@ -439,11 +447,11 @@ def render_settings(overrides: Mapping[str, Mapping[str, object]]) -> str:
         "",
     ]
     for group, field in Settings.model_fields.items():
-        if group == "root":
+        if field.exclude:
             continue
         model = field.annotation
         assert isinstance(model, type) and issubclass(model, Group)
-        lines += [f"# {model.__doc__}", f"[{group}]"]
+        lines += [f"# {model.__doc__ or group}", f"[{group}]"]  # python -OO has no docstrings
         for key, setting in model.model_fields.items():
             lines.append(f"# {setting.description}")
             chosen = overrides.get(group, {})

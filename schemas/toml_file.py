@@ -96,7 +96,9 @@ def nearest(model: type[BaseModel], path: Sequence[str]) -> str | None:
     if close:
         return f"{group}.{close[0]}"
     elsewhere = [f"{name}.{key}" for name, keys in groups.items() if key in keys]
-    whole = difflib.get_close_matches(f"{group}.{key}", [f"{g}.{k}" for g, keys in groups.items() for k in keys], 1, 0.8)
+    whole = difflib.get_close_matches(
+        f"{group}.{key}", [f"{g}.{k}" for g, keys in groups.items() for k in keys], 1, 0.8
+    )
     return next(iter([*elsewhere, *whole]), None)
 
 
@@ -142,4 +144,6 @@ def _rule(error: Any) -> str:
         "tuple_type": "expected a list in brackets",
     }
     said: str = error["msg"]
-    return kinds.get(error["type"], said.replace("Input should be", "expected", 1).replace("String should", "should", 1))
+    return kinds.get(
+        error["type"], said.replace("Input should be", "expected", 1).replace("String should", "should", 1)
+    )

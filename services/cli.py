@@ -7,10 +7,8 @@ imports what it needs. Exit 0 done, 1 failed with a one-line reason on stderr, 2
 
 import contextlib
 import os
-import platform
 import signal
 import sys
-import tomllib
 import warnings
 from pathlib import Path
 from typing import get_args
@@ -29,8 +27,13 @@ from services.cli_rounds import rounds
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
+        import platform
+        import tomllib
+
         file = Path(__file__).parent.parent / "pyproject.toml"
-        version = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.exists() else "of a container"
+        version = (
+            tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.exists() else "of a container"
+        )
         click.echo(f"ratchet {version}, Python {platform.python_version()}")
         context.exit()
 
@@ -77,11 +80,11 @@ def up(config: Path) -> None:
 
     settings = open_project(config)
     refuse_broken(settings)
+    from services.signals import stop_on
     from services.up import Supervisor  # Kafka and the registry are loaded once nothing speaks against it
 
     supervisor = Supervisor(settings, config, click.echo)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: supervisor.stop.set())
+    stop_on(supervisor.stop, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     supervisor.run()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from services.cli_project import config_option, json_option, opened, show
+from services.cli_project import config_option, json_option, opened, round_named, show
 
 if TYPE_CHECKING:
     from pipelines.dataset.build import Dataset
@@ -66,7 +66,7 @@ def dataset_export(round_id: str | None, kind: str, out: Path, config: Path) -> 
 
     with opened(config) as (settings, registry):
         if round_id:
-            registry.round(round_id)
+            round_id = round_named(registry, round_id)
             rows = training_rows(round_folder(settings, round_id))
         else:
             built, _, _ = _build(settings, registry)

@@ -7,7 +7,7 @@ deliberately holds no command.
 import contextlib
 import getpass
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ import click
 if TYPE_CHECKING:
     from schemas.settings import Settings
     from serving.registry import Registry
+
+
+SHOWN = 8  # candidates named for a prefix of several ids
 
 
 def _me() -> str:
@@ -57,6 +60,42 @@ def opened(config: Path) -> "Iterator[tuple[Settings, Registry]]":
         yield settings, registry
     finally:
         registry.close()
+
+
+def one_of(given: str, known: Sequence[str], kind: str) -> str:
+    """Return the id that `given` stands for: itself, a unique prefix of it, or `latest`.
+
+    Args:
+        given: what the user typed.
+        known: every id, the newest first.
+        kind: what the ids name, and the command that lists them: "round", "model".
+
+    Raises:
+        click.ClickException: no id or several begin with it; the message names the candidates.
+
+    """
+    called = {"model": "version"}.get(kind, kind)
+    if not known:
+        raise click.ClickException(f"there is no {called} yet: see `ratchet {kind} list`")
+    if given == "latest":
+        return known[0]
+    found = [given] if given in known else [name for name in known if given and name.startswith(given)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise click.ClickException(f"no {called} is or begins with {given!r}: see `ratchet {kind} list`")
+    shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    raise click.ClickException(f"{len(found)} {called}s begin with {given!r}: {shown}; type more of the id")
+
+
+def round_named(registry: "Registry", given: str) -> str:
+    """Return the id of the round that a unique prefix, or `latest`, stands for. Raises as `one_of`."""
+    return one_of(given, [record.round_id for record in registry.rounds()], "round")
+
+
+def version_named(registry: "Registry", given: str) -> str:
+    """Return the name of the model version that a unique prefix, or `latest`, stands for. Raises as `one_of`."""
+    return one_of(given, [version.model_version for version in registry.versions()], "model")
 
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:

@@ -78,7 +78,10 @@ def policy(settings: Settings) -> Iterator[str]:
 def data(settings: Settings) -> Iterator[str]:
     """Yield labelled files that are gone, cannot be read or hold no usable rows, and a reference that is the seed."""
     named = [("dataset.seed", settings.dataset.seed), ("dataset.reference", settings.dataset.reference)]
-    named += [("gates.must_pass", settings.gates.must_pass), *(("dataset.domain", path) for path in settings.dataset.domain)]
+    named += [
+        ("gates.must_pass", settings.gates.must_pass),
+        *(("dataset.domain", path) for path in settings.dataset.domain),
+    ]
     texts: dict[str, set[str]] = {}
     for name, value in named:
         if value is not None:

@@ -26,7 +26,9 @@ from schemas.events import utc_now
 from schemas.settings import Settings, SettingsError, load_settings
 from services.crontab import crontab
 from services.executors import LocalExecutor
+from services.feedback_counts import CountKeeper
 from services.round_process import Whereabouts
+from services.signals import stop_on
 from serving.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")
@@ -163,19 +165,17 @@ class TrainingScheduler:
 
 
 def _run(config: Path) -> None:
-    from pipelines.features import FeatureStore
-
     settings = load_settings(config.read_bytes(), os.environ, root=config.absolute().parent)
     refuse_unbuilt(settings.triggers)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop_on(stop, signal.SIGTERM, signal.SIGINT)
     registry = Registry(settings.registry_url, settings.model.name)
     executor = LocalExecutor(settings, config)
-    scheduler = TrainingScheduler(settings, registry, lambda: FeatureStore(settings), executor)
+    counts = CountKeeper(settings, registry)
+    scheduler = TrainingScheduler(settings, registry, counts.open, executor)
     ticking = BackgroundScheduler(timezone="UTC")
     ticking.add_job(
-        scheduler.tick,
+        lambda: (scheduler.tick(), counts.keep()),
         "interval",
         seconds=settings.triggers.tick_seconds,
         misfire_grace_time=None,

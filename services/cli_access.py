@@ -68,4 +68,4 @@ def _audit(config: Path, by: str, made: list[str]) -> None:
         with opened(config) as (_, registry):
             registry.audit(by, "access keys", {"made": made})
     except RegistryUnavailable as error:
-        click.echo(f"not in the audit log: {error}", err=True)
+        click.echo(f"not in the audit log: {str(error).splitlines()[0]}", err=True)

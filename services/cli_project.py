@@ -7,6 +7,7 @@ deliberately holds no command.
 import contextlib
 import getpass
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +52,12 @@ reason_option = click.option("--reason", default="", help="why")
 @contextlib.contextmanager
 def opened(config: Path) -> "Iterator[tuple[Settings, Registry]]":
     """A project's settings and registry."""
+    from services.places import settle
     from services.projects import open_project
     from serving.registry import Registry
 
     settings = open_project(config)
+    settle(settings, os.environ)
     registry = Registry(settings.registry_url, settings.model.name)
     try:
         yield settings, registry

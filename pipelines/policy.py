@@ -6,14 +6,16 @@ writes `default_policy`; training_round.py loads it; the gates read it. It delib
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from string import Template
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from schemas import toml_file
 from schemas.targets import Task
+
+FILE = "policy.toml"
 
 _TEMPLATE = """# The gates: thresholds, and why. A gate with blocking = false only advises.
 # Every report holds the values it was judged by, and names each one that differs from the round before.
@@ -249,12 +251,16 @@ class Policy(BaseModel):
         return self.superiority.alpha / (look * (look + 1))
 
 
-def load_policy(text: str) -> Policy:
-    """The policy of a policy.toml. Raises BadPolicy."""
+def load_policy(raw: str | bytes) -> Policy:
+    """The policy of a policy.toml. Raises BadPolicy, which names line, key and value."""
     try:
-        return Policy.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise BadPolicy(f"policy.toml: {error}") from error
+        text = toml_file.decode(raw, FILE)
+        return Policy.model_validate(toml_file.parse(text, FILE))
+    except toml_file.NotToml as error:
+        raise BadPolicy(str(error)) from error
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise BadPolicy("; ".join(toml_file.explain(e, Policy, text, FILE) for e in found)) from error
 
 
 def changes(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> list[str]:

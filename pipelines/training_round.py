@@ -39,6 +39,7 @@ from schemas.artifacts import (
 from schemas.labels import LabelMap
 from schemas.reports import RoundReport
 from schemas.settings import Settings
+from schemas.toml_file import decode
 from serving.artifacts import ArtifactStore, read_manifest
 from serving.loading import Loaded, open_version
 from serving.registry import ChampionMoved, Registry
@@ -95,7 +96,7 @@ def run_round(
     folder = round_folder(settings, round_id)
     folder.mkdir(parents=True, exist_ok=True)
     # Read once: an edit while the round runs must not part what compression was judged by from what the report attests.
-    policy_text = settings.path(settings.gates.policy).read_text(encoding="utf-8")
+    policy_text = decode(settings.path(settings.gates.policy).read_bytes(), "policy.toml")
     policy = load_policy(policy_text)
     base = open_base(settings.model)
 

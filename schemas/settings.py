@@ -7,16 +7,18 @@ A key is overridden by `RATCHET_<GROUP>__<KEY>`. Unknown keys and bad values are
 """
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from schemas import toml_file
 from schemas.targets import Task
 
+FILE = "ratchet.toml"
 PREFIX = "RATCHET_"
+STATE = "state"
 
 
 class SettingsError(ValueError):
@@ -155,7 +157,7 @@ class TriggerSettings(Group):
         None, gt=0, description="hours since the last round, if there is any feedback; unset: off"
     )
     drift: float | None = Field(None, gt=0, lt=1, description="not built yet; must stay unset")
-    cron: str | None = Field(None, description="five-field crontab at which a round is due; unset: off")
+    cron: str | None = Field(None, description="five-field crontab, in UTC, at which a round is due; unset: off")
     tick_seconds: float = Field(2.0, gt=0, description="seconds between looks of the scheduler")
     stale_after_s: float = Field(
         120.0, gt=0, description="seconds without a heartbeat after which a round counts as dead"
@@ -317,7 +319,10 @@ class AccessSettings(Group):
 
 
 class Settings(Group):
-    """The whole tree. `root` is the folder that relative paths start from: the one that holds ratchet.toml."""
+    """The whole tree. `root` is the folder that relative paths start from: the one that holds ratchet.toml.
+
+    `state` is where what lies below state/ is kept instead, if the environment sets RATCHET_STATE: root may be read-only then.
+    """
 
     model: ModelSettings = ModelSettings()
     dataset: DatasetSettings = DatasetSettings()
@@ -332,6 +337,7 @@ class Settings(Group):
     console: ConsoleSettings = ConsoleSettings()
     access: AccessSettings = AccessSettings()
     root: Path = Field(default=Path(), exclude=True)
+    state: Path | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _balances_what_has_one_label(self) -> Self:
@@ -350,7 +356,10 @@ class Settings(Group):
         return self
 
     def path(self, value: str) -> Path:
-        """A path setting as an absolute path; relative ones start at `root`."""
+        """A path setting as an absolute path; relative ones start at `root`, or below state/ at `state` if that is set."""
+        parts = Path(value).parts
+        if self.state is not None and parts[:1] == (STATE,):
+            return (self.root / self.state).absolute().joinpath(*parts[1:])
         return (self.root / value).absolute()
 
     def location(self, value: str) -> str:
@@ -377,35 +386,53 @@ class Settings(Group):
         return self.kafka.bootstrap_servers is None
 
 
-def load_settings(text: str, environ: Mapping[str, str], *, root: Path) -> Settings:
+def load_settings(text: str | bytes, environ: Mapping[str, str], *, root: Path) -> Settings:
     """Settings from a TOML text and an environment.
 
     Args:
-        text: the content of ratchet.toml; may be empty.
+        text: the content of ratchet.toml, or its bytes; may be empty.
         environ: variables named RATCHET_<GROUP>__<KEY> override the file; others are ignored.
         root: the folder that relative paths start from.
 
     Raises:
-        SettingsError: not TOML, an unknown key or a bad value; the message names key and value.
+        SettingsError: not TOML, an unknown key or a bad value; the message names line or variable, key and value.
 
     """
     try:
-        tree: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"ratchet.toml is not TOML: {error}") from error
+        text = toml_file.decode(text, FILE)
+        tree = toml_file.parse(text, FILE)
+    except toml_file.NotToml as error:
+        raise SettingsError(str(error)) from error
+    variables: dict[tuple[str, ...], str] = {}
     for variable, value in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
         group, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
-        if variable.startswith(PREFIX) and separator:
-            table = tree.setdefault(group, {})
-            if not isinstance(table, dict):
-                raise SettingsError(f"{group} = {table!r}: expected a table, as {variable} sets a key of it")
-            table[key] = _from_environment(value)
-    if "root" in tree:
-        raise SettingsError("unknown setting root")
+        if not separator:
+            _refuse_single_underscore(variable, group)
+            continue
+        table = tree.setdefault(group, {})
+        if not isinstance(table, dict):
+            raise SettingsError(f"{group} = {table!r}: expected a table, as {variable} sets a key of it")
+        table[key] = _from_environment(value)
+        variables[group, key] = variable
+        variables.setdefault((group,), variable)
+    if unknown := tree.keys() & {"root", "state"}:
+        raise SettingsError(f"unknown setting {min(unknown)}")
     try:
-        return Settings.model_validate({**tree, "root": root})
+        return Settings.model_validate({**tree, "root": root, "state": environ.get(f"{PREFIX}STATE") or None})
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(e) for e in error.errors(include_url=False))) from error
+        found = error.errors(include_url=False)
+        raise SettingsError("; ".join(toml_file.explain(e, Settings, text, FILE, variables) for e in found)) from error
+
+
+def _refuse_single_underscore(variable: str, name: str) -> None:
+    """Raise SettingsError for RATCHET_TRIGGERS_CRON, which would be ignored: it lacks an underscore."""
+    for group, field in Settings.model_fields.items():
+        key = name.removeprefix(f"{group}_")
+        if key != name and key in getattr(field.annotation, "model_fields", {}):
+            meant = f"{PREFIX}{group}__{key}".upper()
+            raise SettingsError(f"{variable} sets nothing: two underscores part group and key; did you mean {meant}?")
 
 
 def _from_environment(value: str) -> object:
@@ -419,13 +446,6 @@ def _from_environment(value: str) -> object:
     return parsed if parsed is None or isinstance(parsed, int | float | bool) else value
 
 
-def _explain(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown setting {name}"
-    return f"{name} = {error['input']!r}: {error['msg']}" if name else str(error["ctx"]["error"])
-
-
 def render_settings(overrides: Mapping[str, Mapping[str, object]]) -> str:
     """A commented ratchet.toml: every setting, its meaning and default; `overrides` ({group: {key: value}}) are set."""
     lines = [
@@ -433,11 +453,11 @@ def render_settings(overrides: Mapping[str, Mapping[str, object]]) -> str:
         "",
     ]
     for group, field in Settings.model_fields.items():
-        if group == "root":
+        if field.exclude:
             continue
         model = field.annotation
         assert isinstance(model, type) and issubclass(model, Group)
-        lines += [f"# {model.__doc__}", f"[{group}]"]
+        lines += [f"# {model.__doc__ or group}", f"[{group}]"]  # python -OO has no docstrings
         for key, setting in model.model_fields.items():
             lines.append(f"# {setting.description}")
             chosen = overrides.get(group, {})

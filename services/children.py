@@ -24,6 +24,8 @@ LONGEST_DELAY_S = 5.0
 STEADY_S = 30.0  # a child that lived so long starts its delays anew
 REPEAT_S = 30.0  # seconds before a line that differs in its numbers alone is shown again
 WORKERS_LOOK_S = 2.0
+# Signals that somebody else sends: a person, the kernel out of memory, a service manager. Not what bad settings end in.
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 _OURS = re.compile(r"^\d{4}-\S+ \S+ (?:\d+ )?ratchet\.\w+ (.*)$")
 _WORTH = re.compile(r"^round |trying again|tries again|refused|messages to |^serving |dropped|failed|cannot")
@@ -31,7 +33,8 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a
 
 
 def die_with_parent() -> None:
-    """In a child, before its program runs. Linux: SIGTERM when the thread that started it ends."""
+    """In a child, before its program runs. SIGTERM stops it, whatever `up` ignores; Linux: also when its starter ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGTERM)
 
@@ -73,7 +76,9 @@ class Child:
         self.mark = mark
         self.log = logs / f"{name}.log"
         self.deaths = 0
+        self.failures = 0  # deaths in a row that nobody outside it caused
         self.ready = False
+        self.last_death = ""
         self._command = command
         self._environment = {**environment, MARK: mark}
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,18 +126,40 @@ class Child:
         """One look: read its log, notice a death, start it again when its delay is over. Lines to show."""
         lines = self._read_log()
         if self.alive:
+            if time.monotonic() - self._started_at >= STEADY_S:
+                self.deaths = self.failures = 0
             return lines + self._lost_workers()
         now = time.monotonic()
         if self._again_at is None:
             assert self._process is not None
-            self.deaths = self.deaths + 1 if now - self._started_at < STEADY_S else 1
-            delay = min(LONGEST_DELAY_S, 0.25 * 2 ** (self.deaths - 1))
-            self._again_at = now + delay
+            self.deaths += 1
+            code = self._process.returncode
+            self.failures += -code not in FROM_OUTSIDE
+            said = f": {self.last_line}" if self.last_line and -code not in FROM_OUTSIDE else ""
+            self.last_death = f"{_ended(code)}{said}"
             self._sweep()
-            return [*lines, f"{_ended(self._process.returncode)}: starting again in {delay:.1f} s"]
+            return [*lines, self._later(now, self.last_death)]
         if now >= self._again_at:
-            self.start()
+            try:
+                self.start()
+            except OSError as error:  # no room for its log, no memory for a process: both may come back
+                self.deaths += 1
+                self.last_death = f"cannot start: {error.strerror or error}"
+                return [*lines, self._later(now, self.last_death)]
         return lines
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not running now, with how often it died in a row; None while it runs, or has just been started again."""
+        if not self.deaths or not self.last_death or (self.alive and self.ready):
+            return None
+        return f"{self.last_death} (death {self.deaths} in a row)"
+
+    def _later(self, now: float, why: str) -> str:
+        """Put off the next start, for longer after each death; the line that says so."""
+        delay = min(LONGEST_DELAY_S, 0.25 * 2 ** min(self.deaths - 1, 10))
+        self._again_at = now + delay
+        return f"{why}: starting again in {delay:.1f} s"
 
     def stop(self, grace_s: float) -> bool:
         """SIGTERM, then after `grace_s` seconds SIGKILL for it and all that carries its mark. Whether it went by itself."""

@@ -15,7 +15,9 @@ from typing import get_args
 
 import click
 
+from schemas.redact import redacted
 from schemas.targets import Task, label_name
+from services.cli_access import access
 from services.cli_dataset import dataset
 from services.cli_feedback import feedback
 from services.cli_labels import labels
@@ -24,12 +26,36 @@ from services.cli_project import config_option, json_option, show
 from services.cli_rounds import rounds
 
 
+def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import platform
+        import tomllib
+
+        file = Path(__file__).parent.parent / "pyproject.toml"
+        version = (
+            tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.exists() else "of a container"
+        )
+        click.echo(f"ratchet {version}, Python {platform.python_version()}")
+        context.exit()
+
+
+# What the loader, the C++ library, the kernel and torch say when memory ends.
+NO_MEMORY = (
+    "failed to map segment",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 def cli() -> None:
     """Continuous learning: serve, collect feedback, fine-tune, gate, hot-swap."""
 
 
-for group in (rounds, dataset, model, labels, feedback, audit):
+for group in (rounds, dataset, model, labels, feedback, access, audit):
     cli.add_command(group)
 
 
@@ -84,12 +110,18 @@ def init(
 @config_option
 def up(config: Path) -> None:
     """Run everything on this machine, until Ctrl-C."""
+    from services.places import settle
+    from services.preflight import refuse_broken
     from services.projects import open_project
-    from services.up import Supervisor
 
-    supervisor = Supervisor(open_project(config), config, click.echo)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: supervisor.stop.set())
+    settings = open_project(config)
+    refuse_broken(settings)
+    settle(settings, os.environ)
+    from services.signals import stop_on
+    from services.up import Supervisor  # Kafka and the registry are loaded once nothing speaks against it
+
+    supervisor = Supervisor(settings, config, click.echo)
+    stop_on(supervisor.stop, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     supervisor.run()
 
 
@@ -164,7 +196,8 @@ def _run() -> int:
         if os.environ.get("RATCHET_DEBUG") == "1":
             raise
         with contextlib.suppress(OSError):
-            click.echo(f"ratchet: {_one_line(error)}", err=True)
+            for line in getattr(error, "problems", None) or [_one_line(error)]:
+                click.echo(f"ratchet: {redacted(line)}", err=True)
         return 1
 
 
@@ -174,9 +207,20 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, click.ClickException):
         said = error.format_message()
     first = next((line for line in str(said).splitlines() if line.strip()), "")
+    if _out_of_memory(error):
+        return f"out of memory ({first or type(error).__name__}): free some, or raise the limit of this process"
     ours = type(error).__module__.split(".")[0] in ("schemas", "serving", "pipelines", "services", "click")
     plain = ours or isinstance(error, OSError | ValueError | RuntimeError)
     return first if first and plain else f"{type(error).__name__}: {first}".rstrip(": ")
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is for want of memory: a library that cannot be mapped is an ImportError."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
+from services.cli_project import by_option, config_option, json_option, opened, reason_option, round_named, show
 from services.exports import WRITERS, kind_of, write
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def dataset_export(round_id: str | None, kind: str | None, out: Path, config: Pa
         kind = kind_of(out, None, "chat") if out.suffix.lower() != ".jsonl" else "chat"
     with opened(config) as (settings, registry):
         if round_id:
-            registry.round(round_id)
+            round_id = round_named(registry, round_id)
             rows = training_rows(round_folder(settings, round_id))
         else:
             built, _, _ = _build(settings, registry)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
+from services.cli_project import by_option, config_option, json_option, opened, reason_option, show, version_named
 
 
 @click.group()
@@ -46,7 +46,11 @@ def model_rollback(version: str | None, config: Path, by: str, reason: str, as_j
     with opened(config) as (settings, registry):
         history = registry.promotions()
         live = history[0].model_version if history else None
-        wanted = version or next((c.model_version for c in history if c.model_version != live), None)
+        wanted = (
+            version_named(registry, version)
+            if version
+            else next((c.model_version for c in history if c.model_version != live), None)
+        )
         if wanted is None:
             raise click.ClickException("there is no other version to roll back to: see `ratchet model list`")
         if wanted == live:

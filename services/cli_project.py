@@ -7,7 +7,8 @@ deliberately holds no command.
 import contextlib
 import getpass
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from serving.registry import Registry
 
 
+SHOWN = 8  # candidates named for a prefix of several ids
+
+
 def _me() -> str:
     try:
         return getpass.getuser()
@@ -25,8 +29,20 @@ def _me() -> str:
         return "unknown"
 
 
+def _file(_context: click.Context, _parameter: click.Parameter, value: Path) -> Path:
+    from services.projects import settings_file
+
+    return settings_file(value)
+
+
 config_option = click.option(
-    "-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml", show_default=True, help="settings file"
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path),
+    default="ratchet.toml",
+    show_default=True,
+    callback=_file,
+    help="settings file, or the folder that holds ratchet.toml",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 by_option = click.option("--by", default=_me, show_default="you", help="who decides")
@@ -36,15 +52,53 @@ reason_option = click.option("--reason", default="", help="why")
 @contextlib.contextmanager
 def opened(config: Path) -> "Iterator[tuple[Settings, Registry]]":
     """A project's settings and registry."""
+    from services.places import settle
     from services.projects import open_project
     from serving.registry import Registry
 
     settings = open_project(config)
+    settle(settings, os.environ)
     registry = Registry(settings.registry_url, settings.model.name)
     try:
         yield settings, registry
     finally:
         registry.close()
+
+
+def one_of(given: str, known: Sequence[str], kind: str) -> str:
+    """Return the id that `given` stands for: itself, a unique prefix of it, or `latest`.
+
+    Args:
+        given: what the user typed.
+        known: every id, the newest first.
+        kind: what the ids name, and the command that lists them: "round", "model".
+
+    Raises:
+        click.ClickException: no id or several begin with it; the message names the candidates.
+
+    """
+    called = {"model": "version"}.get(kind, kind)
+    if not known:
+        raise click.ClickException(f"there is no {called} yet: see `ratchet {kind} list`")
+    if given == "latest":
+        return known[0]
+    found = [given] if given in known else [name for name in known if given and name.startswith(given)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise click.ClickException(f"no {called} is or begins with {given!r}: see `ratchet {kind} list`")
+    shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    raise click.ClickException(f"{len(found)} {called}s begin with {given!r}: {shown}; type more of the id")
+
+
+def round_named(registry: "Registry", given: str) -> str:
+    """Return the id of the round that a unique prefix, or `latest`, stands for. Raises as `one_of`."""
+    return one_of(given, [record.round_id for record in registry.rounds()], "round")
+
+
+def version_named(registry: "Registry", given: str) -> str:
+    """Return the name of the model version that a unique prefix, or `latest`, stands for. Raises as `one_of`."""
+    return one_of(given, [version.model_version for version in registry.versions()], "model")
 
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
+from services.cli_project import by_option, config_option, json_option, opened, reason_option, round_named, show
 
 if TYPE_CHECKING:
     from schemas.artifacts import Pace, RoundRecord
@@ -39,6 +39,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
     from schemas.artifacts import RoundState
     from services.announce import announce
     from services.projects import fill_taxonomy
+    from services.round_lines import ended
     from services.round_process import run_claimed
 
     if claimed and bootstrap:
@@ -63,7 +64,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
         except KeyboardInterrupt:
             click.echo(f"interrupted: `ratchet round run` goes on with {round_id}", err=True)
             raise
-    click.echo(f"round {round_id}: {done.state}. {done.detail}")
+    click.echo("\n".join(ended(done)))
     if done.state is RoundState.FAILED:
         sys.exit(1)
 
@@ -159,6 +160,7 @@ def round_list(config: Path, as_json: bool) -> None:
 def round_show(round_id: str, open_page: bool, config: Path, as_json: bool) -> None:
     """One round, with its rows and every gate."""
     with opened(config) as (settings, registry):
+        round_id = round_named(registry, round_id)
         record = registry.round(round_id)
         page = _page(settings, registry, record)
     if page is None and open_page:
@@ -222,6 +224,7 @@ def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bo
     from services.announce import announce
 
     with opened(config) as (settings, registry):
+        round_id = round_named(registry, round_id)
         record, live = registry.round(round_id), registry.champion()
         waits = record.state in (RoundState.AWAITING_APPROVAL, RoundState.INSUFFICIENT)
         if not waits or record.candidate_version is None:
@@ -253,6 +256,7 @@ def round_reject(round_id: str, config: Path, by: str, reason: str, as_json: boo
     from schemas.artifacts import RoundState
 
     with opened(config) as (_, registry):
+        round_id = round_named(registry, round_id)
         registry.finish_round(round_id, RoundState.REJECTED, detail=f"rejected by {by}: {reason or 'no reason given'}")
         registry.audit(by, "round reject", {"round": round_id, "reason": reason})
         record = registry.round(round_id)

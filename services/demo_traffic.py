@@ -137,7 +137,7 @@ class Traffic:
         by_worker: dict[str, list[httpx.Client]] = {}
         spare: list[httpx.Client] = []
         for _ in range(300):
-            client = httpx.Client(base_url=self._url, headers=self._headers, timeout=15)
+            client = httpx.Client(base_url=self._url, headers=self._headers, timeout=15, trust_env=False)
             worker = client.get("/model").headers["X-Ratchet-Worker"]
             held = by_worker.setdefault(worker, [])
             (held if len(held) < CALLERS // workers else spare).append(client)

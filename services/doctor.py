@@ -1,17 +1,19 @@
 """`ratchet doctor`: look at every part, and say what to do.
 
-Turns a settings file into a list of checks. The command line prints them. It deliberately repairs nothing.
+Turns a settings file into a list of checks. The command line prints them. It repairs nothing. What can be told without a
+running part is told by preflight.py, which `up` asks too.
 """
 
 import json
+import os
 import shutil
 import stat
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from schemas.redact import redacted
 from schemas.settings import Settings
 
 
@@ -25,41 +27,61 @@ class Check:
 
 
 def examine(config: Path) -> list[Check]:
-    """Every check that can be made; what raises is a FAIL with the error's own words."""
+    """Every check that can be made; what raises is a FAIL with the error's own words, passwords left out."""
+    from services.places import settle
     from services.projects import open_project
 
     try:
         settings = open_project(config)
     except (OSError, ValueError) as error:
-        return [Check("settings", "FAIL", str(error))]
-    checks = [Check("settings", "ok", str(config))]
+        return [Check("settings", "FAIL", redacted(str(error)))]
+    settle(settings, os.environ)
+    checks = [Check("settings", "ok", str(config)), *_preflight(settings)]
+    broken = {check.part for check in checks if check.verdict == "FAIL"}
     parts: dict[str, Callable[[Settings], Check]] = {
-        "keys": _keys,
-        "data": _data,
         "registry": _registry,
         "artefacts": _artefacts,
-        "base model": _base_model,
         "feature store": _feature_store,
         "disk": _disk,
         "broker": _broker,
         "serving": _serving,
         **({"mlflow": _mlflow} if settings.training.mlflow_uri else {}),
     }
+    needs = {"serving": {"keys", "addresses"}, "registry": {"addresses"}, "broker": {"addresses"}}
     for part, look in parts.items():
+        if part in broken or needs.get(part, set()) & broken:
+            continue  # said already
         try:
             checks.append(look(settings))
         except Exception as error:
-            checks.append(
-                Check(part, "FAIL", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-            )
+            first = str(error).splitlines()[0] if str(error) else ""
+            checks.append(Check(part, "FAIL", redacted(f"{type(error).__name__}: {first}")))
     return checks
 
 
-def _keys(settings: Settings) -> Check:
-    from serving.access import read_keys
+def _preflight(settings: Settings) -> list[Check]:
+    """What `up` would refuse, and what is right instead."""
+    from pipelines.training.base_files import installed_base
+    from services.preflight import CHECKS, problems
 
+    fine: dict[str, Callable[[Settings], Check]] = {"keys": _keys, "triggers": _triggers, "data": _data}
+    said = {
+        "base model": str(settings.model.base_model or installed_base(settings.model.task)),
+        "policy": settings.gates.policy,
+    }
+    found = []
+    for part in CHECKS:
+        wrong = problems(settings, part)
+        found += [Check(part, "FAIL", redacted(sentence)) for sentence in wrong]
+        if not wrong and part in fine:
+            found.append(fine[part](settings))
+        elif not wrong and part in said:
+            found.append(Check(part, "ok", said[part]))
+    return found
+
+
+def _keys(settings: Settings) -> Check:
     path = settings.path(settings.access.keys)
-    read_keys(path)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         return Check("keys", "warn", f"{path.name} can be read by others: chmod 600 {path}")
     return Check("keys", "ok", str(path))
@@ -69,6 +91,12 @@ def _data(settings: Settings) -> Check:
     from services.data_summary import health
 
     return Check("data", *health(settings))
+
+
+def _triggers(settings: Settings) -> Check:
+    from services.status import triggers_line
+
+    return Check("triggers", "ok", triggers_line(settings.triggers))
 
 
 def _registry(settings: Settings) -> Check:
@@ -97,18 +125,6 @@ def _artefacts(settings: Settings) -> Check:
     return Check("artefacts", "ok", root)
 
 
-def _base_model(settings: Settings) -> Check:
-    from pipelines.training.bases import base_path
-
-    path = base_path(settings.model)
-    if path.is_file():  # GGUF, tokenizer and all
-        return Check("base model", "ok", str(path))
-    missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).exists()]
-    if missing or not list(path.glob("*.safetensors")):
-        return Check("base model", "FAIL", f"{path} lacks {', '.join(missing) or '*.safetensors'}")
-    return Check("base model", "ok", str(path))
-
-
 def _feature_store(settings: Settings) -> Check:
     from pipelines.features import FeatureStore
 
@@ -116,8 +132,12 @@ def _feature_store(settings: Settings) -> Check:
 
 
 def _disk(settings: Settings) -> Check:
-    free = shutil.disk_usage(settings.root).free / 2**30
+    free = shutil.disk_usage(_existing(settings.path("state"))).free / 2**30
     return Check("disk", "ok" if free > 2 else "warn", f"{free:.1f} GiB free")
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _broker(settings: Settings) -> Check:
@@ -135,20 +155,19 @@ def _broker(settings: Settings) -> Check:
 
 
 def _serving(settings: Settings) -> Check:
+    from services.own_address import fetch, url_of
     from services.projects import running_up
     from serving.access import read_keys
 
     up = running_up(settings)
-    url = up["serving"] if up else f"http://{settings.serving.host}:{settings.serving.port}"
+    url = up["serving"] if up else url_of(settings.serving.host, settings.serving.port)
     key = read_keys(settings.path(settings.access.keys)).api_key
-    request = urllib.request.Request(f"{url}/model", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 - our own
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310 - our own address
-            served = json.loads(response.read())
+        served = json.loads(fetch(f"{url}/model", timeout_s=5, headers={"Authorization": f"Bearer {key}"}))
     except urllib.error.HTTPError as error:
         return Check("serving", "FAIL", f"{url} answers {error.code}: is another program on serving.port?")
     except (OSError, ValueError) as error:
-        return Check("serving", "FAIL" if up else "warn", f"{url} does not answer: {error}")
+        return Check("serving", "FAIL" if up else "warn", f"{url} does not answer: {getattr(error, 'reason', error)}")
     return _compared(settings, url, served)
 
 

@@ -35,6 +35,7 @@ from services.crash_points import crash_at
 from services.dead_letters import letters_of
 from services.feedback_gate import FeedbackGate
 from services.micro_batch import MicroBatch, Source, sort_out
+from services.signals import stop_on
 from serving.broker import (
     BrokerUnavailable,
     Message,
@@ -310,10 +311,9 @@ def opened(make: Callable[[], _T], stop: threading.Event) -> _T:
 def main(config: Path) -> None:
     """Run the feedback consumer until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
-    settings = load_settings(config.read_text(), os.environ, root=config.parent)
+    settings = load_settings(config.read_bytes(), os.environ, root=config.parent)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop_on(stop, signal.SIGTERM, signal.SIGINT)
     registry = Registry(settings.registry_url, settings.model.name)
     consumer = Consumer(settings, registry, opened(lambda: FeatureStore(settings), stop))
     if settings.feature_store.metrics_port:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.settings import Settings, load_settings, render_settings
+from schemas.settings import FILE, Settings, load_settings, render_settings
 from schemas.targets import LABELLED, Task, label_name, labels_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 LOCK = "state/up.lock"  # held by the `ratchet up` of the folder for as long as it lives
 STATE = "state/up.json"  # where its parts are, written once they are ready
 # A language model costs a hundred times an encoder's row: few epochs, the best of them kept, nothing trained twice.
+# What a project keeps to itself and its machine; settings, gates and data may be committed.
+GITIGNORE = """\
+# Keys are secret, and state is this machine's: texts of users, models, logs. The rest may be committed.
+keys.env
+*keys.env.*
+state/
+"""
 TEXT_TRAINING: Mapping[str, object] = {"epochs": 3, "refit_below": 0}
 
 
@@ -31,11 +38,26 @@ class ProjectError(ValueError):
     """A folder cannot be made or opened; the message says what to do."""
 
 
+def settings_file(config: Path) -> Path:
+    """The settings file that `-c` names: the file itself, or the ratchet.toml of a folder."""
+    return config / FILE if config.is_dir() else config
+
+
 def open_project(config: Path) -> Settings:
-    """Settings of a project. Raises ProjectError or SettingsError."""
+    """Settings of a project, by its settings file or its folder. Raises ProjectError or SettingsError."""
+    config = settings_file(config)
     if not config.is_file():
         raise ProjectError(f"{config} does not exist: run `ratchet init`, or name the file with -c")
-    return load_settings(config.read_text(), os.environ, root=config.absolute().parent)
+    settings = load_settings(config.read_bytes(), os.environ, root=config.absolute().parent)
+    return _with_base_path(settings)
+
+
+def _with_base_path(settings: Settings) -> Settings:
+    """A base model that lies below the project, as an absolute path: it is loaded from other working directories."""
+    named = settings.model.base_model
+    if not named or not (path := settings.path(os.path.expanduser(named))).exists():
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"base_model": str(path)})})
 
 
 def running_up(settings: Settings) -> dict[str, Any] | None:
@@ -73,6 +95,7 @@ def create_project(
     `say` is told what the files were understood to hold, a line a fact.
 
     Raises:
+        BrokenProject: the base model is not there, or another part that `ratchet up` would refuse.
         ProjectError: the folder is not empty, the task has no labels to name, there is nothing to tell apart, or no row of the
             seed is left to train beside the reference.
         BadFile: seed or reference cannot be read.
@@ -82,7 +105,6 @@ def create_project(
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy, load_policy
     from services.data_summary import describe
-    from serving.access import write_keys
     from serving.registry import Registry
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -111,7 +133,7 @@ def create_project(
         settings = open_project(folder / "ratchet.toml")
         (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen))
         (folder / "policy.toml").write_text(default_policy(task))
-        write_keys(folder / "keys.env")
+        _finish(folder, settings)
         registry = Registry(settings.registry_url, settings.model.name)
         try:
             registry.migrate()
@@ -153,6 +175,16 @@ def _copied(path: Path, folder: Path, name: str) -> str:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     return f"data/{name}"
+
+
+def _finish(folder: Path, settings: Settings) -> None:
+    """Write what is secret and what keeps it so, then check the whole project as `up` will. Raises BrokenProject."""
+    from services.preflight import refuse_broken
+    from serving.access import write_keys
+
+    (folder / ".gitignore").write_text(GITIGNORE, encoding="utf-8")
+    write_keys(settings.path(settings.access.keys))
+    refuse_broken(settings)
 
 
 def fill_taxonomy(settings: Settings, registry: "Registry") -> None:

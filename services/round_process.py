@@ -84,10 +84,12 @@ def run_claimed(
     with locked(lock_file(settings, round_id)):
         from pipelines.features import FeatureStore
         from pipelines.training_round import run_round
+        from services.preflight import refuse_broken
         from serving.artifacts import ArtifactStore
 
         heart = Heart(registry, round_id, show)
         try:
+            refuse_broken(settings, "policy", "data", "base model")  # else known only after hours of training
             with heart:
                 return run_round(
                     round_id,

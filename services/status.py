@@ -1,72 +1,78 @@
 """`ratchet status`: what serves, what learns, what waits.
 
-Turns registry, feature store and the running `ratchet up` into one picture. It deliberately changes nothing, and says
-what it could not see instead of failing.
+Turns registry, feature store and the running `ratchet up` into one picture, within half a second: it loads neither SQLAlchemy
+nor Feast unless it has to. It changes nothing, and says what it could not see instead of failing.
 """
 
 import sqlite3
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from schemas.artifacts import Champion, RoundRecord, WorkerHeartbeat
-from schemas.events import utc_now
-from schemas.settings import Settings
+from schemas.settings import Settings, TriggerSettings
+from services.feedback_counts import FeedbackCounts, counts
 from services.projects import open_project, running_up
 from serving.outbox_file import waiting
-from serving.registry import Registry
+from serving.registry_glance import glance
 
 
 def look(config: Path) -> tuple[dict[str, Any], list[str]]:
     """The status as JSON values and as lines."""
     settings = open_project(config)
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
-        champion, unfinished, workers = registry.champion(), registry.unfinished_round(), registry.workers()
-        gathered, live, unseen = _gathered(settings, registry.last_cut())
-    finally:
-        registry.close()
-    up = running_up(settings)
-    lag = _lag(settings)
+    seen, up, lag = glance(settings.registry_url, settings.model.name), running_up(settings), _lag(settings)
+    # What `up` was started with counts: its environment may set what this shell's does not.
+    triggers = TriggerSettings.model_validate(up["triggers"]) if up and "triggers" in up else settings.triggers
+    gathered, unseen = _gathered(settings, seen.last_cut, up=up is not None)
+    trouble: dict[str, str] = up.get("trouble", {}) if up else {}
     value = {
         "model": settings.model.name,
         "up": up is not None,
         "serving": up["serving"] if up else None,
-        "champion": champion.model_dump(mode="json") if champion else None,
-        "workers": [worker.model_dump(mode="json") for worker in workers],
-        "round": _round(unfinished),
-        "feedback": gathered,
-        "min_feedback": settings.triggers.min_feedback,
-        "live_feedback": live,
+        "champion": seen.champion,
+        "workers": seen.workers,
+        "round": _round(seen.unfinished),
+        "feedback": gathered.labelled if gathered else None,
+        "min_feedback": triggers.min_feedback,
+        "triggers": triggers.model_dump(),
+        "live_feedback": gathered.live if gathered else {},
         "not_yet_stored": lag,
+        "trouble": trouble,
     }
+    labelled = f"{gathered.labelled} of {triggers.min_feedback} since the last round" if gathered else unseen
     lines = [
         f"model      {settings.model.name}" + (f", up at {up['serving']}" if up else ", not up: `ratchet up`"),
-        _champion_line(champion),
-        *(_worker_line(worker, champion) for worker in workers),
-        _round_line(unfinished),
-        f"feedback   {unseen or f'{gathered} of {settings.triggers.min_feedback} since the last round'}",
-        *(f"live       {version}: {_verdicts(counts)}" for version, counts in live.items()),
+        _champion_line(seen.champion),
+        *(_worker_line(worker, seen.champion) for worker in seen.workers),
+        _round_line(seen.unfinished),
+        f"feedback   {labelled}",
+        f"triggers   {triggers_line(triggers)}",
+        *(f"live       {version}: {_verdicts(n)}" for version, n in (gathered.live if gathered else {}).items()),
         *([f"lag        {lag} accepted events are not stored yet"] if lag is not None else []),
+        *(f"trouble    {name} {what}" for name, what in trouble.items()),
     ]
     return value, lines
 
 
-def _gathered(settings: Settings, cut: dict[str, int]) -> tuple[int | None, dict[str, dict[str, int]], str | None]:
-    """Labelled feedback since a cut and the live counts by version, or why they cannot be counted."""
-    from pipelines.features import FeatureStore
-    from services.live_counts import live_counts
+def triggers_line(triggers: TriggerSettings) -> str:
+    """When a round starts by itself, in one line."""
+    due = [f"{triggers.min_feedback} labelled feedback"]
+    due += [f"{triggers.max_age:g} hours after the last round"] if triggers.max_age else []
+    due += [f"cron {triggers.cron!r} in UTC"] if triggers.cron else []
+    return "a round starts at " + ", or ".join(due)
 
+
+def _gathered(settings: Settings, cut: Mapping[str, int], *, up: bool) -> tuple[FeedbackCounts | None, str | None]:
+    """The counts of feedback, or why it cannot be counted."""
     try:
-        features = FeatureStore(settings)
-        return features.count_labelled_since(cut), live_counts(features), None
+        return counts(settings, cut, up=up), None
     except Exception as error:
-        return None, {}, f"cannot be counted: {type(error).__name__}: {error}"
+        return None, f"cannot be counted: {type(error).__name__}: {error}"
 
 
-def _verdicts(counts: dict[str, int]) -> str:
+def _verdicts(counted: Mapping[str, int]) -> str:
     """In one order, without what did not happen. Feedback is no fair sample of traffic: no share is shown."""
-    return ", ".join(f"{counts[v]} {v}" for v in ("agreed", "disagreed", "other") if counts.get(v))
+    return ", ".join(f"{counted[v]} {v}" for v in ("agreed", "disagreed", "other") if counted.get(v))
 
 
 def _lag(settings: Settings) -> int | None:
@@ -77,39 +83,46 @@ def _lag(settings: Settings) -> int | None:
         return None
 
 
-def _round(unfinished: RoundRecord | None) -> dict[str, Any] | None:
+def _round(unfinished: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if unfinished is None:
         return None
-    wanted = {"round_id", "state", "step", "progress", "pace", "reason", "attempts", "created_at", "heartbeat_at"}
-    return unfinished.model_dump(mode="json", include=wanted)
+    wanted = ("round_id", "state", "step", "progress", "pace", "reason", "attempts", "created_at", "heartbeat_at")
+    return {name: unfinished.get(name) for name in wanted}
 
 
-def _champion_line(champion: Champion | None) -> str:
+def _champion_line(champion: Mapping[str, Any] | None) -> str:
     if champion is None:
         return "champion   none yet: `ratchet up` trains one"
-    return (
-        f"champion   {champion.model_version}, generation {champion.generation}, by {champion.actor} "
-        f"{_ago(champion.promoted_at)}"
-    )
+    made = f"generation {champion['generation']}, by {champion['actor']} {_ago(champion['promoted_at'])}"
+    return f"champion   {champion['model_version']}, {made}"
 
 
-def _worker_line(worker: WorkerHeartbeat, champion: Champion | None) -> str:
-    behind = champion is not None and worker.generation != champion.generation
-    note = f"  ! {worker.error}" if worker.error else "  (behind)" if behind else ""
-    return f"worker     {worker.worker} serves {worker.model_version or 'nothing yet'}{note}"
+def _worker_line(worker: Mapping[str, Any], champion: Mapping[str, Any] | None) -> str:
+    behind = champion is not None and worker["generation"] != champion["generation"]
+    note = f"  ! {worker['error']}" if worker["error"] else "  (behind)" if behind else ""
+    return f"worker     {worker['worker']} serves {worker['model_version'] or 'nothing yet'}{note}"
 
 
-def _round_line(unfinished: RoundRecord | None) -> str:
+def _round_line(unfinished: Mapping[str, Any] | None) -> str:
     if unfinished is None:
         return "round      none"
-    share = f" {unfinished.progress:.0%}" if unfinished.progress is not None else ""
-    pace = f" ({unfinished.pace})" if unfinished.pace else ""
-    alive = f", alive {_ago(unfinished.heartbeat_at)}" if unfinished.heartbeat_at else ""
-    return f"round      {unfinished.round_id} {unfinished.state}: {unfinished.step or 'not begun'}{share}{pace}{alive}"
+    share = f" {unfinished['progress']:.0%}" if unfinished.get("progress") is not None else ""
+    pace = f" ({shown})" if (shown := _pace(unfinished.get("pace"))) else ""
+    alive = f", alive {_ago(unfinished['heartbeat_at'])}" if unfinished.get("heartbeat_at") else ""
+    step = unfinished.get("step") or "not begun"
+    return f"round      {unfinished['round_id']} {unfinished['state']}: {step}{share}{pace}{alive}"
 
 
-def _ago(moment: datetime) -> str:
-    seconds = max(0.0, (utc_now() - moment).total_seconds())
+def _pace(pace: Mapping[str, Any] | None) -> str:
+    if not pace:
+        return ""
+    from schemas.artifacts import Pace
+
+    return str(Pace.model_validate(pace))
+
+
+def _ago(time: str) -> str:
+    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"

@@ -19,14 +19,16 @@ from typing import Protocol
 
 import click
 from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.cron import CronTrigger
 
 from pipelines.triggers import TriggerState, decide, refuse_unbuilt
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.events import utc_now
 from schemas.settings import Settings, SettingsError, load_settings
+from services.crontab import crontab
 from services.executors import LocalExecutor
+from services.feedback_counts import CountKeeper
 from services.round_process import Whereabouts
+from services.signals import stop_on
 from serving.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")
@@ -67,7 +69,7 @@ class TrainingScheduler:
         self._said = ""
         self._watched: str | None = None
         cron = settings.triggers.cron
-        self._cron = _crontab(cron) if cron else None
+        self._cron = crontab(cron) if cron else None
         self._cron_from = clock()
 
     def tick(self) -> None:
@@ -162,27 +164,23 @@ class TrainingScheduler:
             log.log(level, "%s", sentence)
 
 
-def _crontab(text: str) -> CronTrigger:
-    try:
-        return CronTrigger.from_crontab(text, timezone="UTC")
-    except ValueError as error:
-        raise SettingsError(f"triggers.cron = {text!r}: {error}") from error
-
-
 def _run(config: Path) -> None:
-    from pipelines.features import FeatureStore
-
-    settings = load_settings(config.read_text(), os.environ, root=config.absolute().parent)
+    settings = load_settings(config.read_bytes(), os.environ, root=config.absolute().parent)
     refuse_unbuilt(settings.triggers)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop_on(stop, signal.SIGTERM, signal.SIGINT)
     registry = Registry(settings.registry_url, settings.model.name)
     executor = LocalExecutor(settings, config)
-    scheduler = TrainingScheduler(settings, registry, lambda: FeatureStore(settings), executor)
+    counts = CountKeeper(settings, registry)
+    scheduler = TrainingScheduler(settings, registry, counts.open, executor)
+
+    def tick() -> None:
+        scheduler.tick()
+        counts.keep()
+
     ticking = BackgroundScheduler(timezone="UTC")
     ticking.add_job(
-        scheduler.tick,
+        tick,
         "interval",
         seconds=settings.triggers.tick_seconds,
         misfire_grace_time=None,

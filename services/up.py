@@ -6,6 +6,7 @@ shares nothing with its children but files and addresses.
 """
 
 import contextlib
+import http.client
 import json
 import os
 import socket
@@ -13,25 +14,26 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.triggers import refuse_unbuilt
 from schemas.artifacts import Champion
+from schemas.redact import redacted
 from schemas.settings import Settings
 from services.children import Child, die_with_parent, sweep
 from services.executors import REPOSITORY, round_mark
 from services.file_locks import Held, held
+from services.own_address import bind_address, fetch, url_of
 from services.projects import LOCK, STATE
 from serving.broker import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
 from serving.registry import Registry
 
 BROKER_S = 20.0
 READY_S = 120.0
-TRIES = 4  # deaths before anything was ready after which starting is given up: it is the settings, not bad luck
+TRIES = 4  # failures, before it was ready, after which a part is given up: it is the settings, not bad luck
 LOOK_S = 0.1
+STATE_RETRY_S = 2.0
 # Serving before the consumer, so that what its outbox holds is published and then stored; a round yields the cores first.
 GRACE_S = {"scheduler": 10.0, "serving": 20.0, "consumer": 20.0, "broker": 2.0}
 
@@ -51,7 +53,10 @@ class Supervisor:
         self._children: list[Child] = []
         self._environment = dict(os.environ)
         self._broker = settings.kafka.bootstrap_servers or ""
-        self._pids: dict[str, int | None] | None = None
+        self._host = settings.serving.host
+        self._state: dict[str, object] | None = None  # what was last written, once all parts were ready
+        self._state_at = 0.0
+        self._is_up = False
 
     def run(self) -> None:
         """Start everything and watch until `stop` is set. Raises UpError, SettingsError, ConnectionError."""
@@ -80,13 +85,13 @@ class Supervisor:
                 try:
                     yield
                 finally:
-                    self._settings.path(STATE).unlink(missing_ok=True)
+                    self._forget_state()
         except Held as error:
             raise UpError(f"already up in this folder, as process {error.note}") from None
 
     def _end_left_over(self) -> None:
         """Kill what an `up` that was killed has left of its children; we hold the lock, so they are nobody's."""
-        self._settings.path(STATE).unlink(missing_ok=True)
+        self._forget_state()
         for name in GRACE_S:
             if killed := sweep(self._mark(name)):
                 self._tell(name, f"{killed} processes of an earlier, killed up: ended")
@@ -94,11 +99,10 @@ class Supervisor:
     def _check_port(self) -> None:
         serving = self._settings.serving
         try:
-            found = socket.getaddrinfo(serving.host, serving.port, type=socket.SOCK_STREAM)
-            for family, kind, protocol, _, address in found[:1]:
-                with socket.socket(family, kind, protocol) as attempt:
-                    attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    attempt.bind(address)
+            self._host = bind_address(serving.host, serving.port)  # BentoML takes no names
+            with socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET) as attempt:
+                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                attempt.bind((self._host, serving.port))
         except OSError as error:
             where = f"{serving.host}:{serving.port}"
             raise UpError(f"{where} cannot be used ({error.strerror}): free it, or set serving.port") from error
@@ -166,7 +170,7 @@ class Supervisor:
         serving = self._settings.serving
         self._add("consumer", [*_module("services.feedback_consumer"), "-c", self._config])
         command = [*_module("bentoml"), "serve", "serving.service:RatchetService"]
-        self._add("serving", [*command, "--host", serving.host, "--port", str(serving.port)])
+        self._add("serving", [*command, "--host", self._host, "--port", str(serving.port)])
         self._add("scheduler", [*_module("services.training_scheduler"), "-c", self._config])
         self._await_ready()
         if self.stop.is_set():
@@ -174,6 +178,7 @@ class Supervisor:
         self._tell("serving", f"{self._url()}  (POST /predict, /feedback; GET /model; key in {self._keys()})")
         self._tell("logs", str(self._settings.path("state/logs")))
         self._tell("ready", "Ctrl-C stops")
+        self._is_up = True
         self._write_state()
 
     def _await_ready(self) -> None:
@@ -184,7 +189,7 @@ class Supervisor:
             self._watch()
             waiting = [child for child in waiting if not self._is_ready(child)]
             for child in waiting:
-                if child.deaths >= TRIES:
+                if child.failures >= TRIES:
                     raise UpError(f"{child.name} does not start: {child.last_line} ({child.log})")
                 if time.monotonic() > deadline:
                     raise UpError(f"{child.name} did not get ready within {READY_S:.0f} s: see {child.log}")
@@ -215,12 +220,13 @@ class Supervisor:
         for child in self._children:
             for line in child.watch():
                 self._tell(child.name, line)
-        if self._pids is not None and self._pids != self._children_pids():
+        if self._is_up:
             self._write_state()
 
     def _stop_all(self) -> None:
         """Stop in the order of GRACE_S; a second signal changes nothing, every wait is bounded already."""
-        self._settings.path(STATE).unlink(missing_ok=True)
+        self._is_up = False
+        self._forget_state()
         if not self._children:
             return
         self._tell("stopping", "what was accepted is being stored")
@@ -232,30 +238,48 @@ class Supervisor:
         self._tell("stopped", "")
 
     def _write_state(self) -> None:
-        self._pids = self._children_pids()
-        state = {"pid": os.getpid(), "broker": self._broker, "serving": self._url(), "pids": self._pids}
-        path = self._settings.path(STATE)
+        """Keep in a file what others ask of us, when it changes; a full disk is waited out, a file that vanished made anew."""
+        state: dict[str, object] = {
+            "pid": os.getpid(),
+            "broker": self._broker,
+            "serving": self._url(),
+            "pids": {child.name: child.pid for child in self._children},
+            "trouble": {child.name: trouble for child in self._children if (trouble := child.trouble)},
+            "triggers": self._settings.triggers.model_dump(),
+        }
+        path, now = self._settings.path(STATE), time.monotonic()
+        if now < self._state_at or (state == self._state and path.exists()):
+            return
         beside = path.with_suffix(".part")
-        beside.write_text(json.dumps(state))
-        beside.rename(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(state), encoding="utf-8")
+            beside.replace(path)
+        except OSError as error:
+            if self._state_at <= 0:
+                self._tell(
+                    "up", f"cannot write {STATE} ({error.strerror}): `ratchet status` sees an older state until it can"
+                )
+            self._state_at = now + STATE_RETRY_S
+        else:
+            self._state, self._state_at = state, 0.0
 
-    def _children_pids(self) -> dict[str, int | None]:
-        return {child.name: child.pid for child in self._children}
+    def _forget_state(self) -> None:
+        with contextlib.suppress(OSError):  # without the lock that we hold, nobody believes the file
+            self._settings.path(STATE).unlink(missing_ok=True)
 
     def _mark(self, name: str) -> str:
         return f"{self._settings.root.absolute()}:{name}"
 
     def _url(self) -> str:
-        serving = self._settings.serving
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(serving.host, serving.host)  # noqa: S104 - compared, not bound
-        return f"http://{host}:{serving.port}"
+        return url_of(self._host, self._settings.serving.port)
 
     def _keys(self) -> str:
         return self._settings.access.keys
 
     def _tell(self, name: str, line: str) -> None:
         with contextlib.suppress(OSError):  # a terminal that went away is no reason to stop
-            self._say(f"{name:<10} {line}".rstrip())
+            self._say(redacted(f"{name:<10} {line}".rstrip()))
 
 
 def _module(name: str) -> list[str]:
@@ -270,7 +294,7 @@ def _free_port() -> int:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
-            return int(response.status) == 200
-    except (urllib.error.URLError, OSError):
+        fetch(url, timeout_s=2)
+    except (OSError, http.client.HTTPException):
         return False
+    return True

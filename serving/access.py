@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class KeysMissing(FileNotFoundError):
-    """keys.env is absent or incomplete."""
+    """keys.env is absent, cannot be read, or lacks a key; the message names the command that makes keys."""
 
 
 class TokenRefused(PermissionError):
@@ -31,26 +31,94 @@ class Keys:
     secret: str
 
 
+API_KEY, SECRET = "RATCHET_API_KEY", "RATCHET_SECRET"
+_COMMENTS = """\
+# Keys of this Ratchet project: keep them out of version control and readable by its owner alone (mode 0600).
+# Each line is KEY=VALUE; `. ./keys.env` in a shell reads them too. `ratchet access keys --help` renews them.
+# {api}: apps send it as "Authorization: Bearer ...". A new one locks out apps until they are told.
+{api}={api_key}
+# {secret}: makes pseudonyms of users and feedback tokens. A new one changes every user's pseudonym, and
+# refuses the feedback tokens given out before. Nobody but this project's own processes needs it.
+{secret_line}
+"""
+
+
+def fresh_key() -> str:
+    """Return 32 random bytes as text of letters, digits, `-` and `_`."""
+    return secrets.token_urlsafe(32)
+
+
 def write_keys(path: Path) -> Keys:
     """Make fresh keys and write them with mode 0600; an existing file is kept and read."""
     if path.exists():
         return read_keys(path)
-    keys = Keys(api_key=secrets.token_urlsafe(32), secret=secrets.token_urlsafe(32))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"RATCHET_API_KEY={keys.api_key}\nRATCHET_SECRET={keys.secret}\n")
+    keys = Keys(api_key=fresh_key(), secret=fresh_key())
+    store_keys(path, keys)
     return keys
+
+
+def store_keys(path: Path, keys: Keys) -> None:
+    """Write keys with comments that explain them, mode 0600, replacing the file whole or not at all."""
+    text = _COMMENTS.format(api=API_KEY, secret=SECRET, api_key=keys.api_key, secret_line=f"{SECRET}={keys.secret}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_keys(path: Path) -> Keys:
     """Read keys.env. Raises KeysMissing."""
+    found = keys_in(path)
+    missing = [name for name in (API_KEY, SECRET) if not found.get(name)]
+    if len(missing) == 2:
+        raise KeysMissing(f"{path} holds no keys: restore it, or make new ones with `ratchet access keys --renew all`")
+    if missing:
+        raise KeysMissing(f"{path} lacks {missing[0]}: restore it, or make a new one with `ratchet access keys`")
+    for name, value in found.items():
+        if not value.isascii() or not value.isprintable() or " " in value:
+            raise KeysMissing(
+                f"{path}: {name} may hold letters, digits and signs without spaces only: restore it, or make new keys "
+                "with `ratchet access keys --renew all`"
+            )
+    return Keys(api_key=found[API_KEY], secret=found[SECRET])
+
+
+def keys_in(path: Path) -> dict[str, str]:
+    """Return the keys that keys.env holds, by name; comments, `export`, quotes and line ends are a shell's.
+
+    Raises:
+        KeysMissing: the file is absent or cannot be read.
+
+    """
     try:
-        pairs = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
-        return Keys(api_key=pairs["RATCHET_API_KEY"].strip(), secret=pairs["RATCHET_SECRET"].strip())
-    except (OSError, KeyError) as error:
-        raise KeysMissing(
-            f"{path.name} with RATCHET_API_KEY and RATCHET_SECRET is missing: run ratchet init"
-        ) from error
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise KeysMissing(f"{path} is missing: restore it, or make new keys with `ratchet access keys`") from error
+    except UnicodeDecodeError as error:
+        hint = "restore it, or make new keys with `ratchet access keys --renew all`"
+        raise KeysMissing(f"{path} is not text in UTF-8: {hint}") from error
+    except OSError as error:
+        raise KeysMissing(f"{path} cannot be read: {error.strerror}") from error
+    found = {}
+    for line in text.splitlines():
+        name, equals, value = line.strip().partition("=")
+        name = name.removeprefix("export ").strip()
+        if equals and name in (API_KEY, SECRET):
+            found[name] = _unquoted(value.strip())
+    return found
+
+
+def _unquoted(value: str) -> str:
+    """Return a value without the quotes around it, or without the comment after it."""
+    if value[:1] in ("'", '"'):
+        return value[1:].partition(value[0])[0]
+    return value.partition(" #")[0].strip()
 
 
 def bearer_matches(keys: Keys, authorization: bytes) -> bool:

@@ -7,11 +7,13 @@ Turns a folder into one SQLite file that this process alone may use, and events 
 import contextlib
 import fcntl
 import sqlite3
+import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from serving.broker import Outgoing
+if TYPE_CHECKING:  # `ratchet status` counts without loading a Kafka client
+    from serving.broker import Outgoing
 
 
 class OutboxesTaken(RuntimeError):
@@ -58,7 +60,7 @@ def make_table(disk: sqlite3.Connection) -> None:
     )
 
 
-def write(disk: sqlite3.Connection, messages: Sequence[Outgoing]) -> None:
+def write(disk: sqlite3.Connection, messages: "Sequence[Outgoing]") -> None:
     """Add messages in one commit."""
     if messages:
         rows = [(m.topic, m.key, m.value) for m in messages]
@@ -97,7 +99,9 @@ def waiting(folder: Path) -> int:
     """Events that lie in a folder's outboxes, whoever holds them. Raises sqlite3.Error."""
     found = 0
     for path in folder.glob("outbox-*.db"):
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as disk:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{urllib.parse.quote(str(path))}?mode=ro", uri=True, timeout=10)
+        ) as disk:
             if disk.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone():
                 found += count(disk)
     return found

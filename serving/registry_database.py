@@ -131,11 +131,16 @@ def values(row: "sa.Row[Any]") -> dict[str, Any]:
     return dict(row._mapping)
 
 
+def check_url(url: str) -> None:
+    """Raise ValueError unless `url` is a database's that the registry can use. Connects to nothing."""
+    _parse(url)
+
+
 def _parse(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except exc.ArgumentError as error:
-        raise ValueError("registry.url is not a database URL") from error
+        raise ValueError("registry.url is no database URL: use sqlite:///FILE or postgresql+psycopg://...") from error
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
         raise ValueError(f"registry.url: {parsed.drivername} is not supported; use sqlite or postgresql+psycopg")
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):

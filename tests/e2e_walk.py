@@ -50,7 +50,7 @@ class Walk:
         # No connection is kept: each call may reach another worker, and none breaks with the worker that dies.
         limits = httpx.Limits(max_keepalive_connections=0)
         headers = {"Authorization": f"Bearer {key}"}
-        self.client = httpx.Client(base_url=address, headers=headers, timeout=20, limits=limits)
+        self.client = httpx.Client(base_url=address, headers=headers, timeout=20, limits=limits, trust_env=False)
         self.accepted = {"/predict": 0, "/feedback": 0}
         self.refused = 0
         self.broken: list[str] = []

@@ -76,7 +76,10 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     registry = Registry(project.registry_url, project.model.name)
     key = read_keys(project.path("keys.env")).api_key
     client = httpx.Client(
-        base_url=f"http://127.0.0.1:{project.serving.port}", headers={"Authorization": f"Bearer {key}"}, timeout=10
+        base_url=f"http://127.0.0.1:{project.serving.port}",
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=10,
+        trust_env=False,
     )
     first = registry.champion()
     assert first is not None

@@ -31,7 +31,8 @@ def test_the_record_and_the_status_have_the_pace(settings: Settings, registry: R
     heart.progress("training", 0.5, PACE)
     heart._beat()
     assert registry.round(record.round_id).pace == PACE
-    assert "training 50% (loss 0.412, 3,120 tokens/s, 81 s left)" in _round_line(registry.unfinished_round())
+    shown = _round_line(registry.round(record.round_id).model_dump(mode="json"))
+    assert "training 50% (loss 0.412, 3,120 tokens/s, 81 s left)" in shown
     heart.progress("gates", 0.0)
     heart._beat()
     assert registry.round(record.round_id).pace is None

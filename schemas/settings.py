@@ -314,7 +314,9 @@ class ServingSettings(Group):
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
-        return [origin.strip() for origin in value.split(",") if origin.strip()] if isinstance(value, str) else value
+        if isinstance(value, str):
+            return tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        return () if value is None else value
 
     @field_validator("cors_origins")
     @classmethod

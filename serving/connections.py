@@ -32,7 +32,8 @@ class Limits:
     """What one connection, and all connections of one worker, may take.
 
     `head_s` and `body_s` are the seconds in which a request's headers and its body have to arrive; `stalled_s` is how long a
-    caller may leave an answer unread; `linger_s` how long a refused caller may take to read the refusal; `sweep_s` is how often all this is looked at.
+    caller may leave an answer unread; `linger_s` how long a refused caller may take to read the refusal. All this is looked at
+    every `sweep_s` seconds.
     """
 
     connections: int = 1000

@@ -79,7 +79,9 @@ def read_one(one: socket.socket) -> tuple[int, Any]:
         assert more, found
         found += more
     head, _, body = found.partition(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+    length = next(
+        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+    )
     while len(body) < length:
         body += one.recv(65536)
     text = body[:length].decode()

@@ -1,8 +1,8 @@
-"""`make attack`: what callers without a key, with a token, or who hang up can cost a real worker, and the honest callers beside them.
+"""`make attack`: what callers without a key, with a token, or who hang up cost a real worker and the honest callers beside them.
 
-Starts one worker over a tiny model on loopback, attacks it from a process of its own (niced, so that the server is measured and not
-the machine), and measures memory, /metrics and the p99 of honest callers before and during each attack. Bounded in number and time;
-ends by itself. Writes bench-attack.json; judges nothing.
+Turns one worker over a tiny model, on loopback, into figures of memory, /metrics and honest p99, before and during each attack.
+Attackers run in a process of their own, niced, so that the server is measured. Bounded in number and time; ends
+by itself. Writes bench-attack.json. It deliberately judges nothing.
 """
 
 import asyncio
@@ -99,7 +99,8 @@ def _attack(name: str, port: int, secret: str, done: "multiprocessing.Queue[int]
 def request_bytes(server: Served, texts: int) -> bytes:
     """A prediction request."""
     body = json.dumps({"items": [{"text": f"the oven and the butter {n}"} for n in range(texts)]})
-    return f"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: {server.header}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: {server.header}\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n{body}".encode()
 
 
 async def answered(port: int, request: bytes) -> bool:

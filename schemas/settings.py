@@ -7,11 +7,12 @@ A key is overridden by `RATCHET_<GROUP>__<KEY>`. Unknown keys and bad values are
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schemas import toml_file
 from schemas.targets import Task
@@ -294,12 +295,44 @@ class ServingSettings(Group):
     timeout_s: float = Field(10.0, gt=0, description="seconds a request may wait for its batch before 503")
     max_items: int = Field(256, ge=1, description="texts in one request")
     max_text_chars: int = Field(20_000, ge=1, description="characters in one text")
-    max_body_bytes: int = Field(4_000_000, ge=1024, description="bytes of one request body")
+    max_body_bytes: int = Field(
+        4_000_000, ge=1024, description="bytes of one request body, unpacked; of feedback less: see docs/security.md"
+    )
+    max_connections: int = Field(
+        1000,
+        ge=10,
+        description="open connections of one worker; past it, the one that was silent longest is closed for a new one",
+    )
+    keep_alive_s: float = Field(
+        75.0,
+        gt=0,
+        description="seconds an idle connection stays open; keep it above your load balancer's idle time-out",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description='origins whose browser pages may call, such as ["https://app.example"], or ["*"]; none unless set. In '
+        "the environment: separated by commas",
+    )
     poll_seconds: float = Field(0.5, gt=0, description="seconds between looks at the registry's champion")
     outbox: str = Field("state/outbox", description="folder of events on their way")
     outbox_max_bytes: int = Field(
         1_000_000_000, ge=1_000_000, description="past it predictions are dropped, and counted"
     )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        return () if value is None else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s,]+", origin.lower()):
+                raise ValueError(f'{origin!r}: an origin is scheme://host[:port] without a path, or "*"')
+        return tuple(origin.lower() for origin in value)
 
 
 class ConsoleSettings(Group):

@@ -7,6 +7,7 @@ HTTP. Hashes are HMAC-SHA-256 (RFC 2104) under the project's secret, with a purp
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import time
 from collections import OrderedDict
@@ -122,8 +123,9 @@ def _unquoted(value: str) -> str:
 
 
 def bearer_matches(keys: Keys, authorization: bytes) -> bool:
-    """Whether an Authorization header carries the API key, in constant time."""
-    return hmac.compare_digest(authorization, f"Bearer {keys.api_key}".encode())
+    """Return whether an Authorization header carries the API key, in constant time; a scheme has no case (RFC 9110, 11.1)."""
+    scheme, _, key = authorization.partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(b" \t"), keys.api_key.encode())
 
 
 @lru_cache(maxsize=8)
@@ -154,15 +156,21 @@ def issue_token(secret: str, prediction_id: str, expires: int) -> str:
     return f"{expires}.{keyed_hash(secret, 'feedback', f'{prediction_id}.{expires}').hex()[:32]}"
 
 
+def check_token_alone(token: str) -> int:
+    """Return the Unix second at which `token` expires, before its prediction is known. Raises TokenRefused."""
+    found = re.fullmatch(r"([0-9]{1,12})\.[0-9a-f]{32}", token)
+    if not found:
+        raise TokenRefused("the feedback token is malformed")
+    if time.time() > int(found[1]):
+        raise TokenRefused("the feedback token has expired")
+    return int(found[1])
+
+
 def check_token(secret: str, prediction_id: str, token: str) -> None:
     """Raises TokenRefused unless `token` opens `prediction_id` now."""
-    expires, _, _ = token.partition(".")
-    if not expires.isdecimal() or len(expires) > 12:
-        raise TokenRefused("the feedback token is malformed")
-    if not hmac.compare_digest(token.encode(), issue_token(secret, prediction_id, int(expires)).encode()):
+    expires = check_token_alone(token)
+    if not hmac.compare_digest(token.encode(), issue_token(secret, prediction_id, expires).encode()):
         raise TokenRefused("the feedback token is not of this prediction")
-    if time.time() > int(expires):
-        raise TokenRefused("the feedback token has expired")
 
 
 @dataclass

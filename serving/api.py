@@ -20,23 +20,23 @@ import orjson
 
 from schemas.events import FeedbackData, FeedbackReceived, new_id
 from schemas.settings import Settings
-from serving import access, contract
+from serving import access, checks, contract
 from serving.anonymise import anonymise
 from serving.answers import Answer, Answers, Event
-from serving.asgi import ClientGone, EventStream, Message, Receive, Refused, Request, Send, event
+from serving.asgi import EventStream, Message, Receive, Refused, Request, Send, event
 from serving.batching import DeadlinePassed, MicroBatcher, NotReady, QueueFull
+from serving.cors import Cors
 from serving.feedback import BadFeedback, FeedbackChecker, prediction_uuid
 from serving.generation_queue import GenerationQueue, TextAnswer
 from serving.live import LiveModel
 from serving.metrics import Metrics
 from serving.outbox import Outbox
+from serving.routes import Route, Router
 
 log = logging.getLogger("ratchet.api")
 
 # Predictions go to the outbox together: a write and a publish cost about as much for forty events as for one.
 LINGER_SECONDS = 0.1
-
-PATHS = ("/predict", "/feedback", "/model", "/openapi.json")
 
 
 class Api:
@@ -78,40 +78,26 @@ class Api:
             token_seconds=settings.access.token_seconds,
         )
         self._worker = str(os.getpid())
-        self._headers = [(b"x-ratchet-worker", self._worker.encode())]
-        methods = (("POST", self.predict), ("POST", self.feedback), ("GET", self.model), ("GET", self.openapi))
-        self._routes = dict(zip(PATHS, methods, strict=True))
+        serving = settings.serving
+        self._body_limits = {
+            contract.PredictRequest: serving.max_body_bytes,
+            contract.FeedbackRequest: contract.feedback_bytes(serving.max_text_chars, serving.max_body_bytes),
+        }
+        self._contract = orjson.dumps(contract.openapi_document(settings.model.task))
+        self._about = orjson.dumps(contract.about(settings.model.name))
+        routes: dict[str, tuple[str, Route]] = {
+            "/": ("GET", self.about),
+            "/predict": ("POST", self.predict),
+            "/feedback": ("POST", self.feedback),
+            "/model": ("GET", self.model),
+            "/openapi.json": ("GET", self.openapi),
+        }
+        worker = [(b"x-ratchet-worker", self._worker.encode())]
+        self._router = Router(routes, headers=worker, cors=Cors(serving.cors_origins))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request; on its own, without BentoML, also ASGI's life cycle."""
-        if scope["type"] == "lifespan":
-            while (await receive())["type"] != "lifespan.shutdown":
-                await send({"type": "lifespan.startup.complete"})
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-        headers: dict[str, str] = {}
-        try:
-            if scope["type"] != "http" or scope["path"] not in self._routes:
-                raise Refused(404, "Not Found")
-            method, route = self._routes[scope["path"]]
-            if scope["method"] != method:
-                raise Refused(405, "Method Not Allowed", Allow=method)
-            answer = await route(Request(method, dict(scope["headers"]), receive))
-            if isinstance(answer, EventStream):
-                await answer.send(send, self._headers)
-                return
-            status, body = answer
-        except Refused as refused:
-            status, body, headers = refused.status, refused.body, refused.headers
-        except ClientGone:
-            return
-        except Exception:
-            log.exception("%s failed", scope["path"])
-            status, body = 500, orjson.dumps({"error": "internal error", "detail": []})
-        found = [*self._headers, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        found += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": status, "headers": found})
-        await send({"type": "http.response.body", "body": body})
+        await self._router(scope, receive, send)
 
     # --- routes -----------------------------------------------------------------------------------------------------
 
@@ -120,9 +106,9 @@ class Api:
         started = time.perf_counter()
         self._authorise(request)
         asked = await self._parse(request, contract.PredictRequest)
-        texts = [anonymise(item.text) for item in self._checked_items(asked)]
+        texts = [anonymise(item.text) for item in checks.items(asked, self._settings.serving)]
         options, timeout_s = asked.options or contract.Options(), self._settings.serving.timeout_s
-        most = self._checked_most(asked, options)
+        most = checks.most_tokens(asked, options, self._live.current())
         try:
             if most is None:
                 answer: Answer = await self._batcher.submit(texts, timeout_s)
@@ -139,6 +125,8 @@ class Api:
         token = request.headers.get(b"x-feedback-token")
         if token is None:
             self._authorise(request)
+        else:
+            self._check_alone(token.decode("latin-1"))
         asked = await self._parse(request, contract.FeedbackRequest)
         try:
             prediction_id = prediction_uuid(asked.prediction_id)
@@ -186,7 +174,11 @@ class Api:
 
     async def openapi(self, _request: Request) -> tuple[int, bytes]:
         """The OpenAPI 3.1 document of these routes."""
-        return 200, orjson.dumps(contract.openapi_document(self._settings.model.task))
+        return 200, self._contract
+
+    async def about(self, _request: Request) -> tuple[int, bytes]:
+        """Say what answers here, and where to go on."""
+        return 200, self._about
 
     def flush(self) -> None:
         """Hand the predictions that linger to the outbox; also the last thing before it closes."""
@@ -248,12 +240,18 @@ class Api:
                 401, "the API key is missing or wrong", ("Authorization", "expected Bearer <RATCHET_API_KEY>")
             )
 
+    def _check_alone(self, token: str) -> None:
+        """Refuse a token that can open nothing, before the body is read."""
+        try:
+            access.check_token_alone(token)
+        except access.TokenRefused as error:
+            raise _token_refused(error) from error
+
     def _open(self, prediction_id: str, token: str) -> None:
         try:
             access.check_token(self._keys.secret, prediction_id, token)
         except access.TokenRefused as error:
-            status = 401 if "expired" in str(error) else 403
-            raise Refused(status, str(error), ("X-Feedback-Token", str(error))) from error
+            raise _token_refused(error) from error
         if not self._tokens.use(token):
             raise Refused(429, "this feedback token has been used too often", ("X-Feedback-Token", "used up"))
 
@@ -261,43 +259,15 @@ class Api:
         return None if user is None else access.pseudonym(self._keys.secret, user)
 
     async def _parse(self, request: Request, shape: type[contract.Shape]) -> contract.Shape:
-        body = await request.body(self._settings.serving.max_body_bytes)
+        body = await request.body(self._body_limits[shape])
         try:
-            return contract.read(body, shape)
+            return contract.read(body, shape, self._settings.serving.max_items)
         except contract.NotJson as error:
             raise Refused(400, "the body is not JSON", ("body", str(error))) from error
         except contract.NotValid as error:
             raise Refused(422, "the request is not valid", *error.fields) from error
 
-    def _checked_items(self, asked: contract.PredictRequest) -> list[contract.Item]:
-        serving = self._settings.serving
-        if len(asked.items) > serving.max_items:
-            raise Refused(422, "too many items", ("items", f"{len(asked.items)}, at most {serving.max_items}"))
-        for n, item in enumerate(asked.items):
-            if len(item.text) > serving.max_text_chars:
-                raise Refused(
-                    422,
-                    "a text is too long",
-                    (f"items.{n}.text", f"{len(item.text)}, at most {serving.max_text_chars}"),
-                )
-            if not item.text.strip():
-                raise Refused(422, "a text is empty", (f"items.{n}.text", "only white space"))
-        return asked.items
 
-    def _checked_most(self, asked: contract.PredictRequest, options: contract.Options) -> int | None:
-        """Tokens of an answer at most if the live version writes, else None."""
-        live = self._live.current()
-        manifest = live[0].manifest if live else None
-        if manifest is None or manifest.task != "generation":
-            if options.stream or options.max_new_tokens:
-                field = "stream" if options.stream else "max_new_tokens"
-                raise Refused(422, "this model writes no text", (f"options.{field}", "of models that write"))
-            return None
-        if options.coverage is not None:
-            raise Refused(422, "a text has no set", ("options.coverage", "of models with labels or numbers"))
-        if options.stream and len(asked.items) > 1:
-            raise Refused(422, "too many items", ("items", "a stream is of one"))
-        most = options.max_new_tokens or manifest.max_new_tokens
-        if most > manifest.max_new_tokens:
-            raise Refused(422, "too many tokens", ("options.max_new_tokens", f"at most {manifest.max_new_tokens}"))
-        return most
+def _token_refused(error: access.TokenRefused) -> Refused:
+    status = 401 if "expired" in str(error) else 403
+    return Refused(status, str(error), ("X-Feedback-Token", str(error)))

@@ -6,6 +6,7 @@ and no models.
 """
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ STREAM: Headers = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
+GZIP = 16 + zlib.MAX_WBITS  # zlib's way to ask for a gzip header
+MOST_GZIP_MEMBERS = 100
 
 
 class Refused(Exception):
@@ -31,6 +34,8 @@ class Refused(Exception):
     def __init__(self, status: int, error: str, *detail: tuple[str, str], **headers: str) -> None:
         super().__init__(error)
         self.status = status
+        if status == 401:
+            headers.setdefault("WWW_Authenticate", "Bearer")  # RFC 9110, 15.5.2
         self.body = orjson.dumps({"error": error, "detail": [{"field": f, "message": m} for f, m in detail]})
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
@@ -48,7 +53,18 @@ class Request:
     receive: Receive = field(repr=False)
 
     async def body(self, limit: int) -> bytes:
-        """All of it. Raises Refused past `limit` bytes, or ClientGone."""
+        """Return all of it, unpacked. Raises Refused past `limit` bytes or for an unknown coding, or ClientGone."""
+        coding = self.headers.get(b"content-encoding", b"").strip().lower()
+        if coding not in (b"", b"identity", b"gzip", b"x-gzip"):
+            reason = f"`Content-Encoding` must be gzip or absent, got {coding[:32].decode('latin-1')}"
+            raise Refused(415, "unsupported coding", ("Content-Encoding", reason), Accept_Encoding="gzip, identity")
+        found = await self._received(limit)
+        return unpacked(found, limit) if coding.endswith(b"gzip") else found
+
+    async def _received(self, limit: int) -> bytes:
+        length = self.headers.get(b"content-length", b"0")
+        if len(length) > 18 or int(length) > limit:
+            raise _too_large(limit)
         chunks, size = [], 0
         while True:
             message = await self.receive()
@@ -57,7 +73,7 @@ class Request:
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             if size > limit:
-                raise Refused(413, "the body is too large", ("body", f"more than {limit} bytes"))
+                raise _too_large(limit)
             if not message.get("more_body"):
                 return b"".join(chunks)
 
@@ -77,6 +93,30 @@ class Request:
     async def _hung_up(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
+
+
+def unpacked(body: bytes, limit: int) -> bytes:
+    """Unpack gzip (RFC 1952) of one or more members. Raises Refused past `limit` bytes, or if it is not whole."""
+    parts, size = [], 0
+    for _ in range(MOST_GZIP_MEMBERS):
+        member = zlib.decompressobj(GZIP)
+        try:
+            parts.append(member.decompress(body, limit - size + 1))
+        except zlib.error as error:
+            raise Refused(400, "the body is not gzip", ("body", str(error))) from error
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not member.eof:
+            raise Refused(400, "the body is not gzip", ("body", "it ends too early"))
+        body = member.unused_data
+        if not body:
+            return b"".join(parts)
+    raise Refused(400, "the body is not gzip", ("body", f"more than {MOST_GZIP_MEMBERS} members"))
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(413, "the body is too large", ("body", f"more than {limit} bytes"))
 
 
 @dataclass(frozen=True)

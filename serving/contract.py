@@ -4,6 +4,8 @@ Turns a request's bytes into a validated value, or into the fields that are wron
 settings: limits that an operator sets are api.py's.
 """
 
+import tomllib
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import orjson
@@ -13,6 +15,12 @@ from schemas.events import FeedbackKind, GivenValue
 from schemas.targets import Task
 
 Shape = TypeVar("Shape", bound=BaseModel)
+
+# Bounds of a parsed body, checked before it is validated: pydantic collects an error for each value that is wrong.
+MOST_KEYS, MOST_LABELS = 32, 1000
+MOST_ERRORS, MOST_NAME_CHARS = 20, 64
+# JSON may write a character as `\\uXXXX`, six bytes; what is beside the text of a feedback is small.
+BYTES_PER_CHAR, FEEDBACK_BYTES = 6, 16_384
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Short = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -48,7 +56,7 @@ class PredictRequest(BaseModel):
     """Body of POST /predict."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    items: list[Item] = Field(min_length=1)
+    items: list[Item] = Field(min_length=1, fail_fast=True)
     user: Name | None = None
     options: Options | None = None  # a default that is a model would be copied for every request
 
@@ -57,7 +65,7 @@ class FeedbackRequest(BaseModel):
     """Body of POST /feedback."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    prediction_id: str
+    prediction_id: Name
     kind: FeedbackKind
     value: GivenValue
     user: Name | None = None
@@ -123,15 +131,60 @@ class NotValid(ValueError):
         self.fields = fields
 
 
-def read(body: bytes, shape: type[Shape]) -> Shape:
-    """A request of that shape. Raises NotJson or NotValid."""
+def feedback_bytes(max_text_chars: int, max_body_bytes: int) -> int:
+    """Return how many bytes a body of POST /feedback may have: enough for the longest text, as JSON."""
+    return min(max_body_bytes, FEEDBACK_BYTES + BYTES_PER_CHAR * max_text_chars)
+
+
+def read(body: bytes, shape: type[Shape], most_items: int) -> Shape:
+    """Return a request of that shape. Raises NotJson or NotValid; the work is bounded whatever the body holds."""
     try:
-        return shape.model_validate(orjson.loads(body))
+        found = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise NotJson(str(error)) from error
+    _bounded(found, "", most_items)
+    try:
+        return shape.model_validate(found)
     except ValidationError as error:
-        found = error.errors(include_url=False)[:20]
-        raise NotValid([(".".join(map(str, e["loc"])) or "body", e["msg"]) for e in found]) from error
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)[:MOST_ERRORS]
+        fields = [(".".join(_name(part) for part in e["loc"]) or "body", e["msg"]) for e in wrong]
+        raise NotValid(fields) from error
+
+
+def _bounded(found: object, path: str, most_items: int) -> None:
+    """Refuse objects of more keys, and lists of more values, than any request has; a list is never in a list."""
+    if isinstance(found, dict):
+        if len(found) > MOST_KEYS:
+            raise NotValid([(path or "body", f"{len(found)} keys, at most {MOST_KEYS}")])
+        for key, value in found.items():
+            if isinstance(value, dict | list):
+                _bounded(value, f"{path}.{_name(key)}" if path else _name(key), most_items)
+    elif isinstance(found, list):
+        most = most_items if path == "items" else MOST_LABELS
+        if len(found) > most:
+            raise NotValid([(path or "body", f"{len(found)}, at most {most}")])
+        for n, value in enumerate(found):
+            if isinstance(value, list):
+                raise NotValid([(f"{path}.{n}".lstrip("."), "a list in a list")])
+            if isinstance(value, dict):
+                _bounded(value, f"{path}.{n}".lstrip("."), most_items)
+
+
+def _name(part: object) -> str:
+    """Return a part of a field's path, shortened: callers choose the names of their keys."""
+    text = str(part)
+    return text if len(text) <= MOST_NAME_CHARS else f"{text[:MOST_NAME_CHARS]}..."
+
+
+def about(model_name: str) -> dict[str, object]:
+    """Return what GET / says: what this is, and where to go on; links are relative, for whatever prefix a proxy adds."""
+    links = {"docs": "docs", "contract": "openapi.json", "model": "model", "ready": "readyz", "metrics": "metrics"}
+    return {"name": "Ratchet inference API", "model": model_name, "version": _release(), "links": links}
+
+
+def _release() -> str:
+    file = Path(__file__).parent.parent / "pyproject.toml"
+    return str(tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"]) if file.exists() else "unknown"
 
 
 def openapi_document(task: Task) -> dict[str, object]:
@@ -182,6 +235,7 @@ def openapi_document(task: Task) -> dict[str, object]:
     return {
         "openapi": "3.1.0",
         "info": info,
+        "servers": [{"url": "."}],  # relative to this document, for whatever prefix a proxy adds
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": security},
     }

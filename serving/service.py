@@ -7,28 +7,24 @@ Our routes are answered in front of BentoML's middleware (metrics of its own, tr
 never cancelled), which would cost more than they do; its probes and /metrics stay its own.
 """
 
-import asyncio
 import gc
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import bentoml
-from starlette.applications import Starlette
-from starlette.responses import HTMLResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http import auto
 
 from schemas.settings import Settings, load_settings
 from serving import access
-from serving.api import PATHS, Api
+from serving.api import Api
 from serving.artifacts import ArtifactStore
 from serving.asgi import Message, Receive, Send
 from serving.batching import MicroBatcher
 from serving.broker import Topics
+from serving.connections import Limits, open_file_limit, protocol
+from serving.front import Front
 from serving.generation_queue import GenerationQueue
 from serving.live import LiveModel
 from serving.metrics import Metrics
@@ -36,15 +32,6 @@ from serving.outbox import Outbox
 from serving.registry import Registry
 
 EMBEDDED = "RATCHET_EMBEDDED_BROKER"
-ACCEPT_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1e-4, 2e-3
-PAUSED_SHARE, PAUSED_BURST_SECONDS = 0.02, 0.05
-DOCS_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Ratchet inference API</title><link rel="stylesheet" href="docs/swagger-ui.css"></head>
-<body><div id="swagger-ui"></div><script src="docs/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui"})</script></body>
-</html>
-"""
 
 
 def settings_from_environment() -> Settings:
@@ -80,51 +67,20 @@ class Routes:
 routes = Routes()
 
 
-def docs() -> Starlette:
-    """/docs: the API's document to read and try, on the Swagger UI that BentoML carries (its own page is hidden by ours)."""
-    assets = StaticFiles(directory=Path(bentoml.__file__).parent / "_internal/server/static_content")
-    return Starlette(routes=[Route("/docs", lambda _: HTMLResponse(DOCS_PAGE)), Mount("/docs", assets)])
-
-
-class Patient(auto.AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses it as it starts
-    """uvicorn's HTTP, with a pause after each new connection, the longer the more are open.
-
-    Workers accept from one socket. Without the pause the one that wakes first takes a whole burst of connections, and keeps
-    them for as long as they live, while the others have nothing to do. The pause stops the loop, though not the model: callers
-    who open a connection for every request may spend PAUSED_SHARE of it that way, beyond a burst.
-    """
-
-    credit = PAUSED_BURST_SECONDS
-    credited_at = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let another worker have the next one."""
-        super().connection_made(transport)
-        now = time.monotonic()
-        credit = min(PAUSED_BURST_SECONDS, Patient.credit + PAUSED_SHARE * (now - Patient.credited_at))
-        pause = min(LONGEST_PAUSE_SECONDS, ACCEPT_PAUSE_SECONDS * len(self.connections), credit)
-        Patient.credit, Patient.credited_at = credit - pause, now
-        time.sleep(pause)
-
-
 class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no types
-    """A service that asks our routes first, and BentoML's app for everything else."""
+    """A service behind our front: only what front.py passes on reaches BentoML."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
         """The app that a worker runs."""
-        auto.AutoHTTPProtocol = Patient  # BentoML starts uvicorn next, and has no setting for it
-        bento, page = super().to_asgi(is_main), docs()
-
-        async def app(scope: Message, receive: Receive, send: Send) -> None:
-            path = scope["path"] if scope["type"] == "http" else ""
-            if path in PATHS:
-                await routes(scope, receive, send)
-            elif path == "/docs" or path.startswith("/docs/"):
-                await page(scope, receive, send)
-            else:
-                await bento(scope, receive, send)
-
-        return app
+        serving = settings_from_environment().serving
+        limits = Limits(
+            connections=open_file_limit(serving.max_connections),
+            body_bytes=serving.max_body_bytes,
+            idle_s=serving.keep_alive_s,
+        )
+        auto.AutoHTTPProtocol = protocol(limits)  # BentoML starts uvicorn next, and has no setting for it
+        assets = Path(bentoml.__file__).parent / "_internal/server/static_content"
+        return Front(routes, super().to_asgi(is_main), assets)
 
 
 # BentoML takes the number of workers from here alone.
@@ -135,7 +91,6 @@ class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no typ
     traffic={"timeout": 30},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(routes, path="/")  # what neither knows is refused in our words
 class RatchetService:
     """One worker: a live model, a batcher, an outbox and the routes over them."""
 

@@ -1,0 +1,219 @@
+"""Limits of connections on a real uvicorn with short times: each attack gets a refusal or is closed, honest callers do not."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from serving.asgi import Message, Receive, Send
+from serving.connections import Limits, OpenConnections, open_file_limit, protocol
+from tests.fakes import free_port, wait_until
+
+LIMITS = Limits(
+    connections=20, body_bytes=100_000, head_s=0.4, body_s=0.4, idle_s=0.8, stalled_s=0.3, linger_s=0.3, sweep_s=0.05
+)
+BIG = 5_000_000
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def app(scope: Message, receive: Receive, send: Send) -> None:
+    """Answer /big at length, /early before the body, and anything else with the length of its body."""
+    size = 0
+    if scope["path"] == "/wait":
+        await asyncio.sleep(1)
+    while scope["path"] != "/early":
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size += len(message["body"])
+        if not message.get("more_body"):
+            break
+    body = b"x" * BIG if scope["path"] == "/big" else str(size).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[int, OpenConnections]]:
+    bounded = protocol(LIMITS)
+    port = free_port()
+    config = uvicorn.Config(app, port=port, http=bounded, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    wait_until(lambda: running.started, timeout_s=10)
+    yield port, bounded.opened
+    running.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def port(server: tuple[int, OpenConnections]) -> int:
+    return server[0]
+
+
+def opened(port: int) -> socket.socket:
+    found = socket.create_connection(("127.0.0.1", port), timeout=6)
+    found.settimeout(6)
+    return found
+
+
+def answer(port: int, *parts: bytes) -> tuple[int, Any]:
+    """Status and body of what comes back until the server closes, or has answered once."""
+    with opened(port) as one:
+        for part in parts:
+            one.sendall(part)
+        return read_one(one)
+
+
+def read_one(one: socket.socket) -> tuple[int, Any]:
+    found = b""
+    while b"\r\n\r\n" not in found:
+        more = one.recv(65536)
+        assert more, found
+        found += more
+    head, _, body = found.partition(b"\r\n\r\n")
+    length = next(
+        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+    )
+    while len(body) < length:
+        body += one.recv(65536)
+    text = body[:length].decode()
+    return int(head.split(b" ")[1]), json.loads(text) if text.startswith("{") else text
+
+
+def seconds_until_closed(one: socket.socket) -> float:
+    started = time.monotonic()
+    try:
+        while one.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nhi", 400),
+        (b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 1_000_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 200 + b"\r\n", 431),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (GET * 40, 400),
+    ],
+)
+def test_what_is_malformed_or_too_large_is_refused_in_json(port: int, request_bytes: bytes, status: int) -> None:
+    if request_bytes == GET * 40:  # more than may wait: closed, since the first may be half answered
+        with opened(port) as one:
+            one.sendall(request_bytes)
+            assert seconds_until_closed(one) < 3
+        return
+    found, body = answer(port, request_bytes)
+    assert (found, body["detail"]) == (status, [])
+
+
+def test_trailers_and_chunk_sizes_cannot_grow_without_end(port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert answer(port, head, b"2\r\nhi\r\n0\r\nX-Trailer: 1\r\n\r\n") == (200, "2")
+    assert answer(port, head, b"2;" + b"e" * 300_000)[0] == 400
+    assert answer(port, head, b"2\r\nhi\r\n0\r\nX: ", b"t" * 300_000)[0] == 400
+
+
+def test_slow_headers_and_slow_bodies_are_ended(port: int) -> None:
+    with opened(port) as silent, opened(port) as slow, opened(port) as blank:
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        blank.sendall(b"\r\n")
+        assert read_one(slow)[0] == 408
+        assert seconds_until_closed(silent) < 2.5
+        assert seconds_until_closed(blank) < 2.5
+    with opened(port) as slow:
+        slow.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhi")
+        assert read_one(slow)[0] == 408
+
+
+def test_an_idle_connection_lives_as_long_as_it_should_and_blank_lines_do_not_prolong_it(port: int) -> None:
+    with opened(port) as one:
+        one.sendall(GET)
+        assert read_one(one) == (200, "0")
+        time.sleep(0.5)  # longer than the headers of a request may take
+        one.sendall(GET)
+        assert read_one(one) == (200, "0")
+        one.sendall(b"\r\n")
+        assert 0.5 < seconds_until_closed(one) < 3
+
+
+def test_an_answer_that_nobody_reads_is_dropped(server: tuple[int, OpenConnections]) -> None:
+    port, connections = server
+    with opened(port) as one:
+        one.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+        one.recv(10)
+        wait_until(lambda: len(connections) == 0, timeout_s=5)
+
+
+def test_a_slow_answer_is_waited_for(port: int) -> None:
+    assert answer(port, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n") == (200, "0")
+
+
+def test_a_body_that_nobody_wants_is_read_up_to_a_limit(port: int) -> None:
+    head = b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"
+    with opened(port) as one:
+        one.sendall(head)
+        assert read_one(one)[0] == 200
+        with pytest.raises(OSError, match=r"reset|pipe|aborted"):  # noqa: PT012 - one of many sends fails
+            for _ in range(500):
+                one.sendall(b"x" * 100_000)
+                time.sleep(0.005)
+
+
+def test_past_the_limit_the_longest_silent_are_closed_and_honest_callers_are_not(
+    server: tuple[int, OpenConnections],
+) -> None:
+    port, connections = server
+    with opened(port) as honest:
+        honest.sendall(GET)
+        assert read_one(honest) == (200, "0")
+        crowd = [opened(port) for _ in range(60)]
+        assert answer(port, GET) == (200, "0")
+        assert len(connections) <= LIMITS.connections
+        honest.sendall(GET)
+        assert read_one(honest) == (200, "0")
+        assert seconds_until_closed(crowd[0]) < 1
+        for one in crowd:
+            one.close()
+
+
+def test_a_worker_whose_connections_all_work_says_that_it_is_full(port: int) -> None:
+    busy = [opened(port) for _ in range(LIMITS.connections)]
+    for one in busy:
+        one.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+    time.sleep(0.2)
+    with opened(port) as late:
+        assert read_one(late)[0] == 503
+    assert {read_one(one) for one in busy} == {(200, "0")}
+    for one in busy:
+        one.close()
+
+
+def test_refusals_are_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    connections = OpenConnections(LIMITS)
+    for _ in range(1000):
+        connections.tell("400: nonsense")
+    assert [record.getMessage() for record in caplog.records] == ["400: nonsense"]
+
+
+def test_connections_fit_below_the_limit_of_open_files() -> None:
+    assert open_file_limit(100) == 100

@@ -105,6 +105,9 @@ def doctor(config: Path, as_json: bool) -> None:
 
 def main() -> None:
     """Run, and turn every error into one line."""
+    from serving.private_files import keep_private
+
+    keep_private()
     if os.environ.get("RATCHET_DEBUG") != "1":
         # Libraries' advice to their callers is not for users. Not by a filter: some libraries reset those.
         warnings.showwarning = lambda *_, **__: None

@@ -27,6 +27,8 @@ from schemas.events import utc_now
 from schemas.settings import Settings, SettingsError, load_settings
 from services.executors import LocalExecutor
 from services.round_process import Whereabouts
+from serving.log_lines import log_to
+from serving.private_files import keep_private
 from serving.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")
@@ -201,7 +203,8 @@ def _run(config: Path) -> None:
 @click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml")
 def main(config: Path) -> None:
     """Run the training scheduler until SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+    keep_private()
+    log_to(sys.stdout)
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a tick that takes longer than the next is no news
     try:
         _run(config)

@@ -26,6 +26,7 @@ from services.executors import REPOSITORY, round_mark
 from services.file_locks import Held, held
 from services.projects import LOCK, STATE
 from serving.broker import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
+from serving.private_files import close_folders
 from serving.registry import Registry
 
 BROKER_S = 20.0
@@ -57,6 +58,7 @@ class Supervisor:
         """Start everything and watch until `stop` is set. Raises UpError, SettingsError, ConnectionError."""
         refuse_unbuilt(self._settings.triggers)
         with self._locked():
+            close_folders(self._settings.path(name) for name in ("state", "data"))
             self._end_left_over()
             self._check_port()
             try:

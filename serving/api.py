@@ -22,10 +22,11 @@ import orjson
 from schemas.events import FeedbackData, FeedbackReceived, new_id
 from schemas.settings import Settings
 from serving import access, contract
+from serving.admission import QueueFull
 from serving.anonymise import anonymise
 from serving.answers import Answer, Answers, Event
 from serving.asgi import ClientGone, EventStream, Message, Receive, Refused, Request, Send, event
-from serving.batching import DeadlinePassed, MicroBatcher, NotReady, QueueFull
+from serving.batching import DeadlinePassed, MicroBatcher, NotReady
 from serving.feedback import Feedback
 from serving.generation_queue import GenerationQueue, TextAnswer
 from serving.live import LiveModel
@@ -36,6 +37,7 @@ log = logging.getLogger("ratchet.api")
 
 # Predictions go to the outbox together: a write and a publish cost about as much for forty events as for one.
 LINGER_SECONDS = 0.1
+WATCH_SECONDS = 0.05  # from when on a caller who waits is watched: who is answered sooner need not be
 
 PATHS = ("/predict", "/feedback", "/model", "/openapi.json")
 
@@ -124,12 +126,14 @@ class Api:
         most = self._checked_most(asked, options)
         try:
             if most is None:
-                answer: Answer = await self._batcher.submit(texts, timeout_s)
+                answer: Answer = await request.unless_gone(self._batcher.submit(texts, timeout_s), WATCH_SECONDS)
             elif options.stream:
                 return await self._streamed(request, asked, texts[0], most, started)
             else:
                 answer = await request.unless_gone(self._writing.write(texts, most, timeout_s))
-        except (QueueFull, DeadlinePassed, NotReady) as error:
+        except QueueFull as error:
+            raise Refused(503, str(error), Retry_After=str(error.retry_after_s)) from error
+        except (DeadlinePassed, NotReady) as error:
             raise Refused(503, str(error), Retry_After="1") from error
         return 200, self._answered(answer, asked, texts, started)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from pipelines.triggers import refuse_unbuilt
 from schemas.artifacts import Champion
 from schemas.settings import Settings
+from services.champion_check import unservable
 from services.children import Child, die_with_parent, sweep
 from services.executors import REPOSITORY, round_mark
 from services.file_locks import Held, held
@@ -144,6 +145,8 @@ class Supervisor:
                 champion = self._first_champion(registry)
             if champion is not None:
                 self._tell("champion", f"{champion.model_version}, generation {champion.generation}")
+                if wrong := unservable(self._settings, registry):
+                    raise UpError(wrong)
         finally:
             registry.close()
 

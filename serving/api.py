@@ -29,6 +29,7 @@ from serving.asgi import ClientGone, EventStream, Message, Receive, Refused, Req
 from serving.batching import DeadlinePassed, MicroBatcher, NotReady
 from serving.feedback import Feedback
 from serving.generation_queue import GenerationQueue, TextAnswer
+from serving.label_refresh import LabelRefresh
 from serving.live import LiveModel
 from serving.metrics import Metrics
 from serving.outbox import Outbox
@@ -68,7 +69,7 @@ class Api:
             settings.model.task,
             max_chars=settings.serving.max_text_chars,
             labels=lambda: live.labels,
-            refresh_labels=live.refresh_labels,
+            refresh=LabelRefresh(live.refresh_labels),
         )
         self._source = f"ratchet/{settings.model.name}/serving"
         self._answers = Answers(
@@ -120,6 +121,7 @@ class Api:
         """Answer texts with what the champion says of them, or writes."""
         started = time.perf_counter()
         self._authorise(request)
+        self._check_load()
         asked = await self._parse(request, contract.PredictRequest)
         texts = [anonymise(item.text) for item in self._checked_items(asked)]
         options, timeout_s = asked.options or contract.Options(), self._settings.serving.timeout_s
@@ -154,7 +156,7 @@ class Api:
             prediction_id=prediction_id,
             model_name=self._settings.model.name,
             kind=asked.kind,
-            value=self._feedback.checked(asked),
+            value=await self._feedback.checked(asked),
             user=self._pseudonym(asked.user),
         )
         event = FeedbackReceived(source=self._source, subject=prediction_id, data=data)
@@ -270,6 +272,12 @@ class Api:
             raise Refused(400, "the body is not JSON", ("body", str(error))) from error
         except contract.NotValid as error:
             raise Refused(422, "the request is not valid", *error.fields) from error
+
+    def _check_load(self) -> None:
+        try:
+            self._batcher.check(self._settings.serving.timeout_s)
+        except QueueFull as error:
+            raise Refused(503, str(error), Retry_After=str(error.retry_after_s)) from error
 
     def _checked_items(self, asked: contract.PredictRequest) -> list[contract.Item]:
         serving = self._settings.serving

@@ -142,6 +142,11 @@ class MicroBatcher:
             self._leave(request, self._clock() - asked_at, timeout_s)
             raise
 
+    def check(self, timeout_s: float) -> None:
+        """Raise QueueFull if even one text would be answered too late: before a request is read, and costs anything."""
+        with self._condition:
+            self._admission.check(self._ahead_of(1), timeout_s)
+
     def _ahead_of(self, texts: int) -> int:
         """Texts that run before the last of so many new ones: each request gets one into a turn before any gets a second."""
         return min(self._texts, (len(self._waiting) + self._running) * texts)

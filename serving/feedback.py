@@ -5,6 +5,7 @@ not know whether the prediction exists: the consumer finds out.
 """
 
 from collections.abc import Callable, Collection
+from typing import Protocol
 
 from schemas import targets
 from schemas.targets import Task
@@ -15,6 +16,13 @@ from serving.contract import FeedbackRequest
 Value = str | float | list[str]
 
 
+class Labels(Protocol):
+    """Where the taxonomy is read again."""
+
+    async def labels(self) -> Collection[str]:
+        """Return the labels. Raises ConnectionError."""
+
+
 class Feedback:
     """The rules of one project.
 
@@ -22,7 +30,7 @@ class Feedback:
         task: of its model.
         max_chars: of a comment, or of a text that corrects one.
         labels: the taxonomy as last read.
-        refresh_labels: the taxonomy, read again.
+        refresh: the taxonomy, read again.
 
     """
 
@@ -32,16 +40,16 @@ class Feedback:
         *,
         max_chars: int,
         labels: Callable[[], Collection[str]],
-        refresh_labels: Callable[[], Collection[str]],
+        refresh: Labels,
     ) -> None:
         self._task, self._max_chars = task, max_chars
-        self._labels, self._refresh_labels = labels, refresh_labels
+        self._labels, self._refresh = labels, refresh
 
-    def checked(self, asked: FeedbackRequest) -> Value:
+    async def checked(self, asked: FeedbackRequest) -> Value:
         """The value, anonymised where it is free text. Raises Refused."""
         value = asked.value
         if asked.kind == "correction":
-            return self._target(value)
+            return await self._target(value)
         if asked.kind == "score":
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise Refused(422, "not a score", ("value", "expected a number between 0 and 1"))
@@ -54,7 +62,7 @@ class Feedback:
             raise Refused(422, "not a feedback id", ("value", "at most 128 characters"))
         return self._text(value) if asked.kind == "comment" else value
 
-    def _target(self, value: Value) -> Value:
+    async def _target(self, value: Value) -> Value:
         """A correction in its canonical form: labels in order and once each, numbers as numbers, texts anonymised."""
         try:
             target = targets.canonical(self._task, value)
@@ -63,11 +71,18 @@ class Feedback:
         if self._task == "generation":
             return self._text(target)
         named = set(targets.labels_of(self._task, target))
-        if unknown := named - set(self._labels()) and named - set(self._refresh_labels()):
+        if unknown := named - set(self._labels()) and named - set(await self._read_again()):
             shown = ", ".join(_short(repr(label)) for label in sorted(unknown)[:5])
             hint = f"not in the taxonomy: {shown}; add it with `ratchet labels add`, or use one of its labels"
             raise Refused(422, "unknown label", ("value", hint))
         return targets.value_of(self._task, target)
+
+    async def _read_again(self) -> Collection[str]:
+        try:
+            return await self._refresh.labels()
+        except ConnectionError as error:
+            said = "a label is not known here, and the taxonomy cannot be read now: try again"
+            raise Refused(503, said, ("value", str(error)), Retry_After="2") from error
 
     def _text(self, value: str) -> str:
         if len(value) > self._max_chars:

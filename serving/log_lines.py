@@ -25,8 +25,8 @@ class OneLine(logging.Formatter):
         return "\n".join([self.formatMessage(record), *indented])
 
 
-def log_to(stream: TextIO) -> None:
-    """Send every record of this process at INFO and above to a stream."""
+def log_to(stream: TextIO, level: int = logging.INFO) -> None:
+    """Send every record of this process at `level` and above to a stream."""
     lines = logging.StreamHandler(stream)
     lines.setFormatter(OneLine("%(asctime)s %(name)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[lines])
+    logging.basicConfig(level=level, handlers=[lines])

@@ -16,6 +16,7 @@ from pipelines import report_page
 from pipelines.evidence import Evidence
 from pipelines.gates_comparison import slice_changes
 from pipelines.judging import Judged
+from pipelines.pages import write_page
 from pipelines.policy import Policy
 from schemas.artifacts import DatasetManifest, GateReport, ModelManifest, RoundRecord
 from schemas.reports import Flip, Lineage, RoundReport
@@ -79,7 +80,7 @@ def build(
 def write(folder: Path, report: RoundReport) -> None:
     """Write report.json and report.html into a folder."""
     (folder / "report.json").write_text(report.model_dump_json(indent=2))
-    (folder / "report.html").write_text(report_page.render(report), encoding="utf-8")
+    write_page(folder / "report.html", lambda: report_page.render(report))
 
 
 def sealed_folder(directory: Path) -> Path:

@@ -6,6 +6,7 @@ imports what it needs. Exit 0 done, 1 failed with a one-line reason on stderr, 2
 """
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -162,6 +163,11 @@ def doctor(config: Path, as_json: bool) -> None:
 
 def main() -> None:
     """Run, and turn every error into one line."""
+    from serving.log_lines import log_to
+    from serving.private_files import keep_private
+
+    keep_private()
+    log_to(sys.stderr, logging.WARNING)
     if os.environ.get("RATCHET_DEBUG") != "1":
         # Libraries' advice to their callers is not for users. Not by a filter: some libraries reset those.
         warnings.showwarning = lambda *_, **__: None

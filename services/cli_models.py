@@ -3,6 +3,7 @@
 Turns arguments into calls on the registry. cli.py adds these groups. It deliberately loads no model.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def model_list(config: Path, as_json: bool) -> None:
 def model_rollback(version: str | None, config: Path, by: str, reason: str, as_json: bool) -> None:
     """Make an earlier VERSION the champion again; default: the one before."""
     from services.announce import announce
+    from services.champion_check import wrong_files
 
     with opened(config) as (settings, registry):
         history = registry.promotions()
@@ -55,6 +57,9 @@ def model_rollback(version: str | None, config: Path, by: str, reason: str, as_j
             raise click.ClickException("there is no other version to roll back to: see `ratchet model list`")
         if wanted == live:
             raise click.ClickException(f"{wanted} is the champion already")
+        with contextlib.suppress(ConnectionError):  # a store that is away stops nobody: workers may hold the version
+            if wrong := wrong_files(settings, registry.version(wanted).digest):
+                raise click.ClickException(f"{wanted} cannot be served: {wrong}; name another version")
         champion = registry.promote(wanted, expected=live, token=None, actor=by)
         registry.audit(by, "rollback", {"from": live, "to": wanted, "reason": reason})
         announce(settings, registry, champion)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from schemas.printable import one_line
+
 if TYPE_CHECKING:
     from schemas.settings import Settings
     from serving.registry import Registry
@@ -103,4 +105,7 @@ def version_named(registry: "Registry", given: str) -> str:
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:
     """Print JSON, or lines."""
-    click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False) if as_json else "\n".join(lines))
+    if as_json:
+        click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    else:  # a label may hold what a terminal obeys
+        click.echo("\n".join(one_line(part) for line in lines for part in line.split("\n")))

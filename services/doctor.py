@@ -122,7 +122,24 @@ def _artefacts(settings: Settings) -> Check:
     with files.open(f"{root}/.doctor", "w") as file:
         file.write("ok")
     files.rm(f"{root}/.doctor")
-    return Check("artefacts", "ok", root)
+    return _sums(settings, root)
+
+
+def _sums(settings: Settings, root: str) -> Check:
+    """Compare the sums of the champion and of the versions that served before it with the files."""
+    from services.champion_check import damaged, unservable
+    from serving.registry import Registry
+
+    registry = Registry(settings.registry_url, settings.model.name)
+    try:
+        wrong, stops = damaged(settings, registry), unservable(settings, registry)
+    finally:
+        registry.close()
+    if stops:
+        return Check("artefacts", "FAIL", stops)
+    if wrong:
+        return Check("artefacts", "FAIL", f"damaged: {'; '.join(wrong)}: put them back from a backup")
+    return Check("artefacts", "ok", f"{root}: the files of every version that served are as their sums say")
 
 
 def _feature_store(settings: Settings) -> Check:

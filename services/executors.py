@@ -75,6 +75,10 @@ class LocalExecutor:
         # Our own child may have ended before it got as far as its lock.
         return Whereabouts.GONE if found is Whereabouts.UNKNOWN and round_id == self._round_id else found
 
+    def exit_code(self, round_id: str) -> int | None:
+        """What the round's process ended with, minus the signal if it was killed; None if it lives or was not ours."""
+        return self._child.poll() if self._child is not None and round_id == self._round_id else None
+
     def starts(self, round_id: str) -> int:
         """How often we have started this round."""
         return self._starts if round_id == self._round_id else 0

@@ -44,6 +44,8 @@ from serving.broker import (
     ensure_topics,
     topic_ids,
 )
+from serving.log_lines import log_to
+from serving.private_files import keep_private
 from serving.registry import Registry
 from serving.subscriptions import Subscription
 
@@ -310,7 +312,8 @@ def opened(make: Callable[[], _T], stop: threading.Event) -> _T:
 @click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml")
 def main(config: Path) -> None:
     """Run the feedback consumer until SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+    keep_private()
+    log_to(sys.stdout)
     settings = load_settings(config.read_bytes(), os.environ, root=config.parent)
     stop = threading.Event()
     stop_on(stop, signal.SIGTERM, signal.SIGINT)

@@ -30,7 +30,6 @@ class FeedbackGate:
             secret=lambda: self._secret,
             max_chars=settings.serving.max_text_chars,
             labels=lambda: self._labels,
-            refresh_labels=lambda: self._labels,
         )
 
     def refresh(self) -> bool:

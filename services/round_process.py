@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 
-from schemas.artifacts import Pace, RoundRecord
+from pipelines.training.errors import TrainingDiverged
+from schemas.artifacts import Pace, RoundRecord, RoundState
 from schemas.settings import Settings
+from services.failures import sentence
 from services.file_locks import Held, held
 from serving.registry import Registry, RoundOver
 
@@ -82,13 +84,13 @@ def run_claimed(
 ) -> RoundRecord:
     """Run a claimed round, or go on with it, in this process. Raises RoundBusy and what `run_round` raises."""
     with locked(lock_file(settings, round_id)):
-        from pipelines.features import FeatureStore
-        from pipelines.training_round import run_round
-        from services.preflight import refuse_broken
-        from serving.artifacts import ArtifactStore
-
         heart = Heart(registry, round_id, show)
         try:
+            from pipelines.features import FeatureStore  # here, because memory may run out while they are loaded
+            from pipelines.training_round import run_round
+            from services.preflight import refuse_broken
+            from serving.artifacts import ArtifactStore
+
             refuse_broken(settings, "policy", "data", "base model")  # else known only after hours of training
             with heart:
                 return run_round(
@@ -101,10 +103,14 @@ def run_claimed(
                     progress=heart.progress,
                     announce=announce,
                 )
+        except TrainingDiverged as error:  # another attempt would end there too
+            with contextlib.suppress(RoundOver, ConnectionError):
+                registry.finish_round(round_id, RoundState.FAILED, detail=str(error))
+            raise
         except Exception as error:
             # It is resumed or marked failed by others; what stopped it should be seen without its log.
             with contextlib.suppress(Exception):
-                registry.update_round(round_id, detail=f"attempt stopped by {type(error).__name__}: {error}"[:500])
+                registry.update_round(round_id, detail=f"attempt stopped by {sentence(error)}"[:500])
             raise
 
 

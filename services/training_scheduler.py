@@ -26,9 +26,12 @@ from schemas.events import utc_now
 from schemas.settings import Settings, SettingsError, load_settings
 from services.crontab import crontab
 from services.executors import LocalExecutor
+from services.failures import ending
 from services.feedback_counts import CountKeeper
 from services.round_process import Whereabouts
 from services.signals import stop_on
+from serving.log_lines import log_to
+from serving.private_files import keep_private
 from serving.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")
@@ -102,6 +105,7 @@ class TrainingScheduler:
         if record.state is RoundState.AWAITING_APPROVAL or not self._is_dead(record):
             return
         tries = max(record.attempts, self._executor.starts(record.round_id))
+        record = self._with_ending(record)
         if tries >= self._settings.triggers.max_attempts:
             said = f"; {record.detail}" if record.detail else ""
             detail = f"its process ended {tries} times, last in step {record.step or 'none'}{said}"
@@ -110,6 +114,14 @@ class TrainingScheduler:
         since = self._executor.seconds_since_start(record.round_id)
         if since is None or since >= RESUME_SECONDS * tries:
             self._start(record.round_id, tries + 1, token)
+
+    def _with_ending(self, record: RoundRecord) -> RoundRecord:
+        """Put into the round's detail what its process could not say itself, as that it was killed."""
+        said = ending(self._executor.exit_code(record.round_id))
+        if said is None or record.detail == f"attempt {said}":
+            return record
+        self._registry.update_round(record.round_id, detail=f"attempt {said}")
+        return self._registry.round(record.round_id)
 
     def _is_dead(self, record: RoundRecord) -> bool:
         where = self._executor.whereabouts(record.round_id)
@@ -199,7 +211,8 @@ def _run(config: Path) -> None:
 @click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml")
 def main(config: Path) -> None:
     """Run the training scheduler until SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+    keep_private()
+    log_to(sys.stdout)
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a tick that takes longer than the next is no news
     try:
         _run(config)

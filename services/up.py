@@ -21,12 +21,14 @@ from pipelines.triggers import refuse_unbuilt
 from schemas.artifacts import Champion
 from schemas.redact import redacted
 from schemas.settings import Settings
+from services.champion_check import unservable
 from services.children import Child, die_with_parent, sweep
 from services.executors import REPOSITORY, round_mark
 from services.file_locks import Held, held
 from services.own_address import bind_address, fetch, url_of
 from services.projects import LOCK, STATE
 from serving.broker import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
+from serving.private_files import close_folders
 from serving.registry import Registry
 
 BROKER_S = 20.0
@@ -62,6 +64,7 @@ class Supervisor:
         """Start everything and watch until `stop` is set. Raises UpError, SettingsError, ConnectionError."""
         refuse_unbuilt(self._settings.triggers)
         with self._locked():
+            close_folders(self._settings.path(name) for name in ("state", "data"))
             self._end_left_over()
             self._check_port()
             try:
@@ -146,6 +149,8 @@ class Supervisor:
                 champion = self._first_champion(registry)
             if champion is not None:
                 self._tell("champion", f"{champion.model_version}, generation {champion.generation}")
+                if wrong := unservable(self._settings, registry):
+                    raise UpError(wrong)
         finally:
             registry.close()
 

@@ -21,13 +21,15 @@ import orjson
 from schemas.events import FeedbackData, FeedbackReceived, new_id
 from schemas.settings import Settings
 from serving import access, checks, contract
+from serving.admission import QueueFull
 from serving.anonymise import anonymise
 from serving.answers import Answer, Answers, Event
 from serving.asgi import EventStream, Message, Receive, Refused, Request, Send, event
-from serving.batching import DeadlinePassed, MicroBatcher, NotReady, QueueFull
+from serving.batching import DeadlinePassed, MicroBatcher, NotReady
 from serving.cors import Cors
 from serving.feedback import BadFeedback, FeedbackChecker, prediction_uuid
 from serving.generation_queue import GenerationQueue, TextAnswer
+from serving.label_refresh import LabelRefresh, RegistryAway, checked_feedback
 from serving.live import LiveModel
 from serving.metrics import Metrics
 from serving.outbox import Outbox
@@ -37,6 +39,7 @@ log = logging.getLogger("ratchet.api")
 
 # Predictions go to the outbox together: a write and a publish cost about as much for forty events as for one.
 LINGER_SECONDS = 0.1
+WATCH_SECONDS = 0.05  # from when on a caller who waits is watched: who is answered sooner need not be
 
 
 class Api:
@@ -67,8 +70,8 @@ class Api:
             secret=lambda: keys.secret,
             max_chars=settings.serving.max_text_chars,
             labels=lambda: live.labels,
-            refresh_labels=live.refresh_labels,
         )
+        self._label_refresh = LabelRefresh(live.refresh_labels)
         self._source = f"ratchet/{settings.model.name}/serving"
         self._answers = Answers(
             settings.model.name,
@@ -105,18 +108,21 @@ class Api:
         """Answer texts with what the champion says of them, or writes."""
         started = time.perf_counter()
         self._authorise(request)
+        self._check_load()
         asked = await self._parse(request, contract.PredictRequest)
         texts = [anonymise(item.text) for item in checks.items(asked, self._settings.serving)]
         options, timeout_s = asked.options or contract.Options(), self._settings.serving.timeout_s
         most = checks.most_tokens(asked, options, self._live.current())
         try:
             if most is None:
-                answer: Answer = await self._batcher.submit(texts, timeout_s)
+                answer: Answer = await request.unless_gone(self._batcher.submit(texts, timeout_s), WATCH_SECONDS)
             elif options.stream:
                 return await self._streamed(request, asked, texts[0], most, started)
             else:
                 answer = await request.unless_gone(self._writing.write(texts, most, timeout_s))
-        except (QueueFull, DeadlinePassed, NotReady) as error:
+        except QueueFull as error:
+            raise Refused(503, str(error), Retry_After=str(error.retry_after_s)) from error
+        except (DeadlinePassed, NotReady) as error:
             raise Refused(503, str(error), Retry_After="1") from error
         return 200, self._answered(answer, asked, texts, started)
 
@@ -140,9 +146,12 @@ class Api:
                 value=asked.value,
                 user=self._pseudonym(asked.user),
             )
-            data = self._feedback.checked(given)
+            data = await checked_feedback(self._feedback, self._label_refresh, given)
         except BadFeedback as bad:
             raise Refused(422, bad.error, (bad.field, bad.rule)) from bad
+        except RegistryAway as away:
+            unknown = "a label is not known here, and the taxonomy cannot be read now: try again"
+            raise Refused(503, unknown, ("value", str(away)), Retry_After="2") from away
         event = FeedbackReceived(source=self._source, subject=prediction_id, data=data)
         self.flush()  # what is said of a prediction comes after it
         safe = asyncio.wrap_future(self._outbox.put_feedback(event))
@@ -266,6 +275,12 @@ class Api:
             raise Refused(400, "the body is not JSON", ("body", str(error))) from error
         except contract.NotValid as error:
             raise Refused(422, "the request is not valid", *error.fields) from error
+
+    def _check_load(self) -> None:
+        try:
+            self._batcher.check(self._settings.serving.timeout_s)
+        except QueueFull as error:
+            raise Refused(503, str(error), Retry_After=str(error.retry_after_s)) from error
 
 
 def _token_refused(error: access.TokenRefused) -> Refused:

@@ -158,6 +158,29 @@ class ArtifactStore:
                 shutil.rmtree(beside, ignore_errors=True)
         return target
 
+    def check(self, digest: str) -> None:
+        """Hash what the store holds of a version, without a copy.
+
+        Raises:
+            ArtifactMissing: the store has no such version.
+            ArtifactDamaged: a file is missing or changed; the message names it.
+            ArtifactStoreUnavailable: the store cannot be reached.
+
+        """
+        root = f"{self._root}/{digest}"
+        with _driver_errors_named(self._root):
+            stored = self._stored(f"{root}/{MANIFEST}")
+            if stored is None:
+                raise ArtifactMissing(f"the store has no {root}")
+            if stored != digest:
+                raise ArtifactDamaged(f"{MANIFEST}: changed")
+            with self._files.open(f"{root}/{MANIFEST}", "rb") as file:
+                files = ModelManifest.model_validate_json(file.read()).files
+            for name, expected in files.items():
+                found = self._stored(f"{root}/{name}")
+                if found != expected:
+                    raise ArtifactDamaged(f"{name}: {'missing' if found is None else 'changed'}")
+
     def _download(self, digest: str, directory: Path) -> None:
         self._get(digest, MANIFEST, directory)
         if sha256(directory / MANIFEST) != digest:
@@ -258,7 +281,7 @@ def _driver_errors_named(root: Any) -> Iterator[None]:
     """Each fsspec back end has errors of its own; callers know OSError."""
     try:
         yield
-    except OSError:
+    except (OSError, ArtifactDamaged):
         raise
     except Exception as error:
         raise ArtifactStoreUnavailable(f"{root}: {type(error).__name__}: {error}") from error

@@ -7,7 +7,7 @@ and no models.
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -77,18 +77,37 @@ class Request:
             if not message.get("more_body"):
                 return b"".join(chunks)
 
-    async def unless_gone(self, work: Coroutine[Any, Any, Found]) -> Found:
-        """What the work comes to; it is cancelled if the caller, whose body has been read, hangs up. Raises ClientGone."""
-        working, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._hung_up())
+    async def unless_gone(self, work: Awaitable[Found], after_s: float = 0.0) -> Found:
+        """Return what the work comes to; it is cancelled if the caller, whose body has been read, hangs up.
+
+        Whether it did is looked at from `after_s` seconds on: work that ends sooner costs a timer, no task.
+
+        Raises:
+            ClientGone: the caller hung up.
+
+        """
+        working, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert working is not None
+        watching: list[asyncio.Task[None]] = []
+        gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            await self._hung_up()
+            gone = True
+            working.cancel()
+
+        timer = loop.call_later(after_s, lambda: watching.append(loop.create_task(watch())))
         try:
-            await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result()
-            raise ClientGone("the caller hung up")
+            return await work
+        except asyncio.CancelledError:
+            if gone and not working.uncancel():
+                raise ClientGone("the caller hung up") from None
+            raise
         finally:
-            for task in (working, gone):
-                task.cancel()
-            await asyncio.gather(working, gone, return_exceptions=True)
+            timer.cancel()
+            for watcher in watching:
+                watcher.cancel()
 
     async def _hung_up(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":

@@ -6,6 +6,9 @@ live.py holds. It deliberately knows no HTTP and no registry.
 Work goes in turns. Every request that waits gets a text into the next turn before any gets a second one, so that a request
 of one text never waits behind 256 of another. Which of its texts is free to choose: a turn takes those that are about as long as
 each other. All texts of a request run on the one runtime that was live when its first turn began: no answer mixes versions.
+
+A request whose caller left loses its place at once: its texts are not run, and no longer counted. admission.py refuses those that
+would be answered too late.
 """
 
 import asyncio
@@ -22,16 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.artifacts import ModelManifest
+from serving.admission import Admission, QueueFull
 from serving.loading import Loaded
 from serving.outputs import Said
 from serving.runtime import Runtime
 
 # What a call costs beside its tokens, in tokens: on MiniLM 20 in fp32, 9 in int8, and 2 in Python (docs/lab-notes.md).
 CALL_TOKENS = 16
-
-
-class QueueFull(ConnectionError):
-    """More texts wait than the bound allows."""
 
 
 class DeadlinePassed(TimeoutError):
@@ -63,7 +63,7 @@ class Answer:
 @dataclass(eq=False)
 class _Request:
     texts: Sequence[str]
-    deadline: float
+    deadline: float  # by which its work has to begin
     future: "asyncio.Future[Answer]"
     runtime: Runtime | None = None
     generation: int = 0
@@ -107,24 +107,61 @@ class MicroBatcher:
         self._max_queue = max_queue
         self._clock = clock
         self._waiting: deque[_Request] = deque()
+        self._running = 0  # requests in the turn at hand
         self._texts = 0
+        self._admission = Admission(clock)
         self._condition = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
     async def submit(self, texts: Sequence[str], timeout_s: float) -> Answer:
-        """Probabilities of `texts`, if their work begins within `timeout_s`. Raises QueueFull, DeadlinePassed or NotReady."""
-        request = _Request(texts, self._clock() + timeout_s, asyncio.get_running_loop().create_future())
+        """Return probabilities of `texts`, if their work begins within `timeout_s` seconds.
+
+        Cancelling it takes the request out of the queue.
+
+        Raises:
+            QueueFull: too many texts wait, or the expected wait is too long.
+            DeadlinePassed: the work did not begin in time.
+            NotReady: there is no model, or this worker is stopping.
+
+        """
+        asked_at = self._clock()
+        request = _Request(texts, asked_at + timeout_s, asyncio.get_running_loop().create_future())
         with self._condition:
             if self._closed:
                 raise NotReady("this worker is stopping")
             if self._texts and self._texts + len(texts) > self._max_queue:
                 raise QueueFull(f"{self._texts} texts are waiting")
+            self._admission.check(self._ahead_of(len(texts)), timeout_s)
             self._texts += len(texts)
             self._waiting.append(request)
             self._condition.notify()
-        return await request.future
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            self._leave(request, self._clock() - asked_at, timeout_s)
+            raise
+
+    def check(self, timeout_s: float) -> None:
+        """Raise QueueFull if even one text would be answered too late: before a request is read, and costs anything."""
+        with self._condition:
+            self._admission.check(self._ahead_of(1), timeout_s)
+
+    def _ahead_of(self, texts: int) -> int:
+        """Texts that run before the last of so many new ones: each request gets one into a turn before any gets a second."""
+        return min(self._texts, (len(self._waiting) + self._running) * texts)
+
+    def _leave(self, request: _Request, age_s: float, timeout_s: float) -> None:
+        """Forget a request whose caller left, wherever it is."""
+        with self._condition:
+            if request.settled:
+                return
+            request.settled = True
+            self._texts -= len(request.texts)
+            self._admission.hung_up(age_s, timeout_s)
+            with contextlib.suppress(ValueError):  # in the turn at hand
+                self._waiting.remove(request)
 
     def close(self) -> None:
         """Finish what waits and stop the thread."""
@@ -136,9 +173,11 @@ class MicroBatcher:
     def _run(self) -> None:
         while True:
             with self._condition:
+                self._running = 0
                 while not self._waiting and not self._closed:
                     self._condition.wait()
                 requests = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+                self._running = len(requests)
             if not requests:
                 return
             try:
@@ -147,8 +186,10 @@ class MicroBatcher:
                 self._settle([(request, error) for request in requests])
 
     def _take_turn(self, requests: list[_Request]) -> None:
+        began_at = self._clock()
         begun = self._begin(requests)
         rows = turn(begun, self._max_batch)
+        ran = 0
         for runtime in {id(request.runtime): request.runtime for request in begun}.values():
             assert runtime is not None
             mine = sorted(
@@ -156,23 +197,28 @@ class MicroBatcher:
             )
             lengths = [len(request.encoded[n]) for request, n in mine]
             for start, end in cut(lengths):
-                self._run_batch(runtime, mine[start:end])
+                ran += self._run_batch(runtime, mine[start:end])
         with self._condition:
-            self._waiting.extend(request for request in begun if request.missing)
+            self._admission.worked(ran, self._clock() - began_at)
+            self._waiting.extend(request for request in begun if not request.settled)
 
-    def _run_batch(self, runtime: Runtime, rows: list[tuple[_Request, int]]) -> None:
+    def _run_batch(self, runtime: Runtime, rows: list[tuple[_Request, int]]) -> int:
+        """Run those of the rows that somebody waits for; how many there were."""
         finished: list[_Outcome] = []
-        found = runtime.run([request.encoded[n] for request, n in rows])
+        rows = [row for row in rows if not row[0].settled]
+        found = runtime.run([request.encoded[n] for request, n in rows]) if rows else []
         for (request, n), probabilities in zip(rows, found, strict=True):
             request.probabilities[n] = probabilities
             request.missing -= 1
             if not request.missing:
                 finished.append((request, Answer(runtime, request.generation, request.probabilities)))
         self._settle(finished)
+        return len(rows)
 
     def _begin(self, requests: list[_Request]) -> list[_Request]:
         """Those of `requests` that may run; the others are refused. Fresh ones are given the live runtime, and encoded."""
         live, now = self._current(), self._clock()
+        requests = [request for request in requests if not request.settled]
         fresh = [request for request in requests if request.runtime is None]
         late = [request for request in fresh if now > request.deadline]
         refused: list[_Outcome] = [(r, DeadlinePassed("the deadline passed before the work began")) for r in late]
@@ -193,11 +239,11 @@ class MicroBatcher:
 
     def _settle(self, outcomes: list[_Outcome]) -> None:
         """Tell the waiting, all of one event loop at once."""
-        outcomes = [outcome for outcome in outcomes if not outcome[0].settled]
-        for request, _ in outcomes:
-            request.settled = True
         with self._condition:
-            self._texts -= sum(len(request.texts) for request, _ in outcomes)
+            outcomes = [outcome for outcome in outcomes if not outcome[0].settled]
+            for request, _ in outcomes:
+                request.settled = True
+                self._texts -= len(request.texts)
         loops = {request.future.get_loop() for request, _ in outcomes}
         for loop in loops:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who waited

@@ -7,7 +7,7 @@ HTTP beyond a status and no queue.
 from schemas.settings import ServingSettings
 from serving.asgi import Refused
 from serving.contract import Item, Options, PredictRequest
-from serving.runtime import Loaded
+from serving.loading import Loaded
 
 
 def items(asked: PredictRequest, serving: ServingSettings) -> list[Item]:

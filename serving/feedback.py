@@ -32,6 +32,10 @@ class BadFeedback(ValueError):
         self.error, self.field, self.rule = error, field, rule
 
 
+class LabelNotInUse(BadFeedback):
+    """A correction names a label that the taxonomy does not have, or has retired."""
+
+
 class FeedbackChecker:
     """The rules of one project.
 
@@ -41,7 +45,6 @@ class FeedbackChecker:
         secret: the project's secret, read when it is needed.
         max_chars: of a comment, or of a text that corrects one.
         labels: the taxonomy as last read.
-        refresh_labels: the taxonomy, read again; asked before a label is refused.
 
     """
 
@@ -53,10 +56,9 @@ class FeedbackChecker:
         secret: Callable[[], str],
         max_chars: int,
         labels: Callable[[], LabelMap],
-        refresh_labels: Callable[[], LabelMap],
     ) -> None:
         self._model_name, self._task, self._max_chars = model_name, task, max_chars
-        self._secret, self._labels, self._refresh_labels = secret, labels, refresh_labels
+        self._secret, self._labels = secret, labels
 
     def checked(self, data: FeedbackData) -> FeedbackData:
         """Return the feedback as it is stored. Raises BadFeedback."""
@@ -102,11 +104,8 @@ class FeedbackChecker:
             return self._text(target)
         try:
             target = self._labels().checked(self._task, target)
-        except targets.BadTarget:
-            try:
-                target = self._refresh_labels().checked(self._task, target)
-            except targets.BadTarget as error:
-                raise BadFeedback("not a label in use", "value", str(error)) from error
+        except targets.BadTarget as error:
+            raise LabelNotInUse("not a label in use", "value", str(error)) from error
         return targets.value_of(self._task, target)
 
     def _text(self, value: str) -> str:

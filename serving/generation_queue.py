@@ -10,14 +10,16 @@ Whoever stops listening stops the work at the next token.
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from schemas.artifacts import ModelManifest
+from serving.admission import Admission, QueueFull
 from serving.anonymise import anonymise
-from serving.batching import DeadlinePassed, NotReady, QueueFull
+from serving.batching import DeadlinePassed, NotReady
 from serving.loading import Loaded
 from serving.outputs import Said
 from serving.runtime import Runtime
@@ -75,13 +77,23 @@ class GenerationQueue:
     Args:
         current: the live version and its generation, asked as work begins.
         max_queue: texts waiting before QueueFull; an idle queue takes a request of any size.
+        clock: monotonic seconds.
 
     """
 
-    def __init__(self, current: Callable[[], tuple[Loaded, int] | None], *, max_queue: int) -> None:
+    def __init__(
+        self,
+        current: Callable[[], tuple[Loaded, int] | None],
+        *,
+        max_queue: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._current = current
         self._max_queue = max_queue
+        self._clock = clock
         self._waiting: deque[_Request] = deque()
+        self._writing = 0  # texts of the answer at hand
+        self._admission = Admission(clock)
         self._condition = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
@@ -113,7 +125,8 @@ class GenerationQueue:
         self, texts: Sequence[str], most: int | None, timeout_s: float, *, pieces: bool
     ) -> "AsyncGenerator[Piece | TextAnswer]":
         request = _Request(texts, most, pieces, asyncio.get_running_loop())
-        self._put(request)
+        asked_at = self._clock()
+        self._put(request, timeout_s)
         try:
             async with asyncio.timeout(timeout_s) as waiting:
                 begun = await request.told.get()
@@ -130,15 +143,23 @@ class GenerationQueue:
                 raise DeadlinePassed("the deadline passed before the work began") from error
             raise
         finally:
-            request.gone = True
+            self._leave(request, self._clock() - asked_at, timeout_s)
 
-    def _put(self, request: _Request) -> None:
+    def _leave(self, request: _Request, age_s: float, timeout_s: float) -> None:
+        """Forget a request whose caller left; who leaves in the middle of an answer says nothing of the queue."""
+        request.gone = True
+        with self._condition, contextlib.suppress(ValueError):
+            self._waiting.remove(request)
+            self._admission.hung_up(age_s, timeout_s)
+
+    def _put(self, request: _Request, timeout_s: float) -> None:
         with self._condition:
             if self._closed:
                 raise NotReady("this worker is stopping")
-            waiting = sum(len(other.texts) for other in self._waiting if not other.gone)
+            waiting = sum(len(other.texts) for other in self._waiting)
             if waiting and waiting + len(request.texts) > self._max_queue:
                 raise QueueFull(f"{waiting} texts are waiting")
+            self._admission.check(waiting + self._writing // 2, timeout_s)  # on average half of it is done
             self._waiting.append(request)
             self._condition.notify()
 
@@ -150,12 +171,17 @@ class GenerationQueue:
                 if self._closed:
                     return
                 request = self._waiting.popleft()
+                self._writing = 0 if request.gone else len(request.texts)
             if request.gone:
                 continue
+            began_at = self._clock()
             try:
                 self._answer(request)
             except Exception as error:  # whatever the model raises belongs to this request, not to the thread
                 request.tell(error)
+            with self._condition:
+                self._admission.worked(0 if request.gone else self._writing, self._clock() - began_at)
+                self._writing = 0
 
     def _answer(self, request: _Request) -> None:
         writer, generation = self._current() or (None, 0)

@@ -75,11 +75,8 @@ class LiveModel:
         return self._live[1] if self._live else None
 
     def refresh_labels(self) -> LabelMap:
-        """Read the taxonomy again, if the registry answers."""
-        try:
-            self.labels = self._registry.label_map()
-        except ConnectionError as error:
-            log.warning("the taxonomy cannot be read: %s", error)
+        """Read the taxonomy again. It blocks: never call it on an event loop. Raises ConnectionError."""
+        self.labels = self._registry.label_map()
         return self.labels
 
     def follow(self) -> None:
@@ -113,7 +110,8 @@ class LiveModel:
             self._tries += 1
             self._try_at = time.monotonic() + min(60.0, 2.0**self._tries)
             self._error = f"{champion.model_version}: {error}"
-            log.error("refused %s; the old version goes on", self._error)
+            goes_on = "the version before goes on" if self._live else "no other version is loaded: nothing is served"
+            log.error("refused %s; %s", self._error, goes_on)
         else:
             if self._live is not None and self._live[0] is not runtime:
                 self._previous = self._live[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
+from bentoml._internal.utils import circus
 from uvicorn.protocols.http import auto
 
 from schemas.settings import Settings, load_settings
@@ -27,8 +28,11 @@ from serving.connections import Limits, open_file_limit, protocol
 from serving.front import Front
 from serving.generation_queue import GenerationQueue
 from serving.live import LiveModel
+from serving.log_lines import OneLine
 from serving.metrics import Metrics
 from serving.outbox import Outbox
+from serving.private_files import keep_private
+from serving.process_manager import without_ports
 from serving.registry import Registry
 
 EMBEDDED = "RATCHET_EMBEDDED_BROKER"
@@ -46,7 +50,7 @@ def log_our_own() -> None:
     ours = logging.getLogger("ratchet")
     if not ours.handlers:
         lines = logging.StreamHandler()
-        lines.setFormatter(logging.Formatter("%(asctime)s %(process)d %(name)s %(message)s"))
+        lines.setFormatter(OneLine("%(asctime)s %(process)d %(name)s %(message)s"))
         ours.addHandler(lines)
         ours.setLevel(logging.INFO)
         ours.propagate = False
@@ -83,6 +87,9 @@ class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no typ
         return Front(routes, super().to_asgi(is_main), assets)
 
 
+circus.Arbiter = without_ports(circus.Arbiter)  # BentoML makes one of it next, in the process that starts the workers
+
+
 # BentoML takes the number of workers from here alone.
 @bentoml.service(
     name="ratchet",
@@ -95,6 +102,7 @@ class RatchetService:
     """One worker: a live model, a batcher, an outbox and the routes over them."""
 
     def __init__(self) -> None:
+        keep_private()
         log_our_own()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the other cores are the other workers'
         settings = settings_from_environment()

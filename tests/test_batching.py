@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, QueueFull, _Request, cut, turn
+from serving.admission import QueueFull
+from serving.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, _Request, cut, turn
 from serving.runtime import Runtime
 from tests.fakes import toy_rows
 from tests.versions import copied

@@ -23,9 +23,7 @@ PREDICTION = "01900000-0000-7000-8000-000000000000"
 
 
 def checker(task: Task = "classification") -> FeedbackChecker:
-    return FeedbackChecker(
-        "m", task, secret=lambda: "s", max_chars=100, labels=lambda: LABELS, refresh_labels=lambda: LABELS
-    )
+    return FeedbackChecker("m", task, secret=lambda: "s", max_chars=100, labels=lambda: LABELS)
 
 
 def data(value: GivenValue, **changes: object) -> FeedbackData:

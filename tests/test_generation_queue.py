@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.batching import DeadlinePassed, NotReady, QueueFull
+from serving.admission import QueueFull
+from serving.batching import DeadlinePassed, NotReady
 from serving.generation import Piece, Writer, Written
 from serving.generation_queue import GenerationQueue, TextAnswer
 from serving.runtime import Runtime

@@ -5,7 +5,10 @@ deliberately computes nothing.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jinja2
 from markupsafe import Markup
@@ -13,8 +16,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from schemas.artifacts import DatasetManifest, DatasetProfile
+from schemas.printable import one_line
+
+log = logging.getLogger("ratchet.profile_page")
 
 MOST_BARS = 30
+# Labels, reasons and metadata are what people wrote: never mathtext.
+PLAIN = {"svg.fonttype": "none", "svg.hashsalt": "ratchet", "font.family": "sans-serif", "text.parse_math": False}
 # Stand-ins in the SVG for colours that the page decides, by light and dark.
 INK, ACCENT = "#010203", "#040506"
 
@@ -79,7 +87,7 @@ two a text is from: 0.5 is no difference.</p>
 
 def render(name: str, manifest: DatasetManifest, profile: DatasetProfile) -> str:
     """The page of the model `name`'s dataset."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ratchet", "font.family": "sans-serif"}):
+    with rc_context(PLAIN):
         plots = _plots(manifest, profile)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     others = [
@@ -107,8 +115,22 @@ def _plots(manifest: DatasetManifest, profile: DatasetProfile) -> list[tuple[str
         "rows dropped, by reason": manifest.dropped,
         "training rows by slice": profile.slices,
     }
-    found = [(title + _of(counts), _bars(counts)) for title, counts in bars.items() if counts]
-    return [*found, ("tokens of a text", _histogram(profile.token_edges, profile.token_counts))]
+    found = [(title + _of(counts), _drawn(title, partial(_bars, counts))) for title, counts in bars.items() if counts]
+    title = "tokens of a text"
+    return [*found, (title, _drawn(title, partial(_histogram, profile.token_edges, profile.token_counts)))]
+
+
+def _drawn(title: str, draw: Callable[[], Markup]) -> Markup:
+    """Draw a plot; a line in its place if that fails: no plot may stop a round."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # of glyphs that the measuring font lacks: the browser's has them
+            return draw()
+    except Exception:
+        log.exception("the plot %r could not be drawn", title)
+        return Markup("<p>This plot could not be drawn: the round's log says why.</p>")
 
 
 def _what(manifest: DatasetManifest) -> str:
@@ -123,7 +145,7 @@ def _bars(counts: Mapping[str, int]) -> Markup:
     shown = sorted(counts.items(), key=lambda item: -item[1])[:MOST_BARS][::-1]
     figure = Figure(figsize=(5.2, 0.9 + 0.27 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    names = [name if len(name) <= 32 else f"{name[:31]}…" for name, _ in shown]
+    names = [one_line(name, 32) for name, _ in shown]
     drawn = axes.barh(range(len(shown)), [count for _, count in shown], color=ACCENT)
     axes.set_yticks(range(len(shown)), names)
     axes.bar_label(drawn, fmt="{:,.0f}", padding=3, color=INK, fontsize=8)

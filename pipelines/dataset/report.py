@@ -14,6 +14,7 @@ from pipelines.dataset.clean import Tokens
 from pipelines.dataset.profile import Labelled, profile
 from pipelines.dataset.profile_page import render
 from pipelines.dataset.rows import ROWS, training_rows
+from pipelines.pages import write_page
 from schemas.settings import Settings
 from serving.registry import Registry
 
@@ -53,4 +54,4 @@ def write_report(
     )
     parts = {"manifest": dataset.manifest.model_dump(mode="json"), "profile": found.model_dump(mode="json")}
     (folder / "dataset.json").write_bytes(orjson.dumps(parts, option=orjson.OPT_INDENT_2))
-    (folder / "dataset.html").write_text(render(settings.model.name, dataset.manifest, found), encoding="utf-8")
+    write_page(folder / "dataset.html", lambda: render(settings.model.name, dataset.manifest, found))

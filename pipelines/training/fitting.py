@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.training.errors import TrainingDiverged
 from pipelines.training.model import layer_of
 from pipelines.training.tasks import Forward, Rows, Task
 from schemas.settings import TrainingSettings
@@ -77,9 +78,8 @@ class Fit:
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.steps = -(-len(self._own) // self._batch)  # of an epoch
         self._optimizer = torch.optim.AdamW(_groups(self._trained, settings))
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, schedule(self.steps * epochs_of(len(self._own), settings), settings)
-        )
+        self._step, self._planned = 0, self.steps * epochs_of(len(self._own), settings)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, schedule(self._planned, settings))
 
     def __enter__(self) -> Self:
         self._forward = self._stack.enter_context(self._rows.inputs.feeding(self._model))
@@ -91,8 +91,14 @@ class Fit:
         self._model.eval()
         self._stack.close()
 
+    def _check(self, loss: float, rate: float) -> None:
+        self._step += 1
+        if not math.isfinite(loss):
+            said = f"the training loss is {loss} at step {self._step} of {self._planned} (learning rate {rate:.2g})"
+            raise TrainingDiverged(f"{said}: lower training.learning_rate, or set training.bf16 = false")
+
     def epoch(self, watch: Callable[[Step], None] = lambda _: None) -> float:
-        """One pass over the rows; the mean training loss."""
+        """Return the mean training loss of one pass over the rows. Raises TrainingDiverged."""
         self._model.train(self._settings.base_dropout)
         for name, module in self._model.named_modules():
             if "lora_dropout" in name:
@@ -102,13 +108,14 @@ class Fit:
             batch = self._rows.batch(rows)
             losses = self._task.losses(self._forward(rows), batch, self._settings)
             loss = (losses * batch.weights).sum() / batch.weights.sum()
+            value = float(loss.detach())
             rates = self._schedule.get_last_lr()
+            self._check(value, max(rates))
             self._optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._trained.values(), MAX_NORM)
             self._optimizer.step()
             self._schedule.step()
-            value = float(loss.detach())
             watch(Step(value, max(rates[:-1], default=0.0), rates[-1], int(self._rows.inputs.lengths[rows].sum())))
             total += value * len(rows)
         return total / len(self._own)

@@ -26,9 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pds
 import pyarrow.fs as pfs
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction
 
 from pipelines.event_log_tail import ACTIONS, EventLogDamaged, lost_files, repair, secure, sync_checkpoint
@@ -165,33 +164,31 @@ class EventLog:
 
     def _commit(self, name: str, table: DeltaTable, rows: pa.Table, transactions: list[Transaction]) -> None:
         """Write the rows' file, then the commit that names it; in a folder, each is on disk before the next step."""
-        added = [self._write(name, table, rows)] if rows.num_rows else []
+        if not self._local:
+            properties = CommitProperties(app_transactions=transactions)
+            write_deltalake(table, rows, mode="append", commit_properties=properties)
+            return
+        added = [self._write(name, rows)] if rows.num_rows else []
+        count = {ACTIONS: str(len(added) + len(transactions))}
         try:
             table.create_write_transaction(
                 added,
                 "append",
                 table.schema(),
-                commit_properties=CommitProperties(
-                    app_transactions=transactions,
-                    custom_metadata={ACTIONS: str(len(added) + len(transactions))},
-                ),
+                commit_properties=CommitProperties(app_transactions=transactions, custom_metadata=count),
                 post_commithook_properties=PostCommitHookProperties(create_checkpoint=False),
             )
         except BaseException:
-            for action in added if self._local else []:
+            for action in added:
                 (self._folder(name) / action.path).unlink(missing_ok=True)
             raise
         self._newest(name, written=added[0].path if added else None)
 
-    def _write(self, name: str, table: DeltaTable, rows: pa.Table) -> AddAction:
+    def _write(self, name: str, rows: pa.Table) -> AddAction:
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
         content, file = sink.getvalue(), f"part-{uuid.uuid4()}.zstd.parquet"
-        if self._local:
-            _write_synced(self._folder(name) / file, content)
-        else:
-            with pfs.PyFileSystem(DeltaStorageHandler.from_table(table._table)).open_output_stream(file) as stream:
-                stream.write(content)
+        _write_synced(self._folder(name) / file, content)
         statistics = f'{{"numRecords":{rows.num_rows}}}'
         return AddAction(file, content.size, {}, int(time.time() * 1000), True, statistics)
 

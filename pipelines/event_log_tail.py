@@ -23,7 +23,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.atomic_write import sync, sync_all
+from serving.atomic_write import sync_all
 
 log = logging.getLogger("ratchet.event_log")
 
@@ -135,7 +135,11 @@ def _fault(table: Path, path: Path, *, deep: bool, known: str | None = None) -> 
     if expected is None and (short := _short(info, actions)):
         return short
     for action in actions:
-        if "add" in action and action["add"]["path"] != known and (fault := _file_fault(table, action["add"], deep=deep)):
+        if (
+            "add" in action
+            and action["add"]["path"] != known
+            and (fault := _file_fault(table, action["add"], deep=deep))
+        ):
             return fault
     return None
 

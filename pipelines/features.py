@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,7 +20,7 @@ from pipelines import feedback_rules
 from pipelines.event_log import SCHEMAS, EventLog
 from pipelines.feedback_rules import LABELLED
 from schemas.events import PredictionMade
-from schemas.settings import Settings
+from schemas.settings import Settings, absolute_sqlite
 
 ONLINE = ("model_version", "predicted_label", "user")
 JOINED = ("text", "predicted_label", "model_version", "metadata", "audit")
@@ -52,7 +51,7 @@ class FeedbackRow:
 def default_feature_store_yaml(project: str) -> str:
     """Feast's configuration as `ratchet init` writes it; paths are relative to its folder."""
     return f"""# Feast's own configuration. In production: online_store type redis with a connection_string, registry on Postgres.
-project: {project.replace("-", "_")}
+project: "{project.replace("-", "_")}"
 provider: local
 registry:
   registry_type: sql
@@ -78,10 +77,10 @@ class FeatureStore:
 
         from pipelines.feature_repo.definitions import ENTITIES, definitions
 
-        config = yaml.safe_load(settings.path(settings.feature_store.config).read_text())
+        config = yaml.safe_load(settings.path(settings.feature_store.config).read_text(encoding="utf-8"))
         root = settings.root.absolute()
         (root / "state").mkdir(parents=True, exist_ok=True)
-        config["registry"]["path"] = _absolute(config["registry"]["path"], root)
+        config["registry"]["path"] = absolute_sqlite(config["registry"]["path"], root)
         self._location = settings.location(settings.feature_store.event_log)
         self.log = EventLog(self._location)
         self._store = Feast(config=RepoConfig(repo_path=root, **config))
@@ -264,12 +263,6 @@ class FeatureStore:
                 end_date=datetime(9999, 1, 1, tzinfo=UTC),
             )
             return job.to_arrow()
-
-
-def _absolute(url: str, root: Path) -> str:
-    """A SQLAlchemy URL with a relative SQLite path made absolute."""
-    prefix = "sqlite:///"
-    return f"{prefix}{root / url.removeprefix(prefix)}" if url.startswith(prefix) else url
 
 
 def _key(name: str, value: str) -> Any:

@@ -38,6 +38,7 @@ from schemas.artifacts import (
 from schemas.reports import RoundReport
 from schemas.settings import Settings
 from serving.artifacts import ArtifactStore, read_manifest
+from serving.atomic_write import atomic_write
 from serving.registry import ChampionMoved, Registry
 from serving.runtime import Loaded, open_version
 
@@ -261,7 +262,7 @@ def _why(results: Sequence[GateResult]) -> str:
 def _end(registry: Registry, folder: Path, round_id: str, state: RoundState, detail: str) -> RoundRecord:
     registry.finish_round(round_id, state, detail=detail)
     record = registry.round(round_id)
-    (folder / "round.json").write_text(record.model_dump_json(indent=2))
+    atomic_write(folder / "round.json", record.model_dump_json(indent=2))
     return record
 
 

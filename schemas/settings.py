@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -362,13 +363,19 @@ class Settings(Group):
         return self._database(self.training.mlflow_uri) if self.training.mlflow_uri else None
 
     def _database(self, url: str) -> str:
-        prefix = "sqlite:///"
-        return prefix + str(self.path(url.removeprefix(prefix))) if url.startswith(prefix) else url
+        return absolute_sqlite(url, self.root.absolute())
 
     @property
     def embedded_broker(self) -> bool:
         """Whether the broker is the embedded one, which forgets everything when it stops."""
         return self.kafka.bootstrap_servers is None
+
+
+def absolute_sqlite(url: str, root: Path) -> str:
+    """Return a SQLAlchemy URL whose relative SQLite path starts at a folder, quoted as a URL wants it; others unchanged."""
+    prefix = "sqlite:///"
+    relative = url.removeprefix(prefix)
+    return f"{prefix}{quote(str(root))}/{relative}" if url.startswith(prefix) and relative[:1] != "/" else url
 
 
 def load_settings(text: str, environ: Mapping[str, str], *, root: Path) -> Settings:

@@ -80,9 +80,9 @@ def _registry(settings: Settings) -> Check:
 
 
 def _artefacts(settings: Settings) -> Check:
-    import fsspec
+    from serving.artifacts import open_store
 
-    files, root = fsspec.core.url_to_fs(settings.location(settings.artifacts.url))
+    files, root = open_store(settings.location(settings.artifacts.url))
     files.makedirs(root, exist_ok=True)
     with files.open(f"{root}/.doctor", "w") as file:
         file.write("ok")

@@ -71,6 +71,7 @@ def create_project(
 
     """
     from pipelines.dataset.files import read_rows
+    from pipelines.event_log import check_folder
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy
     from serving.access import write_keys
@@ -104,6 +105,7 @@ def create_project(
             wanted[group] = {**wanted.get(group, {}), **values}
         (folder / "ratchet.toml").write_text(render_settings(wanted))
         settings = open_project(folder / "ratchet.toml")
+        check_folder(settings.location(settings.feature_store.event_log))
         (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen))
         (folder / "policy.toml").write_text(default_policy(task))
         write_keys(folder / "keys.env")

@@ -6,13 +6,14 @@ HTTP. Hashes are HMAC-SHA-256 (RFC 2104) under the project's secret, with a purp
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from serving.atomic_write import atomic_write
 
 
 class KeysMissing(FileNotFoundError):
@@ -36,9 +37,7 @@ def write_keys(path: Path) -> Keys:
     if path.exists():
         return read_keys(path)
     keys = Keys(api_key=secrets.token_urlsafe(32), secret=secrets.token_urlsafe(32))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"RATCHET_API_KEY={keys.api_key}\nRATCHET_SECRET={keys.secret}\n")
+    atomic_write(path, f"RATCHET_API_KEY={keys.api_key}\nRATCHET_SECRET={keys.secret}\n", mode=0o600)
     return keys
 
 

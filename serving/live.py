@@ -20,6 +20,7 @@ from pathlib import Path
 
 from schemas.artifacts import Champion
 from serving.artifacts import ArtifactStore
+from serving.atomic_write import atomic_write
 from serving.registry import Registry
 from serving.runtime import Loaded, open_version
 
@@ -141,13 +142,14 @@ class LiveModel:
         )
 
     def _remember(self, champion: Champion) -> None:
-        beside = self._last_good.with_suffix(f".{os.getpid()}")
-        beside.write_text(champion.model_dump_json())
-        beside.rename(self._last_good)
+        try:
+            atomic_write(self._last_good, champion.model_dump_json())
+        except OSError as error:  # it serves all the same; only a start without the registry would miss it
+            log.warning("the last good version is not noted: %s", error)
 
     def _serve_last_good(self) -> None:
         try:
-            champion = Champion.model_validate(json.loads(self._last_good.read_text()))
+            champion = Champion.model_validate(json.loads(self._last_good.read_text(encoding="utf-8")))
             runtime = open_version(self._cache / champion.digest, champion.digest, threads=self._threads)
         except (OSError, ValueError) as error:
             log.warning("the last good version cannot be served: %s", error)

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 from serving.broker import Outgoing
 
@@ -77,7 +78,7 @@ def waiting(folder: Path) -> int:
     """Events that lie in a folder's outboxes, whoever holds them. Raises sqlite3.Error."""
     found = 0
     for path in folder.glob("outbox-*.db"):
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as disk:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=10)) as disk:
             if disk.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone():
                 found += count(disk)
     return found

@@ -69,14 +69,16 @@ class Subscription:
         """Messages that arrive within `timeout_s`, in order per partition. Raises BrokerUnavailable."""
         with reaching(self._bootstrap):
             polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
-            if self._reassigned:
-                # Seek here, not in the callback: that one runs on the network thread, which must not wait for a disk.
-                # What was polled before the seek is read again from where we say.
-                for place in self._consumer.assignment():
-                    self._consumer.seek(place, self._start_at(place.topic, place.partition))
-                self._reassigned = False
-                self.assignments += 1
-                return []
+        if self._reassigned:
+            # Seek here, not in the callback: that one runs on the network thread, which must not wait for a disk.
+            # What was polled before the seek is read again from where we say. What fails in `start_at` is no broker's fault.
+            for place in self._consumer.assignment():
+                start = self._start_at(place.topic, place.partition)
+                with reaching(self._bootstrap):
+                    self._consumer.seek(place, start)
+            self._reassigned = False
+            self.assignments += 1
+            return []
         return [
             Message(r.topic, r.partition, r.offset, r.key, r.value, tuple(r.headers))
             for records in polled.values()

@@ -17,6 +17,7 @@ from pipelines.dataset.examples import Example
 from pipelines.dataset.files import read_rows
 from pipelines.features import FeedbackRow
 from schemas.settings import Settings
+from serving.atomic_write import sync
 
 if TYPE_CHECKING:
     from pipelines.training.bases import Base
@@ -64,7 +65,9 @@ def write_rows(folder: Path, dataset: Dataset) -> None:
         for side, rows in sides.items():
             for row in rows:
                 file.write(orjson.dumps(row)[:-1] + b',"side":"%s"}\n' % side.encode())
+    sync(beside)
     beside.rename(folder / ROWS)
+    sync(folder)
 
 
 def training_rows(folder: Path) -> list[Example]:

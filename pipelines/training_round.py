@@ -40,6 +40,7 @@ from schemas.settings import Settings
 from serving.artifacts import ArtifactStore, read_manifest
 from serving.atomic_write import atomic_write
 from serving.registry import ChampionMoved, Registry
+from serving.registry_marker import check
 from serving.runtime import Loaded, open_version
 
 log = logging.getLogger("ratchet.training_round")
@@ -87,9 +88,11 @@ def run_round(
 
     Raises:
         RoundOver: the round has ended.
+        RegistryLost: the registry is not the one that promoted what the store holds.
         StaleLease: another scheduler took over; the round stays as it is and is resumed there.
 
     """
+    check(registry, store)
     record = registry.start_round(round_id)
     folder = round_folder(settings, round_id)
     folder.mkdir(parents=True, exist_ok=True)

@@ -57,12 +57,18 @@ def init(
 
 @cli.command()
 @config_option
-def up(config: Path) -> None:
+@click.option(
+    "--new-registry", is_flag=True, help="accept a registry that is not the one, or older than, what promoted last"
+)
+def up(config: Path, new_registry: bool) -> None:
     """Run everything on this machine, until Ctrl-C."""
-    from services.projects import open_project
+    from services.projects import accept_registry, open_project
     from services.up import Supervisor
 
-    supervisor = Supervisor(open_project(config), config, click.echo)
+    settings = open_project(config)
+    if new_registry:
+        accept_registry(settings)
+    supervisor = Supervisor(settings, config, click.echo)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.stop.set())
     supervisor.run()

@@ -65,11 +65,16 @@ def _keys(settings: Settings) -> Check:
 
 
 def _registry(settings: Settings) -> Check:
+    from serving.artifacts import ArtifactStore
     from serving.registry import Registry
+    from serving.registry_marker import RegistryLost, check
 
     registry = Registry(settings.registry_url, settings.model.name)
     try:
         champion, wrong = registry.champion(), registry.verify_audit()
+        check(registry, ArtifactStore(settings.location(settings.artifacts.url)))
+    except RegistryLost as error:
+        return Check("registry", "FAIL", str(error))
     finally:
         registry.close()
     if wrong:

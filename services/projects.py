@@ -133,3 +133,17 @@ def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
         paths = [settings.path(path) for path in (settings.dataset.seed, settings.dataset.reference) if path]
         rows = [row for path in paths for row in read_rows(path, task)]
         registry.set_labels(sorted({label for row in rows for label in labels_of(task, row.label)}))
+
+
+def accept_registry(settings: Settings) -> None:
+    """Take the project's registry for the right one, whatever the artefact store remembers of another."""
+    from serving.artifacts import ArtifactStore
+    from serving.registry import Registry
+    from serving.registry_marker import accept
+
+    registry = Registry(settings.registry_url, settings.model.name)
+    try:
+        registry.migrate()
+        accept(registry, ArtifactStore(settings.location(settings.artifacts.url)))
+    finally:
+        registry.close()

@@ -25,8 +25,10 @@ from services.children import Child, die_with_parent, sweep
 from services.executors import REPOSITORY, round_mark
 from services.file_locks import Held, held
 from services.projects import LOCK, STATE
+from serving.artifacts import ArtifactStore
 from serving.broker import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
 from serving.registry import Registry
+from serving.registry_marker import check, keep
 
 BROKER_S = 20.0
 READY_S = 120.0
@@ -135,6 +137,8 @@ class Supervisor:
         registry = Registry(self._settings.registry_url, self._settings.model.name)
         try:
             registry.migrate()
+            store = ArtifactStore(self._settings.location(self._settings.artifacts.url))
+            check(registry, store)
             champion = registry.champion()
             if champion is None:
                 self._tell("champion", "none yet: training the first one from the seed")
@@ -142,6 +146,7 @@ class Supervisor:
                 champion = self._first_champion(registry)
             if champion is not None:
                 self._tell("champion", f"{champion.model_version}, generation {champion.generation}")
+                keep(registry, store)
         finally:
             registry.close()
 

@@ -7,6 +7,7 @@ A digest is the SHA-256 of manifest.json, which holds the SHA-256 of every other
 from a store or a cache is hashed again.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import re
@@ -163,6 +164,33 @@ class ArtifactStore:
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
         return target
+
+    def place_of(self, name: str) -> str:
+        """Where a note lies, for people to read."""
+        return f"{self._root}/{name}"
+
+    def read_note(self, name: str) -> bytes | None:
+        """Return a small file beside the versions, None if there is none. Raises ArtifactStoreUnavailable, OSError."""
+        with _driver_errors_named(self._root):
+            try:
+                with self._files.open(self.place_of(name), "rb") as file:
+                    return bytes(file.read())
+            except FileNotFoundError:
+                return None
+
+    def write_note(self, name: str, content: bytes) -> None:
+        """Replace a small file beside the versions. Raises ArtifactStoreUnavailable, OSError."""
+        with _driver_errors_named(self._root):
+            if self._local:
+                Path(self._root).mkdir(parents=True, exist_ok=True)
+                atomic_write(Path(self.place_of(name)), content)
+            else:
+                self._files.pipe_file(self.place_of(name), content)
+
+    def remove_note(self, name: str) -> None:
+        """Remove a small file beside the versions, if it is there. Raises ArtifactStoreUnavailable, OSError."""
+        with _driver_errors_named(self._root), contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self.place_of(name))
 
     def _download(self, digest: str, directory: Path) -> None:
         self._get(digest, MANIFEST, directory)

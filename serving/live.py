@@ -22,6 +22,7 @@ from schemas.artifacts import Champion
 from serving.artifacts import ArtifactStore
 from serving.atomic_write import atomic_write
 from serving.registry import Registry
+from serving.registry_marker import check
 from serving.runtime import Loaded, open_version
 
 log = logging.getLogger("ratchet.live")
@@ -107,6 +108,7 @@ class LiveModel:
         if time.monotonic() < self._try_at:
             return
         try:
+            check(self._registry, self._store)
             runtime = self._warm(champion.digest) or self._load(champion)
         except (OSError, ValueError) as error:
             self._refused = champion.digest
@@ -155,7 +157,7 @@ class LiveModel:
             log.warning("the last good version cannot be served: %s", error)
         else:
             self._live = (runtime, champion)
-            log.info("the registry is away: serving the last good %s", champion.model_version)
+            log.info("the registry is away or refused: serving the last good %s", champion.model_version)
 
 
 def _glibc(function: str, *arguments: int) -> None:

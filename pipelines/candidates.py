@@ -58,8 +58,8 @@ def make(
 
     Trained, merged, exported, calibrated, and compressed if a smaller artefact stands in for full precision: of those that
     do, the fastest. A model that writes is kept as it is. `traffic` gives so many texts of recent predictions. `policy` says
-    how far a smaller artefact may differ. `champion` is the verified directory of the version that it goes on from or that teaches
-    it, where the settings say so; `names` says what its labels are called now.
+    how far a smaller artefact may differ. `champion` is the verified directory of the version that it goes on from or that
+    teaches it, where the settings say so; `names` says what its labels are called now.
     """
     target = folder / "version"
     if _is_finished(target, dataset):

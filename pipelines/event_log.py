@@ -3,18 +3,35 @@
 Turns micro-batches of rows, with the positions they stand for, into one Delta commit each. The feedback consumer
 appends; Feast's offline store reads. It deliberately knows no event's meaning and no Kafka.
 
+In a folder, rows and commit are on disk before `append` returns: outboxes delete what the log's positions cover. A tail
+that was damaged all the same is set aside when the log is opened (event_log_tail.py). An object store is durable by itself.
+
 A commit carries, as application transactions, the last offset of each topic-partition ('<topic_id>/<partition>'), and
 is made from the very snapshot whose positions were checked, so that a second writer with a stale view is refused
 (Delta protocol, "Transaction Identifiers").
 """
 
+import contextlib
 import logging
+import re
+import time
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
+import pyarrow.dataset as pds
+import pyarrow.fs as pfs
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction
+
+from pipelines.event_log_tail import ACTIONS, EventLogDamaged, lost_files, repair, secure, sync_checkpoint
+from serving.atomic_write import sync
 
 log = logging.getLogger("ratchet.event_log")
 
@@ -25,6 +42,7 @@ KEEP_REPLACED_HOURS = 1
 ERASE_ATTEMPTS = 10
 # Statistics of columns would put texts and users into the table's history, which outlives their rows.
 PRIVATE = {"delta.dataSkippingNumIndexedCols": "0", "delta.logRetentionDuration": "interval 1 hours"}
+NEWEST_SYNCED = 3  # commits synced again when the log is opened: their writer may have been killed before it could
 VACUUM_EVERY = 10  # compactions by one process, the first included
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -62,24 +80,47 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
+# What Delta's library decodes or divides wherever it stands in a path, whatever we quote: seen with deltalake 1.6.
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\]|%[0-9A-Fa-f]{2}")
+
+
 class ConcurrentCommitError(RuntimeError):
     """Another writer committed the same partition since we looked."""
+
+
+class UnusableFolder(ValueError):
+    """The folder's name holds characters that Delta's library cannot open."""
+
+
+def check_folder(location: str) -> None:
+    """Raise UnusableFolder if the event log cannot lie at a location."""
+    folder = location if "://" in location else str(Path(location).resolve())  # as Delta follows links
+    if "://" not in location and (found := _UNUSABLE.search(folder)):
+        raise UnusableFolder(
+            f"feature_store.event_log: {folder!r} holds {found[0]!r}, which Delta Lake cannot have in a path: rename"
+            " the folder, or set feature_store.event_log to another one"
+        )
 
 
 class EventLog:
     """The two tables below one folder or s3:// address (credentials: AWS_*). Not thread-safe."""
 
     def __init__(self, location: str) -> None:
-        """Make the tables that are missing. Raises OSError when they cannot be opened."""
+        """Make the tables that are missing and repair damaged tails.
+
+        Raises:
+            EventLogDamaged: damage that is no tail; an OSError.
+            OSError: the tables cannot be opened.
+            UnusableFolder: see `check_folder`.
+
+        """
+        check_folder(location)
         self._location = location.rstrip("/")
+        self._local = "://" not in location
         self._tables: dict[str, DeltaTable] = {}
         self._cuts: dict[str, tuple[int, dict[str, int]]] = {}
         self._compactions: dict[str, int] = {}
-        for name, schema in SCHEMAS.items():
-            try:
-                DeltaTable.create(self.uri(name), schema, mode="ignore", name=name, configuration=PRIVATE)
-            except DeltaError:
-                self._newest(name)  # whoever made it in the same moment was first
+        self._secured: dict[str, int] = {}
         self._seen = {name: self.version(name) for name in SCHEMAS}
 
     def uri(self, name: str) -> str:
@@ -117,17 +158,42 @@ class EventLog:
             if not ahead:
                 return 0
             fresh = _beyond(rows, {place: -1 if at is None else at for place, at in stored.items()})
-            write_deltalake(
-                table,
-                fresh,
-                mode="append",
-                commit_properties=CommitProperties(app_transactions=[Transaction(*place) for place in ahead.items()]),
-            )
+            self._commit(name, table, fresh, [Transaction(*place) for place in ahead.items()])
         except CommitFailedError as error:
             raise ConcurrentCommitError(f"event log {name}: {error}") from error
         except DeltaError as error:
-            raise OSError(f"event log {name}: {error}") from error
+            raise OSError(f"event log {name}: {_line(error)}") from error
         return int(fresh.num_rows)
+
+    def _commit(self, name: str, table: DeltaTable, rows: pa.Table, transactions: list[Transaction]) -> None:
+        """Write the rows' file, then the commit that names it; in a folder, each is on disk before the next step."""
+        if not self._local:
+            properties = CommitProperties(app_transactions=transactions)
+            write_deltalake(table, rows, mode="append", commit_properties=properties)
+            return
+        added = [self._write(name, rows)] if rows.num_rows else []
+        count = {ACTIONS: str(len(added) + len(transactions))}
+        try:
+            table.create_write_transaction(
+                added,
+                "append",
+                table.schema(),
+                commit_properties=CommitProperties(app_transactions=transactions, custom_metadata=count),
+                post_commithook_properties=PostCommitHookProperties(create_checkpoint=False),
+            )
+        except BaseException:
+            for action in added:
+                (self._folder(name) / action.path).unlink(missing_ok=True)
+            raise
+        self._newest(name, written=added[0].path if added else None)
+
+    def _write(self, name: str, rows: pa.Table) -> AddAction:
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
+        content, file = sink.getvalue(), f"part-{uuid.uuid4()}.zstd.parquet"
+        _write_synced(self._folder(name) / file, content)
+        statistics = f'{{"numRecords":{rows.num_rows}}}'
+        return AddAction(file, content.size, {}, int(time.time() * 1000), True, statistics)
 
     def compaction_due(self, name: str, every: int) -> bool:
         """Whether a multiple of `every` commits has been passed since the last call, or since the log was opened."""
@@ -147,7 +213,10 @@ class EventLog:
             if self._compactions[name] % VACUUM_EVERY == 0:
                 table.vacuum(KEEP_REPLACED_HOURS, enforce_retention_duration=False, dry_run=False)
             table.create_checkpoint()
-        except DeltaError as error:
+            table.cleanup_metadata()
+            if self._local:
+                sync_checkpoint(self._folder(name))
+        except (DeltaError, OSError) as error:
             log.warning("event log %s was not compacted: %s", name, error)
             return False
         return True
@@ -188,7 +257,7 @@ class EventLog:
 
         version = self.version(name)
         if self._cuts.get(name, (-1, {}))[0] != version:
-            rows = self._tables[name].to_pyarrow_dataset()
+            rows = snapshot(self._tables[name])
             with duckdb.connect() as connection:
                 connection.register("rows", rows)
                 query = 'SELECT topic_id || \'/\' || "partition", max("offset") FROM rows GROUP BY 1'
@@ -196,16 +265,74 @@ class EventLog:
             self._cuts[name] = (version, {place: int(last) for place, last in found})
         return dict(self._cuts[name][1])
 
-    def _newest(self, name: str) -> DeltaTable:
+    def _newest(self, name: str, written: str | None = None) -> DeltaTable:
+        """The table at its newest version, whose commits are checked and on disk. `written`: see `secure`."""
         try:
             if name in self._tables:
                 self._tables[name].update_incremental()
             else:
-                self._tables[name] = DeltaTable(self.uri(name))
-        except DeltaError as error:
-            self._tables.pop(name, None)
-            raise OSError(f"event log {name}: {error}") from error
+                self._open(name)
+            if self._local:
+                newest = int(self._tables[name].version())
+                secure(self._folder(name), self._secured[name], newest, written)
+                self._secured[name] = newest
+        except (DeltaError, OSError) as error:
+            self._forget(name)  # what is opened next is repaired first
+            raise error if isinstance(error, OSError) else OSError(f"event log {name}: {_line(error)}") from error
         return self._tables[name]
+
+    def _open(self, name: str) -> None:
+        if self._local:
+            repair(self._folder(name))
+        try:
+            table = DeltaTable(self.uri(name))
+        except TableNotFoundError:
+            with contextlib.suppress(DeltaError):  # whoever made it in the same moment was first
+                DeltaTable.create(self.uri(name), SCHEMAS[name], mode="ignore", name=name, configuration=PRIVATE)
+            table = DeltaTable(self.uri(name))
+        if self._local:
+            sizes = table._table.get_add_file_sizes()
+            if lost := lost_files(self._folder(name), [(unquote(path), size) for path, size in sizes.items()]):
+                raise EventLogDamaged(f"event log {name}: {lost[0]} ({len(lost)} such files): restore from a backup")
+            self._secured[name] = max(-1, int(table.version()) - NEWEST_SYNCED)
+        self._tables[name] = table
+
+    def _forget(self, name: str) -> None:
+        self._tables.pop(name, None)
+        self._cuts.pop(name, None)
+
+    def _folder(self, name: str) -> Path:
+        return Path(self._location) / name
+
+
+def snapshot(table: DeltaTable) -> pds.Dataset:
+    """Return the rows of a table's snapshot as a dataset. A folder's files are named exactly: no URL, no pattern."""
+    schema = pa.schema(table.schema().to_arrow())
+    root = _local_root(table)
+    if root is None:
+        return table.to_pyarrow_dataset()
+    files = [str(root / unquote(path)) for path in table._table.get_add_file_sizes()]
+    return pds.dataset(files, schema=schema, format="parquet", filesystem=pfs.LocalFileSystem())
+
+
+def _local_root(table: DeltaTable) -> Path | None:
+    uri = str(table.table_uri)
+    return Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else None
+
+
+def _write_synced(path: Path, content: Any) -> None:
+    try:
+        path.write_bytes(content)
+        sync(path)
+        sync(path.parent)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error: Delta's carry a stack trace."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _places(rows: pa.Table) -> pa.ChunkedArray:

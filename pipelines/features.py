@@ -51,7 +51,7 @@ class FeedbackRow:
 def default_feature_store_yaml(project: str) -> str:
     """Feast's configuration as `ratchet init` writes it; paths are relative to its folder."""
     return f"""# Feast's own configuration. In production: online_store type redis with a connection_string, registry on Postgres.
-project: {project.replace("-", "_")}
+project: "{project.replace("-", "_")}"
 provider: local
 registry:
   registry_type: sql
@@ -80,7 +80,7 @@ class FeatureStore:
         config = yaml.safe_load(settings.path(settings.feature_store.config).read_text(encoding="utf-8-sig"))
         root = settings.root.absolute()
         settings.path("state").mkdir(parents=True, exist_ok=True)
-        config["registry"]["path"] = _absolute(config["registry"]["path"], settings)
+        config["registry"]["path"] = settings.database_url(config["registry"]["path"])
         if isinstance(config["online_store"], dict) and "path" in config["online_store"]:
             config["online_store"]["path"] = str(settings.path(config["online_store"]["path"]))
         self._location = settings.location(settings.feature_store.event_log)
@@ -286,12 +286,6 @@ class FeatureStore:
                 end_date=datetime(9999, 1, 1, tzinfo=UTC),
             )
             return job.to_arrow()
-
-
-def _absolute(url: str, settings: Settings) -> str:
-    """A SQLAlchemy URL with a relative SQLite path made absolute."""
-    prefix = "sqlite:///"
-    return f"{prefix}{settings.path(url.removeprefix(prefix))}" if url.startswith(prefix) else url
 
 
 def _key(name: str, value: str) -> Any:

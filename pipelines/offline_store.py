@@ -1,7 +1,7 @@
 """Feast's offline store over the event log: DuckDB on one consistent snapshot of a Delta table.
 
-Feast calls it by the name in feature_store.yaml. It turns a Delta source into the Parquet files of its newest snapshot and
-leaves the point-in-time join to Feast. It deliberately does not use DuckDB's own Delta extension, which would be downloaded
+Feast calls it by the name in feature_store.yaml. It turns a Delta source into the rows of its newest snapshot and leaves the
+point-in-time join to Feast. It deliberately does not use DuckDB's own Delta extension, which would be downloaded
 at run time. Writes stay with the event log.
 """
 
@@ -9,12 +9,11 @@ from datetime import datetime
 from typing import Any, Literal
 
 import ibis
-import pyarrow as pa
 from deltalake import DeltaTable
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 from feast.infra.offline_stores.ibis import get_historical_features_ibis, pull_all_from_table_or_query_ibis
 
-from pipelines.event_log import SCHEMAS
+from pipelines.event_log import snapshot
 
 
 class EventLogOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]  # feast has no types
@@ -24,14 +23,7 @@ class EventLogOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc
 
 
 def _read(source: Any, _repo_path: str) -> Any:
-    table = DeltaTable(source.path)
-    if "://" in source.path:  # through Delta's own file system: DuckDB would download an extension
-        return ibis.memtable(table.to_pyarrow_dataset())
-    files = table.file_uris()
-    if files:
-        return ibis.read_parquet(files)
-    empty: pa.Schema = SCHEMAS[source.path.rstrip("/").rpartition("/")[2]]
-    return ibis.memtable(empty.empty_table())
+    return ibis.memtable(snapshot(DeltaTable(source.path)))
 
 
 def _refuse(*_: Any, **__: Any) -> None:

@@ -41,8 +41,10 @@ from schemas.reports import RoundReport
 from schemas.settings import Settings
 from schemas.toml_file import decode
 from serving.artifacts import ArtifactStore, read_manifest
+from serving.atomic_write import atomic_write
 from serving.loading import Loaded, open_version
 from serving.registry import ChampionMoved, Registry
+from serving.registry_marker import check
 
 log = logging.getLogger("ratchet.training_round")
 
@@ -89,9 +91,11 @@ def run_round(
 
     Raises:
         RoundOver: the round has ended.
+        RegistryLost: the registry is not the one that promoted what the store holds.
         StaleLease: another scheduler took over; the round stays as it is and is resumed there.
 
     """
+    check(registry, store)
     record = registry.start_round(round_id)
     folder = round_folder(settings, round_id)
     folder.mkdir(parents=True, exist_ok=True)
@@ -295,7 +299,7 @@ def _why(results: Sequence[GateResult]) -> str:
 def _end(registry: Registry, folder: Path, round_id: str, state: RoundState, detail: str) -> RoundRecord:
     registry.finish_round(round_id, state, detail=detail)
     record = registry.round(round_id)
-    (folder / "round.json").write_text(record.model_dump_json(indent=2))
+    atomic_write(folder / "round.json", record.model_dump_json(indent=2))
     return record
 
 

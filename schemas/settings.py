@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -402,16 +403,22 @@ class Settings(Group):
     @property
     def registry_url(self) -> str:
         """The registry's URL with a relative SQLite path made absolute."""
-        return self._database(self.registry.url)
+        return self.database_url(self.registry.url)
 
     @property
     def mlflow_uri(self) -> str | None:
         """MLflow's address with a relative SQLite path made absolute."""
-        return self._database(self.training.mlflow_uri) if self.training.mlflow_uri else None
+        return self.database_url(self.training.mlflow_uri) if self.training.mlflow_uri else None
 
-    def _database(self, url: str) -> str:
+    def database_url(self, url: str) -> str:
+        """Return a SQLAlchemy URL whose relative SQLite path is absolute and quoted as a URL wants it; others unchanged."""
         prefix = "sqlite:///"
-        return prefix + str(self.path(url.removeprefix(prefix))) if url.startswith(prefix) else url
+        relative = url.removeprefix(prefix)
+        if not url.startswith(prefix) or relative.startswith("/"):
+            return url
+        first, _, rest = relative.partition("/")
+        folder, inside = (self.path(STATE), rest) if first == STATE else (self.root.absolute(), relative)
+        return f"{prefix}{quote(str(folder))}/{inside}"
 
     @property
     def embedded_broker(self) -> bool:

@@ -17,11 +17,23 @@ TIMEOUT_S = 2.0
 
 
 def announce(settings: Settings, registry: Registry, champion: Champion) -> None:
-    """Publish, if there is a broker to publish to, then move MLflow's alias. Never raises."""
+    """Publish, if there is a broker to publish to, mark the registry's state, then move MLflow's alias. Never raises."""
     _publish(settings, registry, champion)
+    _mark(settings, registry)
     from pipelines.tracking import follow_champion
 
     follow_champion(settings, champion.model_version)
+
+
+def _mark(settings: Settings, registry: Registry) -> None:
+    """Note beside the artefacts how far the registry is."""
+    from serving.artifacts import ArtifactStore
+    from serving.registry_marker import keep
+
+    try:
+        keep(registry, ArtifactStore(settings.location(settings.artifacts.url)))
+    except (OSError, ValueError) as error:
+        log.warning("the registry's marker was not written: %s", error)
 
 
 def _publish(settings: Settings, registry: Registry, champion: Champion) -> None:

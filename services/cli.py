@@ -109,15 +109,20 @@ def init(
 
 @cli.command()
 @config_option
-def up(config: Path) -> None:
+@click.option(
+    "--new-registry", is_flag=True, help="accept a registry that is not the one, or older than, what promoted last"
+)
+def up(config: Path, new_registry: bool) -> None:
     """Run everything on this machine, until Ctrl-C."""
     from services.places import settle
     from services.preflight import refuse_broken
-    from services.projects import open_project
+    from services.projects import accept_registry, open_project
 
     settings = open_project(config)
     refuse_broken(settings)
     settle(settings, os.environ)
+    if new_registry:
+        accept_registry(settings)
     from services.signals import stop_on
     from services.up import Supervisor  # Kafka and the registry are loaded once nothing speaks against it
 

@@ -100,11 +100,16 @@ def _triggers(settings: Settings) -> Check:
 
 
 def _registry(settings: Settings) -> Check:
+    from serving.artifacts import ArtifactStore
     from serving.registry import Registry
+    from serving.registry_marker import RegistryLost, check
 
     registry = Registry(settings.registry_url, settings.model.name)
     try:
         champion, wrong = registry.champion(), registry.verify_audit()
+        check(registry, ArtifactStore(settings.location(settings.artifacts.url)))
+    except RegistryLost as error:
+        return Check("registry", "FAIL", str(error))
     finally:
         registry.close()
     if wrong:
@@ -115,9 +120,9 @@ def _registry(settings: Settings) -> Check:
 
 
 def _artefacts(settings: Settings) -> Check:
-    import fsspec
+    from serving.artifacts import open_store
 
-    files, root = fsspec.core.url_to_fs(settings.location(settings.artifacts.url))
+    files, root = open_store(settings.location(settings.artifacts.url))
     files.makedirs(root, exist_ok=True)
     with files.open(f"{root}/.doctor", "w") as file:
         file.write("ok")

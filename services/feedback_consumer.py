@@ -9,6 +9,7 @@ reads well and yet cannot be stored (SUSPECT): it is found by halving, and is a 
 ATTEMPTS_ALONE times by itself; if many do so in a row the fault is not theirs, and the consumer waits.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -36,6 +37,7 @@ from services.dead_letters import letters_of
 from services.feedback_gate import FeedbackGate
 from services.micro_batch import MicroBatch, Source, sort_out
 from services.signals import stop_on
+from services.stored_positions import gone, start_of
 from serving.broker import (
     BrokerUnavailable,
     Message,
@@ -145,6 +147,14 @@ class Consumer:
         """Whether everything in our share is stored. Raises BrokerUnavailable."""
         return self._subscription is not None and self.ready and not self._pending and self._subscription.lag() == 0
 
+    def look_for_gaps(self) -> None:
+        """Say, as it starts, which stored rows of topics that are no more the log has lost. Never fails."""
+        timeout_s = self._settings.kafka.publish_timeout_s
+        with contextlib.suppress(ConnectionError):
+            current = set(topic_ids(self._bootstrap, self._topics.names(), timeout_s=timeout_s).values())
+            for sentence in gone(self._registry, self._features.log, current):
+                log.error("the event log cannot give back %s: restore a backup of it", sentence)
+
     def reset(self) -> None:
         """Drop connections and what was polled but not stored; the next step begins where the log ends."""
         self._pending, self._assignment = [], 0
@@ -190,11 +200,7 @@ class Consumer:
 
     def _start_at(self, topic: str, partition: int) -> int:
         place = self._source.place(topic, partition)
-        stored = self._features.log.position(self._source.table(topic), place)
-        if stored >= 0:
-            # Whoever stored it may have died before telling the registry, which outboxes ask.
-            self._registry.record_positions({place: stored})
-        return stored + 1
+        return start_of(self._registry, self._features.log, self._source.table(topic), place)
 
     def _store_around(self, messages: Sequence[Message]) -> None:
         """Store messages in order, but for those that cannot be stored by their own fault: they become dead letters."""
@@ -319,6 +325,7 @@ def main(config: Path) -> None:
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
     registry = Registry(settings.registry_url, settings.model.name)
     consumer = Consumer(settings, registry, opened(lambda: FeatureStore(settings), stop))
+    consumer.look_for_gaps()
     if settings.feature_store.metrics_port:
         consumer.metrics.serve(settings.feature_store.metrics_port)
     try:

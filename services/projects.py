@@ -102,6 +102,7 @@ def create_project(
 
     """
     from pipelines.dataset.files import Columns
+    from pipelines.event_log import check_folder
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy, load_policy
     from services.data_summary import describe
@@ -131,6 +132,7 @@ def create_project(
             wanted[group] = {**wanted.get(group, {}), **values}
         (folder / "ratchet.toml").write_text(render_settings(wanted))
         settings = open_project(folder / "ratchet.toml")
+        check_folder(settings.location(settings.feature_store.event_log))
         (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen))
         (folder / "policy.toml").write_text(default_policy(task))
         _finish(folder, settings)
@@ -197,3 +199,17 @@ def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
         paths = [settings.path(path) for path in (settings.dataset.seed, settings.dataset.reference) if path]
         rows = [row for path in paths for row in read_rows(path, task, columns_of(settings))]
         registry.set_labels(sorted({label for row in rows for label in labels_of(task, row.label)}))
+
+
+def accept_registry(settings: Settings) -> None:
+    """Take the project's registry for the right one, whatever the artefact store remembers of another."""
+    from serving.artifacts import ArtifactStore
+    from serving.registry import Registry
+    from serving.registry_marker import accept
+
+    registry = Registry(settings.registry_url, settings.model.name)
+    try:
+        registry.migrate()
+        accept(registry, ArtifactStore(settings.location(settings.artifacts.url)))
+    finally:
+        registry.close()

@@ -27,9 +27,11 @@ from services.executors import REPOSITORY, round_mark
 from services.file_locks import Held, held
 from services.own_address import bind_address, fetch, url_of
 from services.projects import LOCK, STATE
+from serving.artifacts import ArtifactStore
 from serving.broker import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
 from serving.private_files import close_folders
 from serving.registry import Registry
+from serving.registry_marker import check, keep
 
 BROKER_S = 20.0
 READY_S = 120.0
@@ -142,6 +144,8 @@ class Supervisor:
         registry = Registry(self._settings.registry_url, self._settings.model.name)
         try:
             registry.migrate()
+            store = ArtifactStore(self._settings.location(self._settings.artifacts.url))
+            check(registry, store)
             champion = registry.champion()
             if champion is None:
                 self._tell("champion", "none yet: training the first one from the seed")
@@ -151,6 +155,7 @@ class Supervisor:
                 self._tell("champion", f"{champion.model_version}, generation {champion.generation}")
                 if wrong := unservable(self._settings, registry):
                     raise UpError(wrong)
+                keep(registry, store)
         finally:
             registry.close()
 

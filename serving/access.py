@@ -6,7 +6,6 @@ HTTP. Hashes are HMAC-SHA-256 (RFC 2104) under the project's secret, with a purp
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import time
@@ -61,16 +60,7 @@ def write_keys(path: Path) -> Keys:
 def store_keys(path: Path, keys: Keys) -> None:
     """Write keys with comments that explain them, mode 0600, replacing the file whole or not at all."""
     text = _COMMENTS.format(api=API_KEY, secret=SECRET, api_key=keys.api_key, secret_line=f"{SECRET}={keys.secret}")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    atomic_write(path, text, mode=0o600)
 
 
 def read_keys(path: Path) -> Keys:

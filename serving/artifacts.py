@@ -7,9 +7,9 @@ A digest is the SHA-256 of manifest.json, which holds the SHA-256 of every other
 from a store or a cache is hashed again.
 """
 
+import contextlib
 import fcntl
 import hashlib
-import os
 import re
 import shutil
 import uuid
@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from schemas.artifacts import MANIFEST_FORMAT, ModelManifest
+from serving.atomic_write import atomic_write, sync, sync_all
 
 MANIFEST = "manifest.json"
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
@@ -71,18 +72,16 @@ def write_manifest(directory: Path, manifest_without_files: ModelManifest) -> Mo
         ArtifactDamaged: a file is of a kind that a model version must not hold.
 
     """
-    beside = directory / f".{MANIFEST}"
-    beside.unlink(missing_ok=True)  # of a writer that died
+    for left in directory.glob(f".{MANIFEST}*"):  # of a writer that died
+        left.unlink()
     names = sorted(_names(directory) - {MANIFEST})
     for name in names:
         _check_name(name)
-        _flush(directory / name)
+        sync(directory / name)
     hashes = {name: sha256(directory / name) for name in names}
     manifest = manifest_without_files.model_copy(update={"files": hashes})
-    beside.write_text(manifest.model_dump_json(indent=2))
-    _flush(beside)
-    beside.replace(directory / MANIFEST)
-    _flush(directory)
+    sync_all(folder for folder in [*directory.rglob("*"), directory] if folder.is_dir())
+    atomic_write(directory / MANIFEST, manifest.model_dump_json(indent=2))
     return manifest
 
 
@@ -102,11 +101,19 @@ def verify(directory: Path, digest: str | None = None) -> ModelManifest:
     return manifest
 
 
+def open_store(url: str) -> tuple[Any, str]:
+    """Return the file system of a store and its root there. A plain path is taken as it is: it is no URL and no pattern."""
+    if "://" in url:
+        files, root = fsspec.core.url_to_fs(url)
+        return files, str(root)
+    return LocalFileSystem(), url
+
+
 class ArtifactStore:
     """Model versions behind fsspec. `url` is a local folder or any address that fsspec knows, as s3://bucket/prefix."""
 
     def __init__(self, url: str) -> None:
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        self._files, self._root = open_store(url)
         self._local = isinstance(self._files, LocalFileSystem)
 
     def put(self, directory: Path) -> str:
@@ -153,7 +160,7 @@ class ArtifactStore:
                 verify(beside, digest)
                 shutil.rmtree(target, ignore_errors=True)
                 beside.rename(target)
-                _flush(cache)
+                sync(cache)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
         return target
@@ -181,6 +188,33 @@ class ArtifactStore:
                 if found != expected:
                     raise ArtifactDamaged(f"{name}: {'missing' if found is None else 'changed'}")
 
+    def place_of(self, name: str) -> str:
+        """Where a note lies, for people to read."""
+        return f"{self._root}/{name}"
+
+    def read_note(self, name: str) -> bytes | None:
+        """Return a small file beside the versions, None if there is none. Raises ArtifactStoreUnavailable, OSError."""
+        with _driver_errors_named(self._root):
+            try:
+                with self._files.open(self.place_of(name), "rb") as file:
+                    return bytes(file.read())
+            except FileNotFoundError:
+                return None
+
+    def write_note(self, name: str, content: bytes) -> None:
+        """Replace a small file beside the versions. Raises ArtifactStoreUnavailable, OSError."""
+        with _driver_errors_named(self._root):
+            if self._local:
+                Path(self._root).mkdir(parents=True, exist_ok=True)
+                atomic_write(Path(self.place_of(name)), content)
+            else:
+                self._files.pipe_file(self.place_of(name), content)
+
+    def remove_note(self, name: str) -> None:
+        """Remove a small file beside the versions, if it is there. Raises ArtifactStoreUnavailable, OSError."""
+        with _driver_errors_named(self._root), contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self.place_of(name))
+
     def _download(self, digest: str, directory: Path) -> None:
         self._get(digest, MANIFEST, directory)
         if sha256(directory / MANIFEST) != digest:
@@ -200,7 +234,7 @@ class ArtifactStore:
                 self._files.get_file(source, str(directory / name))
         except FileNotFoundError as error:
             raise ArtifactMissing(f"the store has no {source}") from error
-        _flush(directory / name)
+        sync(directory / name)
 
     def _stored(self, target: str) -> str | None:
         """SHA-256 of a stored file, None if there is none."""
@@ -220,9 +254,9 @@ class ArtifactStore:
         beside = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
         try:
             shutil.copyfile(source, beside)
-            _flush(beside)
+            sync(beside)
             beside.replace(place)
-            _flush(place.parent)
+            sync(place.parent)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -257,15 +291,6 @@ def _digest(file: IO[bytes]) -> str:
     while block := file.read(1 << 20):
         found.update(block)
     return found.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -21,8 +21,10 @@ from pathlib import Path
 from schemas.artifacts import Champion
 from schemas.labels import LabelMap
 from serving.artifacts import ArtifactStore
+from serving.atomic_write import atomic_write
 from serving.loading import Loaded, open_version
 from serving.registry import Registry
+from serving.registry_marker import check
 
 log = logging.getLogger("ratchet.live")
 
@@ -104,6 +106,7 @@ class LiveModel:
         if time.monotonic() < self._try_at:
             return
         try:
+            check(self._registry, self._store)
             runtime = self._warm(champion.digest) or self._load(champion)
         except (OSError, ValueError) as error:
             self._refused = champion.digest
@@ -140,19 +143,20 @@ class LiveModel:
         )
 
     def _remember(self, champion: Champion) -> None:
-        beside = self._last_good.with_suffix(f".{os.getpid()}")
-        beside.write_text(champion.model_dump_json())
-        beside.rename(self._last_good)
+        try:
+            atomic_write(self._last_good, champion.model_dump_json())
+        except OSError as error:  # it serves all the same; only a start without the registry would miss it
+            log.warning("the last good version is not noted: %s", error)
 
     def _serve_last_good(self) -> None:
         try:
-            champion = Champion.model_validate(json.loads(self._last_good.read_text()))
+            champion = Champion.model_validate(json.loads(self._last_good.read_text(encoding="utf-8")))
             runtime = open_version(self._cache / champion.digest, champion.digest, threads=self._threads)
         except (OSError, ValueError) as error:
             log.warning("the last good version cannot be served: %s", error)
         else:
             self._live = (runtime, champion)
-            log.info("the registry is away: serving the last good %s", champion.model_version)
+            log.info("the registry is away or refused: serving the last good %s", champion.model_version)
 
 
 def _glibc(function: str, *arguments: int) -> None:

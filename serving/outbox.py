@@ -10,7 +10,6 @@ the same id when its topic was made anew. With a real Kafka an event is safe onc
 predictions wait on disk while it is away.
 """
 
-import contextlib
 import logging
 import queue
 import sqlite3
@@ -22,7 +21,8 @@ from pathlib import Path
 
 from schemas.events import FeedbackReceived, PredictionMade
 from serving.broker import MAX_MESSAGE_BYTES, BrokerUnavailable, Outgoing, Publisher, Topics, topic_ids
-from serving.outbox_file import claim, count, make_table, open_disk, try_lock, write
+from serving.outbox_disk import Connection, OutboxDisk
+from serving.outbox_file import count
 
 log = logging.getLogger("ratchet.outbox")
 
@@ -30,6 +30,7 @@ BATCH = 500
 IN_MEMORY = 50_000  # events between a request and the disk before predictions are dropped
 IDLE_SECONDS, TIDY_SECONDS = 0.2, 1.0
 RETRY_SECONDS = 0.5
+SAY_SECONDS = 30.0
 ADOPT_SECONDS = 10.0
 
 _Item = tuple[Outgoing, "Future[None] | None"]
@@ -72,17 +73,16 @@ class Outbox:
         self._give_up_at = float("inf")
         self._wake, self._accepted_all = threading.Event(), threading.Event()
         self.published = self.dropped = self.waiting = 0
-        self._folder = folder
-        self._path, self._lock = claim(folder)
+        self._disk = OutboxDisk(folder)
+        self._unwritten: list[tuple[str, list[tuple[object, ...]]]] = []  # what was published and could not be noted
+        self._said, self._era = ("", 0.0), 0
         self._threads = [
             threading.Thread(target=self._accept_loop, name="outbox-accept", daemon=True),
             threading.Thread(target=self._send_loop, name="outbox-send", daemon=True),
         ]
 
     def start(self) -> None:
-        """Begin to publish, first what an earlier process left. Raises sqlite3.Error if the disk cannot be written."""
-        with contextlib.closing(open_disk(self._path, "FULL")) as disk:
-            make_table(disk)
+        """Begin to publish, first what an earlier process left. While the disk refuses, so is feedback, by `put_feedback`."""
         for thread in self._threads:
             thread.start()
 
@@ -94,7 +94,7 @@ class Outbox:
         for thread in self._threads:
             thread.join(max(0.0, self._give_up_at + 1 - time.monotonic()) if thread.ident else 0)
         if not any(thread.is_alive() for thread in self._threads):
-            self._lock.close()
+            self._disk.close()
 
     def put_prediction(self, event: PredictionMade) -> None:
         """Take an event. Past the outbox's bound it is dropped and counted."""
@@ -122,22 +122,22 @@ class Outbox:
     # --- the accepting thread: from requests to safety ----------------------------------------------------------------
 
     def _accept_loop(self) -> None:
-        disk = open_disk(self._path, "FULL")
+        disk = Connection(self._disk, "FULL")
         direct = Publisher(self._bootstrap, timeout_s=self._timeout_s)
         running = True
         while running:
             items, running = self._take()
             try:
                 if items and self._write_ahead:
-                    write(disk, [message for message, _ in items])
+                    disk.write([message for message, _ in items])
                     _confirm(items)
                 elif items:
                     self._publish_now(disk, direct, items)
             except Exception as error:
-                log.error("the outbox cannot make %d events safe: %s", len(items), error)
-                with contextlib.suppress(sqlite3.Error):
-                    disk.rollback()
-                self.dropped += sum(done is None for _, done in items)
+                disk.failed(error)
+                dropped = sum(done is None for _, done in items)
+                self.dropped += dropped
+                self._say(f"the outbox cannot write: {error}: feedback is refused and predictions are dropped")
                 _refuse(items, f"the outbox cannot write: {error}")
             if items:
                 self._wake.set()
@@ -160,7 +160,7 @@ class Outbox:
             return items, True
         return items, False
 
-    def _publish_now(self, disk: sqlite3.Connection, direct: Publisher, items: list[_Item]) -> None:
+    def _publish_now(self, disk: Connection, direct: Publisher, items: list[_Item]) -> None:
         """Safe is what the broker confirmed; while it is away, predictions go to disk and feedback is refused at once."""
         reason = f"broker {self._bootstrap} is away"
         if not self._away:
@@ -173,12 +173,12 @@ class Outbox:
                 _confirm(items)
                 return
         _refuse(items, reason)
-        write(disk, [message for message, done in items if done is None])
+        disk.write([message for message, done in items if done is None])
 
     # --- the sending thread: from disk to the broker ------------------------------------------------------------------
 
     def _send_loop(self) -> None:
-        disk = open_disk(self._path, "NORMAL")  # what it writes can be lost: it would only publish again
+        disk = Connection(self._disk, "NORMAL")  # what it writes can be lost: it would only publish again
         publisher = Publisher(self._bootstrap, timeout_s=self._timeout_s)
         running = True
         while running:
@@ -187,8 +187,12 @@ class Outbox:
             running = not self._accepted_all.is_set()
             try:
                 self._adopt(disk)
-                self._publish_waiting(disk, publisher)
-                self._tidy(disk)
+                connection = disk.get()
+                if self._era != self._disk.era:  # another file, whose events have other numbers
+                    self._era, self._unwritten, self._checked_ids = self._disk.era, [], {}
+                self._note_published(connection)
+                self._publish_waiting(disk.get(), publisher)
+                self._tidy(disk.get())
             except BrokerUnavailable as error:
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 self._topic_ids = {}
@@ -196,12 +200,19 @@ class Outbox:
                     log.warning("events wait on disk: %s", error)
                 self._away = True
             except Exception as error:
-                with contextlib.suppress(sqlite3.Error):
-                    disk.rollback()
-                log.error("the outbox could not send: %s: %s", type(error).__name__, error)
+                if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, ConnectionError):
+                    disk.failed(error)
+                self._say(f"the outbox cannot go on: {type(error).__name__}: {error}")
                 self._retry_at = time.monotonic() + RETRY_SECONDS
         publisher.close()
         disk.close()
+
+    def _say(self, line: str) -> None:
+        """Log a line, the same one every SAY_SECONDS at most: both loops come by again and again."""
+        said, at = self._said
+        if line != said or time.monotonic() - at > SAY_SECONDS:
+            self._said = (line, time.monotonic())
+            log.error("%s", line)
 
     def _publish_waiting(self, disk: sqlite3.Connection, publisher: Publisher) -> None:
         """Publish in order what has no place yet. Raises BrokerUnavailable."""
@@ -225,10 +236,18 @@ class Outbox:
                     (f"{self._topic_ids[p.topic]}/{p.partition}", p.offset, row[0])
                     for p, row in zip(positions, rows, strict=True)
                 ]
-                disk.executemany("UPDATE events SET place = ?, last = ? WHERE sequence = ?", placed)
+                self._unwritten.append(("UPDATE events SET place = ?, last = ? WHERE sequence = ?", list(placed)))
             else:
-                disk.executemany("DELETE FROM events WHERE sequence = ?", [(row[0],) for row in rows])
+                self._unwritten.append(("DELETE FROM events WHERE sequence = ?", [(row[0],) for row in rows]))
+            self._note_published(disk)
+
+    def _note_published(self, disk: sqlite3.Connection) -> None:
+        """Note what was published, before anything more is: a full disk would else have it published again and again."""
+        for statement, rows in self._unwritten:
+            disk.executemany(statement, rows)
+        if self._unwritten:
             disk.commit()
+            self._unwritten = []
 
     def _tidy(self, disk: sqlite3.Connection) -> None:
         """Every second: look at the size, forget what is stored, publish again what a new topic has never seen."""
@@ -261,29 +280,13 @@ class Outbox:
         pages = disk.execute("PRAGMA page_count").fetchone()[0] - disk.execute("PRAGMA freelist_count").fetchone()[0]
         self._full = pages * disk.execute("PRAGMA page_size").fetchone()[0] > self._max_bytes
 
-    def _adopt(self, disk: sqlite3.Connection) -> None:
+    def _adopt(self, disk: Connection) -> None:
         """Take over the events of outboxes that no living process holds: there may be fewer workers than before."""
-        if time.monotonic() < self._adopt_at:
-            return
-        self._adopt_at = time.monotonic() + ADOPT_SECONDS
-        for path in sorted(self._folder.glob("outbox-*.db")):
-            lock = None if path == self._path else try_lock(path)
-            if lock is None:
-                continue
-            with lock, contextlib.closing(open_disk(path, "FULL")) as orphan:
-                make_table(orphan)
-                rows = orphan.execute("SELECT topic, key, value, place, last FROM events ORDER BY sequence").fetchall()
-                if not rows:
-                    continue
-                # Ours first, fsynced: a death in between leaves two copies of an id, never none.
-                disk.execute("PRAGMA synchronous=FULL")
-                disk.executemany("INSERT INTO events (topic, key, value, place, last) VALUES (?, ?, ?, ?, ?)", rows)
-                disk.commit()
+        if time.monotonic() >= self._adopt_at:
+            self._adopt_at = time.monotonic() + ADOPT_SECONDS
+            disk.get()
+            if self._disk.adopt(disk):
                 self._checked_ids = {}
-                disk.execute("PRAGMA synchronous=NORMAL")
-                orphan.execute("DELETE FROM events")
-                orphan.commit()
-                log.info("took over %d events of %s", len(rows), path.name)
 
 
 def _confirm(items: list[_Item]) -> None:

@@ -7,13 +7,16 @@ Turns a folder into one SQLite file that this process alone may use, and events 
 import contextlib
 import fcntl
 import sqlite3
-import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:  # `ratchet status` counts without loading a Kafka client
     from serving.broker import Outgoing
+
+EVENT = "topic, key, value, place, last"
+Row = tuple[str, bytes, bytes, str | None, int | None]  # as EVENT names them
 
 
 class OutboxesTaken(RuntimeError):
@@ -68,6 +71,13 @@ def write(disk: sqlite3.Connection, messages: "Sequence[Outgoing]") -> None:
         disk.commit()
 
 
+def take_over(disk: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Add another outbox's events in one commit that is on disk when this returns."""
+    disk.execute("PRAGMA synchronous=FULL")
+    disk.executemany(f"INSERT INTO events ({EVENT}) VALUES (?, ?, ?, ?, ?)", rows)  # noqa: S608
+    disk.commit()
+
+
 def count(disk: sqlite3.Connection) -> int:
     """Events in an outbox, by its two indexes: to count the table is to read every event, a tenth of a second for 100,000."""
     places = ("IS NULL", "IS NOT NULL")
@@ -99,9 +109,7 @@ def waiting(folder: Path) -> int:
     """Events that lie in a folder's outboxes, whoever holds them. Raises sqlite3.Error."""
     found = 0
     for path in folder.glob("outbox-*.db"):
-        with contextlib.closing(
-            sqlite3.connect(f"file:{urllib.parse.quote(str(path))}?mode=ro", uri=True, timeout=10)
-        ) as disk:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=10)) as disk:
             if disk.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone():
                 found += count(disk)
     return found

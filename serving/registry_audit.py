@@ -4,7 +4,7 @@ Turns (actor, action, detail) into rows that name the hash of the row before, an
 `Registry` appends within its own transactions. It deliberately does not decide what deserves a row.
 
 Each hash covers the row and its predecessor's hash, so a change shows unless every later row is rewritten too. Against that,
-and against a cut-off tail, keep the last row's hash outside the database.
+and against a cut-off tail, registry_marker.py keeps the last row's number and hash beside the artefacts.
 """
 
 import hashlib
@@ -35,7 +35,32 @@ class AuditLog(Database):
 
     def verify_audit(self) -> list[str]:
         """What is wrong with the chain, a sentence for each row, naming it by its number; empty when it is whole."""
-        return _faults(self.model_name, self._stored())
+        return _faults(self.model_name, self._stored()) + self._unrecorded()
+
+    def audit_head(self) -> tuple[int, str | None, str | None]:
+        """Return the last row's number and hash, and the hash of the first, which no other registry's has."""
+        query = sa.select(t.audit.c.sequence, t.audit.c.hash).where(self._mine(t.audit)).order_by(t.audit.c.sequence)
+        with self._read() as connection:
+            first = connection.execute(query.limit(1)).first()
+            last = connection.execute(query.order_by(None).order_by(t.audit.c.sequence.desc()).limit(1)).first()
+        return (int(last.sequence), last.hash, first.hash) if first and last else (0, None, None)
+
+    def audit_hash(self, sequence: int) -> str | None:
+        """Return the hash of a row, None if there is no such row."""
+        query = sa.select(t.audit.c.hash).where(self._mine(t.audit) & (t.audit.c.sequence == sequence))
+        with self._read() as connection:
+            found = connection.execute(query).scalar()
+            return None if found is None else str(found)
+
+    def _unrecorded(self) -> list[str]:
+        """A sentence if the registry holds more promotions than its log: an emptied log is whole in itself."""
+        promotions = sa.select(sa.func.count()).select_from(t.promotions).where(self._mine(t.promotions))
+        recorded = (
+            sa.select(sa.func.count()).select_from(t.audit).where(self._mine(t.audit), t.audit.c.action == "promote")
+        )
+        with self._read() as connection:
+            made, logged = connection.execute(promotions).scalar() or 0, connection.execute(recorded).scalar() or 0
+        return [f"audit log of {self.model_name}: {made} promotions, and rows of {logged}"] if made > logged else []
 
     def _stored(self) -> list[dict[str, Any]]:
         query = sa.select(t.audit).where(self._mine(t.audit)).order_by(t.audit.c.sequence)

@@ -83,6 +83,18 @@ class Leases(Database):
                     row = {"model_name": self.model_name, "partition": partition, "last_offset": offset}
                     self._upsert(connection, t.positions, row)
 
+    def correct_position(self, partition: str, offset: int) -> int:
+        """Set a position to what the event log holds (-1: nothing), be it lower; return what was noted, -1 if nothing was."""
+        with self._write() as connection:
+            known = self._positions(connection).get(partition, -1)
+            if offset < 0 <= known:
+                mine = self._mine(t.positions) & (t.positions.c.partition == partition)
+                connection.execute(t.positions.delete().where(mine))
+            elif offset != known:
+                row = {"model_name": self.model_name, "partition": partition, "last_offset": offset}
+                self._upsert(connection, t.positions, row)
+            return known
+
     def positions(self) -> dict[str, int]:
         """The last offset stored in the event log, by '<topic_id>/<partition>'."""
         with self._read() as connection:

@@ -71,12 +71,11 @@ class Subscription:
             polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         if self._reassigned:
             # Seek here, not in the callback: that one runs on the network thread, which must not wait for a disk.
-            # What was polled before the seek is read again from where we say. Looked up outside `reaching`: a registry or
-            # an event log that cannot be read is no broker's fault.
-            starts = {p: self._start_at(p.topic, p.partition) for p in self._consumer.assignment()}
-            with reaching(self._bootstrap):
-                for place, offset in starts.items():
-                    self._consumer.seek(place, offset)
+            # What was polled before the seek is read again from where we say. What fails in `start_at` is no broker's fault.
+            for place in self._consumer.assignment():
+                start = self._start_at(place.topic, place.partition)
+                with reaching(self._bootstrap):
+                    self._consumer.seek(place, start)
             self._reassigned = False
             self.assignments += 1
             return []

@@ -21,6 +21,7 @@ from pipelines.features import FeedbackRow
 from schemas.labels import LabelMap
 from schemas.settings import Settings
 from schemas.targets import LABELLED, Task, canonical, labels_of, value_of
+from serving.atomic_write import sync
 
 if TYPE_CHECKING:
     from pipelines.training.bases import Base
@@ -101,7 +102,9 @@ def write_rows(folder: Path, dataset: Dataset) -> None:
         for side, rows in sides.items():
             for row in rows:
                 file.write(orjson.dumps(row)[:-1] + b',"side":"%s"}\n' % side.encode())
+    sync(beside)
     beside.rename(folder / ROWS)
+    sync(folder)
 
 
 def training_rows(folder: Path) -> list[Example]:

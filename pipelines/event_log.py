@@ -10,6 +10,7 @@ is made from the very snapshot whose positions were checked, so that a second wr
 
 import logging
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +25,7 @@ FILE_BYTES = 16 * 1024 * 1024
 KEEP_REPLACED_HOURS = 1
 VACUUM_EVERY = 10  # compactions by one process, the first included
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = pa.timestamp("us", tz="UTC")
 _POSITION = [("topic_id", pa.string()), ("partition", pa.int32()), ("offset", pa.int64())]
 SCHEMAS: dict[str, pa.Schema] = {
@@ -166,6 +168,16 @@ class EventLog:
                 found = connection.execute(query).fetchall()
             self._cuts[name] = (version, {place: int(last) for place, last in found})
         return dict(self._cuts[name][1])
+
+    def stored_at(self, name: str) -> datetime | None:
+        """Return when the newest row of a table was stored; None if it has none."""
+        import duckdb
+
+        self._newest(name)
+        with duckdb.connect() as connection:
+            connection.register("rows", self._tables[name].to_pyarrow_dataset())
+            found = connection.execute("SELECT epoch_us(max(created_timestamp)) FROM rows").fetchone()
+        return None if not found or found[0] is None else EPOCH + timedelta(microseconds=found[0])
 
     def _newest(self, name: str) -> DeltaTable:
         try:

@@ -71,8 +71,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
 def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
     """The id of a round to run: one that was interrupted, else one claimed now."""
     from schemas.artifacts import RoundState
-    from schemas.events import utc_now
-    from services.round_process import Whereabouts, lock_file, whereabouts
+    from services.round_process import Whereabouts, beats, lock_file, whereabouts
 
     unfinished = registry.unfinished_round()
     if unfinished is None:
@@ -90,11 +89,8 @@ def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
     where, pid = whereabouts(lock_file(settings, found))
     if where is Whereabouts.HERE:
         raise click.ClickException(f"round {found} is running as process {pid}")
-    silent_s = (utc_now() - (unfinished.heartbeat_at or unfinished.created_at)).total_seconds()
-    if where is Whereabouts.UNKNOWN and silent_s < settings.triggers.stale_after_s:
-        raise click.ClickException(
-            f"round {found} is unfinished, its last sign of life {silent_s:.0f} s ago: try later"
-        )
+    if where is Whereabouts.UNKNOWN and beats(registry, unfinished):
+        raise click.ClickException(f"round {found} is running on another machine: `ratchet status` shows how far it is")
     click.echo(f"going on with round {found}")
     return found
 

@@ -83,10 +83,10 @@ class LocalExecutor:
         """Seconds since we last started this round; None if we never have."""
         return time.monotonic() - self._started_at if round_id == self._round_id else None
 
-    def stop(self) -> None:
-        """End our child and whatever it started; its round is resumed later."""
+    def stop(self) -> str | None:
+        """End our child and whatever it started; return its round, which is resumed later, or None if none ran."""
         if self._child is None or self._child.poll() is not None:
-            return
+            return None
         self._child.terminate()
         try:
             self._child.wait(STOP_S)
@@ -94,3 +94,4 @@ class LocalExecutor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait(STOP_S)
+        return self._round_id

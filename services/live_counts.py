@@ -9,9 +9,10 @@ loses none; between two assignments the last REMEMBERED ids tell a repeated one.
 """
 
 import json
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 
 from pipelines.features import FeatureStore
 from schemas.events import FeedbackReceived
@@ -20,21 +21,24 @@ from schemas.targets import text_of
 REMEMBERED = 100_000
 WAITING = 10_000  # orphans looked up again and again; older ones join when counts are made anew
 WRITE_SECONDS = 1.0
+ONLINE_TICK = timedelta(seconds=1)  # an online store may keep times in whole seconds
 
 Verdict = str  # "agreed", "disagreed" or "other"
 _Waiting = tuple[str, FeedbackReceived]
 
 
 class LiveCounts:
-    """Counts of the partitions that one consumer owns."""
+    """Counts of the partitions that one consumer owns. `monotonic` measures the pause between two writes."""
 
-    def __init__(self, features: FeatureStore) -> None:
+    def __init__(self, features: FeatureStore, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._features = features
+        self._monotonic = monotonic
         self._counts: dict[str, Counter[tuple[str, Verdict]]] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._seen: dict[str, None] = {}
         self._changed: set[str] = set()
-        self._written_at = 0.0
+        self._write_again_at = 0.0
+        self._newest: datetime | None = None
         self.stale = True
 
     def start(self, places: Iterable[str]) -> None:
@@ -46,6 +50,7 @@ class LiveCounts:
                 self._counts[row["place"]][row["model_version"], _verdict(row["agreed"])] += row["n"]
         self._waiting.clear()
         self._seen.clear()
+        self._newest = max(self._features.live_times(owned).values(), default=None)
         self._changed, self.stale = set(owned), False
 
     def add(self, said: Sequence[tuple[str, FeedbackReceived]]) -> None:
@@ -73,10 +78,15 @@ class LiveCounts:
         return sum(self._counts.values(), Counter())
 
     def write(self, now: datetime) -> None:
-        """Keep in the online store what changed, once a second at most."""
-        if self._changed and now.timestamp() - self._written_at >= WRITE_SECONDS:
-            self._features.write_live({place: _dump(self._counts[place]) for place in self._changed}, now)
-            self._written_at, self._changed = now.timestamp(), set()
+        """Keep in the online store what changed, once a second at most.
+
+        There a later time wins, so each write is later than the one before even if the clock was set back since.
+        """
+        beat = self._monotonic()
+        if self._changed and beat >= self._write_again_at:
+            at = now if self._newest is None else max(now, self._newest + ONLINE_TICK)
+            self._features.write_live({place: _dump(self._counts[place]) for place in self._changed}, at)
+            self._newest, self._write_again_at, self._changed = at, beat + WRITE_SECONDS, set()
 
     def _join(self, events: Sequence[_Waiting]) -> None:
         known = self._features.look_up(list({event.data.prediction_id for _, event in events}))

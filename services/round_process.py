@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -104,6 +105,14 @@ def run_claimed(
             with contextlib.suppress(Exception):
                 registry.update_round(round_id, detail=f"attempt stopped by {type(error).__name__}: {error}"[:500])
             raise
+
+
+def beats(registry: Registry, record: RoundRecord) -> bool:
+    """Whether a round's record changes while we watch it for three beats: its process lives, whatever clocks say."""
+    until = time.monotonic() + 3 * BEAT_S + 1
+    while (found := registry.round(record.round_id)) == record and time.monotonic() < until:
+        time.sleep(BEAT_S / 4)
+    return found != record
 
 
 class Heart:

@@ -23,6 +23,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
     registry = Registry(settings.registry_url, settings.model.name)
     try:
         champion, unfinished, workers = registry.champion(), registry.unfinished_round(), registry.workers()
+        ahead_s = registry.seconds_ahead()
         gathered, live, unseen = _gathered(settings, registry.last_cut())
     finally:
         registry.close()
@@ -39,6 +40,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         "min_feedback": settings.triggers.min_feedback,
         "live_feedback": live,
         "not_yet_stored": lag,
+        "clock_behind_s": round(ahead_s),
     }
     lines = [
         f"model      {settings.model.name}" + (f", up at {up['serving']}" if up else ", not up: `ratchet up`"),
@@ -48,6 +50,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         f"feedback   {unseen or f'{gathered} of {settings.triggers.min_feedback} since the last round'}",
         *(f"live       {version}: {_verdicts(counts)}" for version, counts in live.items()),
         *([f"lag        {lag} accepted events are not stored yet"] if lag is not None else []),
+        *([f"clock      {clock_line(ahead_s)}"] if ahead_s else []),
     ]
     return value, lines
 
@@ -108,9 +111,22 @@ def _round_line(unfinished: RoundRecord | None) -> str:
     return f"round      {unfinished.round_id} {unfinished.state}: {unfinished.step or 'not begun'}{share}{pace}{alive}"
 
 
+def clock_line(ahead_s: float) -> str:
+    """Return what to say when the registry's newest time is `ahead_s` seconds ahead of this clock."""
+    return (
+        f"the registry holds times ahead of this clock by {_span(ahead_s)}: it was set back, or another machine's is ahead "
+        "(check NTP); rounds go on"
+    )
+
+
 def _ago(moment: datetime) -> str:
-    seconds = max(0.0, (utc_now() - moment).total_seconds())
+    """How long ago a moment was; a moment ahead of this clock is said to be, for clocks can be set."""
+    seconds = (utc_now() - moment).total_seconds()
+    return f"{_span(seconds)} ago" if seconds > -1 else f"{_span(-seconds)} ahead of this clock"
+
+
+def _span(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

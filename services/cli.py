@@ -20,6 +20,7 @@ from services.cli_dataset import dataset
 from services.cli_feedback import feedback
 from services.cli_models import audit, labels, model
 from services.cli_project import config_option, json_option, show
+from services.cli_prune import prune
 from services.cli_rounds import rounds
 
 
@@ -28,7 +29,7 @@ def cli() -> None:
     """Continuous learning: serve, collect feedback, fine-tune, gate, hot-swap."""
 
 
-for group in (rounds, dataset, model, labels, feedback, audit):
+for group in (rounds, dataset, model, labels, feedback, audit, prune):
     cli.add_command(group)
 
 

@@ -43,6 +43,7 @@ def model_list(config: Path, as_json: bool) -> None:
 def model_rollback(version: str | None, config: Path, by: str, reason: str, as_json: bool) -> None:
     """Make an earlier VERSION the champion again; default: the one before."""
     from services.announce import announce
+    from services.prune import refuse_pruned
 
     with opened(config) as (settings, registry):
         history = registry.promotions()
@@ -52,6 +53,7 @@ def model_rollback(version: str | None, config: Path, by: str, reason: str, as_j
             raise click.ClickException("there is no other version to roll back to: see `ratchet model list`")
         if wanted == live:
             raise click.ClickException(f"{wanted} is the champion already")
+        refuse_pruned(settings, registry, wanted)
         champion = registry.promote(wanted, expected=live, token=None, actor=by)
         registry.audit(by, "rollback", {"from": live, "to": wanted, "reason": reason})
         announce(settings, registry, champion)

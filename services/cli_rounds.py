@@ -38,6 +38,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from schemas.artifacts import RoundState
     from services.announce import announce
+    from services.disk_room import refuse_without_room
     from services.projects import fill_taxonomy
     from services.round_process import run_claimed
 
@@ -49,6 +50,8 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
         if bootstrap and (champion := registry.champion()):
             click.echo(f"there is a champion already: {champion.model_version}")
             return
+        unfinished = registry.unfinished_round()
+        refuse_without_room(settings, unfinished.round_id if unfinished else None)
         round_id = claimed or _claim(settings, registry, "no champion yet" if bootstrap else "by hand")
         try:
             with _progress() as progress:
@@ -216,6 +219,7 @@ def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bo
     """Promote a round's candidate in your name."""
     from schemas.artifacts import RoundState
     from services.announce import announce
+    from services.prune import refuse_pruned
 
     with opened(config) as (settings, registry):
         record, live = registry.round(round_id), registry.champion()
@@ -227,6 +231,7 @@ def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bo
                 f"the champion is {live.model_version if live else 'none'}, and {record.candidate_version} was judged "
                 f"against {record.champion_version or 'none'}: `ratchet round reject {round_id}`, the next round judges anew"
             )
+        refuse_pruned(settings, registry, record.candidate_version)
         registry.mark_servable(record.candidate_version, approved_by=by)
         champion = registry.promote(
             record.candidate_version, expected=record.champion_version, token=None, actor=by, round_id=round_id

@@ -28,8 +28,10 @@ from pipelines.triggers import TriggerState, decide, refuse_unbuilt
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.events import utc_now
 from schemas.settings import Settings, SettingsError, load_settings
+from services.disk_room import shortage
 from services.executors import LocalExecutor
 from services.file_locks import Held, held
+from services.prune import leftovers, remove
 from services.round_process import Whereabouts
 from serving.elapsed import Unchanged
 from serving.registry import Registry
@@ -79,6 +81,7 @@ class TrainingScheduler:
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
         self._said = ""
         self._watched: str | None = None
+        self._pruned = False
         cron = settings.triggers.cron
         self._cron = _crontab(cron) if cron else None
         self._cron_from = clock()
@@ -93,6 +96,7 @@ class TrainingScheduler:
                 return
             unfinished = self._registry.unfinished_round()
             self._report_end(unfinished)
+            self._prune()
             if unfinished:
                 self._look_after(unfinished, token)
             else:
@@ -133,6 +137,9 @@ class TrainingScheduler:
             detail = f"its process ended {tries} times, last in step {record.step or 'none'}{said}"
             self._registry.finish_round(record.round_id, RoundState.FAILED, detail=detail)
             return
+        if short := shortage(self._settings, record.round_id):
+            self._say(f"round {record.round_id} cannot go on: {short}", logging.WARNING, about="no room")
+            return
         since = self._executor.seconds_since_start(record.round_id)
         if since is None or since >= RESUME_SECONDS * tries:
             self._start(record.round_id, tries + 1, token)
@@ -153,6 +160,9 @@ class TrainingScheduler:
         decision = decide(self._state(self._features, now), self._settings.triggers, now)
         self._say(decision.reason, about=f"{decision.reason.lstrip('0123456789')} {int(10 * decision.progress)}")
         if not decision.fire:
+            return
+        if short := shortage(self._settings):
+            self._say(f"a round is due and cannot start: {short}", logging.WARNING, about="no room")
             return
         record = self._registry.claim_round(reason=decision.reason, cut=self._features.current_cut(), token=token)
         if record is not None:
@@ -189,12 +199,26 @@ class TrainingScheduler:
         due = self._cron.get_next_fire_time(None, self._cron_from)
         return due is not None and due <= now
 
+    def _prune(self) -> None:
+        """Once after each round's end, and at the start: remove what past rounds have left."""
+        if self._pruned:
+            return
+        self._pruned = True
+        try:
+            freed = remove(self._settings, leftovers(self._settings, self._registry))
+        except OSError as error:
+            log.warning("past rounds' leftovers stay until the next round has ended: %s", error)
+        else:
+            if freed:
+                log.info("%.0f MB of past rounds' leftovers removed", freed / 1e6)
+
     def _report_end(self, unfinished: RoundRecord | None) -> None:
         if self._watched is None or (unfinished and unfinished.round_id == self._watched):
             return
         ended = self._registry.round(self._watched)
         self._watched = None
         log.info("round %s is %s. %s", ended.round_id, ended.state, ended.detail or "")
+        self._pruned = False
 
     def _say(self, sentence: str, level: int = logging.INFO, *, about: str | None = None) -> None:
         """Log a sentence unless the last one was about the same."""

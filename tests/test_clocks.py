@@ -183,13 +183,15 @@ def test_machines_whose_clocks_differ_do_not_take_the_lease_from_each_other(site
 
 
 @pytest.mark.parametrize("move", BOTH_WAYS, ids=str)
-def test_a_living_round_of_another_machine_stays_alone_and_a_dead_one_does_not(site: Site, move: timedelta) -> None:
+def test_a_living_round_of_another_machine_stays_alone_and_a_dead_one_does_not(
+    site: Site, move: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scheduler = site.scheduler("here:1")
     record = site.registry.claim_round(reason="elsewhere", cut={}, token=None)
     assert record is not None
     site.registry.start_round(record.round_id)
     started: list[str] = []
-    scheduler._executor.start = lambda round_id, token: started.append(round_id)  # type: ignore[method-assign]
+    monkeypatch.setattr(scheduler._executor, "start", lambda round_id, _: started.append(round_id))
     scheduler.tick()
     site.clock.set(move)
     for _ in range(100):  # it beats, by whatever clock

@@ -5,7 +5,10 @@ Turns arguments into calls on the project, the supervisor and the registry; each
 imports what it needs. Exit 0 done, 1 failed with a one-line reason on stderr, 2 wrong usage.
 """
 
+import codecs
 import contextlib
+import io
+import locale
 import os
 import signal
 import sys
@@ -106,6 +109,7 @@ def doctor(config: Path, as_json: bool) -> None:
 
 def main() -> None:
     """Run, and turn every error into one line."""
+    _use_utf8()
     if os.environ.get("RATCHET_DEBUG") != "1":
         # Libraries' advice to their callers is not for users. Not by a filter: some libraries reset those.
         warnings.showwarning = lambda *_, **__: None
@@ -119,6 +123,22 @@ def main() -> None:
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     os._exit(code)
+
+
+def _use_utf8() -> None:
+    """Go on as Python in UTF-8 mode if the locale has another encoding; the terminal is still written to in its own.
+
+    Paths, arguments and what libraries open would otherwise be read by the locale's encoding. What the terminal cannot show is
+    escaped, never an error.
+    """
+    if codecs.lookup(locale.getencoding()).name != "utf-8" and not sys.flags.utf8_mode:
+        environment = {**os.environ, "PYTHONUTF8": "1"}
+        environment.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - ourselves
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run() -> int:

@@ -18,6 +18,8 @@ from schemas.settings import Settings
 from services.round_process import Whereabouts, lock_file, whereabouts
 
 REPOSITORY = Path(__file__).parent.parent
+# Files are read and written as UTF-8 by name; this is for what libraries open, and for arguments and paths of any locale.
+UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 MARK = "RATCHET_SUPERVISED"  # names, in the environment of a process and of those below it, whose child it is
 STOP_S = 5.0
 
@@ -56,7 +58,7 @@ class LocalExecutor:
             self._child = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
-                env={**os.environ, MARK: round_mark(self._settings)},
+                env={**os.environ, **UTF8, MARK: round_mark(self._settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

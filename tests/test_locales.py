@@ -16,21 +16,22 @@ LABELS = ["größe", "表格", "naïve"]
 
 @pytest.fixture(scope="module")
 def locales(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of compiled locales whose encodings are not UTF-8."""
+    """A folder with a compiled locale whose encoding is not UTF-8."""
     folder = tmp_path_factory.mktemp("locales")
-    for language, charmap in (("en_US", "ISO-8859-1"), ("zh_CN", "GB18030")):
-        command = ["localedef", "-c", "-i", language, "-f", charmap, str(folder / f"{language}.{charmap}")]
-        try:
-            made = subprocess.run(command, check=False, capture_output=True)
-        except FileNotFoundError:
-            pytest.skip("localedef is not installed")
-        if not (folder / f"{language}.{charmap}").exists():
-            pytest.skip(f"localedef cannot compile {language}.{charmap}: {made.stderr.decode()[:200]}")
+    command = ["localedef", "-c", "-i", "en_US", "-f", "ISO-8859-1", str(folder / "en_US.ISO-8859-1")]
+    try:
+        made = subprocess.run(command, check=False, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("localedef is not installed")
+    if not (folder / "en_US.ISO-8859-1").exists():
+        pytest.skip(f"localedef cannot compile en_US.ISO-8859-1: {made.stderr.decode()[:200]}")
     return folder
 
 
-def project(folder: Path) -> Path:
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings of a project whose folder has a name that is no ASCII: bytes to the system, UTF-8 to us."""
+    folder = tmp_path_factory.mktemp("größe 表")
     config = folder / "ratchet.toml"
     config.write_text(render_settings({"model": {"name": "m"}}), encoding="utf-8")
     registry = Registry(f"sqlite:///{folder}/state/registry.db", "m")
@@ -54,14 +55,12 @@ def run(arguments: list[str], **environment: str) -> "subprocess.CompletedProces
         ({"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, "utf-8"),
         ({"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}, "utf-8"),
         ({"LC_ALL": "en_US.ISO-8859-1"}, "latin-1"),
-        ({"LC_ALL": "zh_CN.GB18030"}, "gb18030"),
     ],
     ids=str,
 )
 def test_labels_are_printed_in_the_terminals_encoding(
-    tmp_path: Path, locales: Path, environment: dict[str, str], encoding: str
+    config: Path, locales: Path, environment: dict[str, str], encoding: str
 ) -> None:
-    config = project(tmp_path / "größe 表")  # a folder's name is bytes to the system, UTF-8 here
     done = run(["labels", "list", "-c", str(config)], LOCPATH=str(locales), **environment)
     assert done.returncode == 0, done.stderr
     expected = [label.encode(encoding, "backslashreplace").decode(encoding) for label in LABELS]

@@ -17,6 +17,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -45,6 +46,7 @@ PRIVATE = {"delta.dataSkippingNumIndexedCols": "0", "delta.logRetentionDuration"
 NEWEST_SYNCED = 3  # commits synced again when the log is opened: their writer may have been killed before it could
 VACUUM_EVERY = 10  # compactions by one process, the first included
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = pa.timestamp("us", tz="UTC")
 _POSITION = [("topic_id", pa.string()), ("partition", pa.int32()), ("offset", pa.int64())]
 SCHEMAS: dict[str, pa.Schema] = {
@@ -264,6 +266,16 @@ class EventLog:
                 found = connection.execute(query).fetchall()
             self._cuts[name] = (version, {place: int(last) for place, last in found})
         return dict(self._cuts[name][1])
+
+    def stored_at(self, name: str) -> datetime | None:
+        """Return when the newest row of a table was stored; None if it has none."""
+        import duckdb
+
+        self._newest(name)
+        with duckdb.connect() as connection:
+            connection.register("rows", self._tables[name].to_pyarrow_dataset())
+            found = connection.execute("SELECT epoch_us(max(created_timestamp)) FROM rows").fetchone()
+        return None if not found or found[0] is None else EPOCH + timedelta(microseconds=found[0])
 
     def _newest(self, name: str, written: str | None = None) -> DeltaTable:
         """The table at its newest version, whose commits are checked and on disk. `written`: see `secure`."""

@@ -6,7 +6,7 @@ user of Feast. It deliberately does not decide what feedback means for training:
 
 import fcntl
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,8 +24,9 @@ from schemas.targets import LABELLED
 
 ONLINE = ("model_version", "predicted_label", "user")
 JOINED = ("text", "predicted_label", "model_version", "metadata", "audit")
-# Feedback and its prediction may be stamped by two machines: how far feedback's clock may be behind and still find it.
-CLOCK_SKEW = timedelta(minutes=5)
+# How much later than its feedback a prediction may seem: it is found by its id, so that clocks which were set back meanwhile
+# must not part the two.
+CLOCK_SKEW = timedelta(days=3653)
 # Feast reads through ibis, whose default connection is one for the process and refuses a second call.
 _OFFLINE = threading.Lock()
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -103,7 +104,7 @@ class FeatureStore:
 
     def look_up(self, prediction_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """What is known online of predictions: model_version, predicted_label, user; unknown ids are left out."""
-        return self._read("predictions", prediction_ids, ONLINE)
+        return {key: values for key, _, values in self._read("predictions", prediction_ids, ONLINE)}
 
     def write_live(self, states: Mapping[str, str], at: datetime) -> None:
         """Keep the live counts of feedback (JSON) by '<topic_id>/<partition>'; a later `at` wins."""
@@ -119,7 +120,11 @@ class FeatureStore:
 
     def live(self, places: Sequence[str]) -> dict[str, str]:
         """The live counts that consumers keep; places without any are left out."""
-        return {place: found["counts"] for place, found in self._read("live_feedback", places, ("counts",)).items()}
+        return {place: found["counts"] for place, _, found in self._read("live_feedback", places, ("counts",))}
+
+    def live_times(self, places: Iterable[str]) -> dict[str, datetime]:
+        """When the live counts of places were last written, in aware UTC; places without any are left out."""
+        return {place: at for place, at, _ in self._read("live_feedback", sorted(places), ("counts",))}
 
     def current_cut(self) -> dict[str, int]:
         """Last stored offset of feedback, by '<topic_id>/<partition>'."""
@@ -250,19 +255,21 @@ class FeatureStore:
         """Feast's bulk path: validation and conversion of a DataFrame would cost more than all the rest."""
         self._store._get_provider().online_write_batch(self._store.config, self._view(view), rows, None)
 
-    def _read(self, view: str, keys: Sequence[str], features: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Features by key, through Feast's bulk path; the first of them is never null."""
+    def _read(
+        self, view: str, keys: Sequence[str], features: Sequence[str]
+    ) -> list[tuple[str, datetime, dict[str, Any]]]:
+        """Key, time and features of what is known, through Feast's bulk path; the first feature is never null."""
         if not keys:
-            return {}
+            return []
         entities = [_key(self._view(view).entity_columns[0].name, key) for key in keys]
         answers = self._store._get_provider().online_read(
             self._store.config, self._view(view), entities, list(features)
         )
-        return {
-            key: {name: values[name].string_val if values[name].HasField("val") else None for name in features}
-            for key, (_, values) in zip(keys, answers, strict=True)
+        return [
+            (key, at, {name: values[name].string_val if values[name].HasField("val") else None for name in features})
+            for key, (at, values) in zip(keys, answers, strict=True)
             if values and values[features[0]].HasField("val")  # Redis answers unknown keys with empty values
-        }
+        ]
 
     def _view(self, name: str) -> Any:
         if name not in self._views:

@@ -16,12 +16,12 @@ RETRY_MINUTES = (1, 5, 30)
 class TriggerState:
     """What the scheduler saw.
 
-    `labelled_feedback` counts since the last round's cut, `last_round_at` is when the last round ended (or was claimed),
-    `failures` how many failed since one did not, `cron_due` whether a crontab's time has passed since the last claim.
+    `labelled_feedback` counts since the last round's cut, `idle` is the time passed since the last round ended (or was
+    claimed), `failures` how many failed since one did not, `cron_due` whether a crontab's time has passed since the last claim.
     """
 
     labelled_feedback: int
-    last_round_at: datetime | None
+    idle: timedelta | None
     unfinished: bool
     failures: int
     cron_due: bool = False
@@ -43,21 +43,23 @@ def refuse_unbuilt(policy: TriggerSettings) -> None:
 
 
 def decide(state: TriggerState, policy: TriggerSettings, now: datetime) -> TriggerDecision:
-    """The first trigger that fires: feedback, age, cron. Failed rounds are retried with growing delay."""
+    """Return the first trigger that fires: feedback, age, cron. Failed rounds are retried with growing delay.
+
+    What has passed is `state`'s to say; `now` only tells people when to look again.
+    """
     share = min(1.0, state.labelled_feedback / policy.min_feedback)
     reason = f"{state.labelled_feedback} of {policy.min_feedback} labelled feedback since the last round"
     if state.unfinished:
         return TriggerDecision(False, share, "a round is unfinished")
-    age = now - state.last_round_at if state.last_round_at else None
-    if state.failures and state.last_round_at:
-        again = state.last_round_at + timedelta(minutes=RETRY_MINUTES[min(state.failures, len(RETRY_MINUTES)) - 1])
-        if now < again:
+    if state.failures and state.idle is not None:
+        left = timedelta(minutes=RETRY_MINUTES[min(state.failures, len(RETRY_MINUTES)) - 1]) - state.idle
+        if left > timedelta():
             failed = f"{state.failures} failed in a row" if state.failures > 1 else "the last round failed"
-            return TriggerDecision(False, share, f"{failed}: waiting until {again:%H:%M:%S} UTC")
+            return TriggerDecision(False, share, f"{failed}: waiting until {now + left:%H:%M:%S} UTC")
     if state.labelled_feedback >= policy.min_feedback:
         return TriggerDecision(True, 1.0, reason)
-    if policy.max_age and age is not None and state.labelled_feedback:
-        hours = age.total_seconds() / 3600
+    if policy.max_age and state.idle is not None and state.labelled_feedback:
+        hours = state.idle.total_seconds() / 3600
         if hours >= policy.max_age:
             return TriggerDecision(True, 1.0, f"{hours:.1f} hours since the last round, and there is feedback")
         share = max(share, hours / policy.max_age)

@@ -343,6 +343,7 @@ class RoundRecord(Frozen):
     dataset: DatasetManifest | None = None
     detail: str | None = Field(default=None, description="why it ended as it did, in one sentence")
     attempts: int = 0
+    interruptions: int = Field(default=0, description="attempts that `ratchet up` ended as it was stopped: no failures")
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
     heartbeat_at: AwareDatetime | None = None

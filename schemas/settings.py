@@ -147,6 +147,11 @@ class ArtifactSettings(Group):
 
     url: str = Field("state/artifacts", description="folder, or an fsspec address such as s3://bucket/prefix")
     cache: str = Field("state/cache", description="local folder of fetched versions; may be deleted at any time")
+    keep_versions: int = Field(
+        20,
+        ge=1,
+        description="newest versions, and last versions that served, that `ratchet prune` and rounds' ends keep",
+    )
 
 
 class TriggerSettings(Group):
@@ -252,6 +257,9 @@ class TrainingSettings(Group):
     student_epochs: int = Field(6, ge=1, description="of distillation; minutes for thousands of texts on two cores")
     nice: int = Field(10, ge=0, le=19, description="how far a round yields to serving on the same machine")
     threads: int | None = Field(None, ge=1, description="of torch; unset: all cores")
+    reserve_mb: int = Field(
+        256, ge=0, description="megabytes of disk that a round leaves free, so that feedback can be stored; 0: none"
+    )
     mlflow_uri: str | None = Field(
         None, description="MLflow tracking server or database to log rounds to (extra `mlflow`); unset: none"
     )

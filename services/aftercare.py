@@ -33,16 +33,17 @@ class Aftercare:
         features: FeatureStore,
         metrics: ConsumerMetrics,
         publish: Callable[[list[Outgoing]], Any],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         hours = settings.feature_store.orphan_hours
         self._features = features
         self._metrics = metrics
         self._publish = publish
         self._partitions = settings.kafka.partitions
-        self._orphans = Orphans(features, settings.model.name, hours)
+        self._orphans = Orphans(features, settings.model.name, hours, monotonic)
         self._sweep_every = min(SWEEP_SECONDS, hours * 3600 / 10)
         self._join_at = self._sweep_at = self._rest_until = self._recount_at = 0.0
-        self.live = LiveCounts(features)
+        self.live = LiveCounts(features, monotonic)
 
     def forget(self) -> None:
         """What was counted may be wrong, or others' by now: counts are made anew at the next look."""

@@ -12,13 +12,14 @@ import contextlib
 import ctypes
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from services.executors import MARK, REPOSITORY
+from services.executors import MARK, REPOSITORY, UTF8
 
 LONGEST_DELAY_S = 5.0
 STEADY_S = 30.0  # a child that lived so long starts its delays anew
@@ -26,6 +27,7 @@ REPEAT_S = 30.0  # seconds before a line that differs in its numbers alone is sh
 WORKERS_LOOK_S = 2.0
 # Signals that somebody else sends: a person, the kernel out of memory, a service manager. Not what bad settings end in.
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+LOG_BYTES = 10 * 10**6  # of a log before it is moved aside; two of them are kept, so a child's logs take 20 MB
 
 _OURS = re.compile(r"^\d{4}-\S+ \S+ (?:\d+ )?ratchet\.\w+ (.*)$")
 _WORTH = re.compile(r"^round |trying again|tries again|refused|messages to |^serving |dropped|failed|cannot")
@@ -66,7 +68,7 @@ class Child:
         name: what the supervisor's lines and the log file are called.
         command: its command line.
         environment: its environment, without the mark.
-        logs: folder of its log, `<name>.log`; the one of the last start is kept as `<name>.log.1`.
+        logs: folder of its log, `<name>.log`; what came before LOG_BYTES, or the last start, is kept as `<name>.log.1`.
         mark: what its processes, and theirs, are found by.
 
     """
@@ -80,7 +82,7 @@ class Child:
         self.ready = False
         self.last_death = ""
         self._command = command
-        self._environment = {**environment, MARK: mark}
+        self._environment = {**environment, **UTF8, MARK: mark}
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._again_at: float | None = None
@@ -125,6 +127,7 @@ class Child:
     def watch(self) -> list[str]:
         """One look: read its log, notice a death, start it again when its delay is over. Lines to show."""
         lines = self._read_log()
+        self._rotate()
         if self.alive:
             if time.monotonic() - self._started_at >= STEADY_S:
                 self.deaths = self.failures = 0
@@ -189,8 +192,27 @@ class Child:
             text = log.read()
             whole = text.rfind(b"\n") + 1
             self._read_to += whole
-            return [line for line in map(self._worth, text[:whole].decode(errors="replace").splitlines()) if line]
+            return [
+                line for line in map(self._worth, text[:whole].decode("utf-8", errors="replace").splitlines()) if line
+            ]
         return []
+
+    def _rotate(self) -> None:
+        """Copy a log that has grown large aside and empty it: the child writes on, for it appends to the same file.
+
+        A line that it writes in between is lost. On a full disk the log is emptied without a copy.
+        """
+        if self._read_to < LOG_BYTES:
+            return
+        aside = self.log.with_suffix(".log.1")
+        try:
+            shutil.copyfile(self.log, aside)
+        except OSError:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.truncate(self.log, 0)
+            self._read_to = 0
 
     def _worth(self, line: str) -> str | None:
         if not line.strip():

@@ -5,7 +5,10 @@ Turns arguments into calls on the project, the supervisor and the registry; each
 imports what it needs. Exit 0 done, 1 failed with a one-line reason on stderr, 2 wrong usage.
 """
 
+import codecs
 import contextlib
+import io
+import locale
 import logging
 import os
 import signal
@@ -24,6 +27,7 @@ from services.cli_feedback import feedback
 from services.cli_labels import labels
 from services.cli_models import audit, model
 from services.cli_project import config_option, json_option, show
+from services.cli_prune import prune
 from services.cli_rounds import rounds
 
 
@@ -56,7 +60,7 @@ def cli() -> None:
     """Continuous learning: serve, collect feedback, fine-tune, gate, hot-swap."""
 
 
-for group in (rounds, dataset, model, labels, feedback, access, audit):
+for group in (rounds, dataset, model, labels, feedback, access, audit, prune):
     cli.add_command(group)
 
 
@@ -171,6 +175,7 @@ def main() -> None:
     from serving.log_lines import log_to
     from serving.private_files import keep_private
 
+    _use_utf8()
     keep_private()
     log_to(sys.stderr, logging.WARNING)
     if os.environ.get("RATCHET_DEBUG") != "1":
@@ -186,6 +191,22 @@ def main() -> None:
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     os._exit(code)
+
+
+def _use_utf8() -> None:
+    """Go on as Python in UTF-8 mode if the locale has another encoding; the terminal is still written to in its own.
+
+    Paths, arguments and what libraries open would otherwise be read by the locale's encoding. What the terminal cannot show is
+    escaped, never an error.
+    """
+    if codecs.lookup(locale.getencoding()).name != "utf-8" and not sys.flags.utf8_mode:
+        environment = {**os.environ, "PYTHONUTF8": "1"}
+        environment.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - ourselves
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run() -> int:

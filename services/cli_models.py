@@ -44,6 +44,7 @@ def model_rollback(version: str | None, config: Path, by: str, reason: str, as_j
     """Make an earlier VERSION the champion again; default: the one before."""
     from services.announce import announce
     from services.champion_check import wrong_files
+    from services.prune import refuse_pruned
 
     with opened(config) as (settings, registry):
         history = registry.promotions()
@@ -57,6 +58,7 @@ def model_rollback(version: str | None, config: Path, by: str, reason: str, as_j
             raise click.ClickException("there is no other version to roll back to: see `ratchet model list`")
         if wanted == live:
             raise click.ClickException(f"{wanted} is the champion already")
+        refuse_pruned(settings, registry, wanted)
         with contextlib.suppress(ConnectionError):  # a store that is away stops nobody: workers may hold the version
             if wrong := wrong_files(settings, registry.version(wanted).digest):
                 raise click.ClickException(f"{wanted} cannot be served: {wrong}; name another version")

@@ -38,6 +38,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from schemas.artifacts import RoundState
     from services.announce import announce
+    from services.disk_room import refuse_without_room
     from services.projects import fill_taxonomy
     from services.round_lines import ended
     from services.round_process import run_claimed
@@ -50,6 +51,8 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
         if bootstrap and (champion := registry.champion()):
             click.echo(f"there is a champion already: {champion.model_version}")
             return
+        unfinished = registry.unfinished_round()
+        refuse_without_room(settings, unfinished.round_id if unfinished else None)
         round_id = claimed or _claim(settings, registry, "no champion yet" if bootstrap else "by hand")
         try:
             with _progress() as progress:
@@ -72,8 +75,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
 def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
     """The id of a round to run: one that was interrupted, else one claimed now."""
     from schemas.artifacts import RoundState
-    from schemas.events import utc_now
-    from services.round_process import Whereabouts, lock_file, whereabouts
+    from services.round_process import Whereabouts, beats, lock_file, whereabouts
 
     unfinished = registry.unfinished_round()
     if unfinished is None:
@@ -91,11 +93,8 @@ def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
     where, pid = whereabouts(lock_file(settings, found))
     if where is Whereabouts.HERE:
         raise click.ClickException(f"round {found} is running as process {pid}")
-    silent_s = (utc_now() - (unfinished.heartbeat_at or unfinished.created_at)).total_seconds()
-    if where is Whereabouts.UNKNOWN and silent_s < settings.triggers.stale_after_s:
-        raise click.ClickException(
-            f"round {found} is unfinished, its last sign of life {silent_s:.0f} s ago: try later"
-        )
+    if where is Whereabouts.UNKNOWN and beats(registry, unfinished):
+        raise click.ClickException(f"round {found} is running on another machine: `ratchet status` shows how far it is")
     click.echo(f"going on with round {found}")
     return found
 
@@ -222,6 +221,7 @@ def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bo
     """Promote a round's candidate in your name."""
     from schemas.artifacts import RoundState
     from services.announce import announce
+    from services.prune import refuse_pruned
 
     with opened(config) as (settings, registry):
         round_id = round_named(registry, round_id)
@@ -234,6 +234,7 @@ def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bo
                 f"the champion is {live.model_version if live else 'none'}, and {record.candidate_version} was judged "
                 f"against {record.champion_version or 'none'}: `ratchet round reject {round_id}`, the next round judges anew"
             )
+        refuse_pruned(settings, registry, record.candidate_version)
         registry.mark_servable(record.candidate_version, approved_by=by)
         champion = registry.promote(
             record.candidate_version, expected=record.champion_version, token=None, actor=by, round_id=round_id

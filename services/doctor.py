@@ -40,6 +40,7 @@ def examine(config: Path) -> list[Check]:
     broken = {check.part for check in checks if check.verdict == "FAIL"}
     parts: dict[str, Callable[[Settings], Check]] = {
         "registry": _registry,
+        "clock": _clock,
         "artefacts": _artefacts,
         "feature store": _feature_store,
         "disk": _disk,
@@ -117,6 +118,20 @@ def _registry(settings: Settings) -> Check:
     return Check(
         "registry", "ok", f"champion {champion.model_version if champion else 'none yet: ratchet up trains one'}"
     )
+
+
+def _clock(settings: Settings) -> Check:
+    from services.status import clock_line
+    from serving.registry import Registry
+
+    registry = Registry(settings.registry_url, settings.model.name)
+    try:
+        ahead_s = registry.seconds_ahead()
+    finally:
+        registry.close()
+    if ahead_s:
+        return Check("clock", "warn", clock_line(ahead_s))
+    return Check("clock", "ok", "the registry holds no time ahead of this clock")
 
 
 def _artefacts(settings: Settings) -> Check:

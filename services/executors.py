@@ -18,6 +18,8 @@ from schemas.settings import Settings
 from services.round_process import Whereabouts, lock_file, whereabouts
 
 REPOSITORY = Path(__file__).parent.parent
+# Files are read and written as UTF-8 by name; this is for what libraries open, and for arguments and paths of any locale.
+UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 MARK = "RATCHET_SUPERVISED"  # names, in the environment of a process and of those below it, whose child it is
 STOP_S = 5.0
 
@@ -56,7 +58,7 @@ class LocalExecutor:
             self._child = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
-                env={**os.environ, MARK: round_mark(self._settings)},
+                env={**os.environ, **UTF8, MARK: round_mark(self._settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -87,10 +89,10 @@ class LocalExecutor:
         """Seconds since we last started this round; None if we never have."""
         return time.monotonic() - self._started_at if round_id == self._round_id else None
 
-    def stop(self) -> None:
-        """End our child and whatever it started; its round is resumed later."""
+    def stop(self) -> str | None:
+        """End our child and whatever it started; return its round, which is resumed later, or None if none ran."""
         if self._child is None or self._child.poll() is not None:
-            return
+            return None
         self._child.terminate()
         try:
             self._child.wait(STOP_S)
@@ -98,3 +100,4 @@ class LocalExecutor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait(STOP_S)
+        return self._round_id

@@ -86,6 +86,7 @@ class Consumer:
         features: FeatureStore,
         *,
         clock: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
         read: Callable[[bytes | None, str], PredictionMade | FeedbackReceived] = read_event,
     ) -> None:
         bootstrap = settings.kafka.bootstrap_servers
@@ -103,7 +104,7 @@ class Consumer:
         self._subscription: Subscription | None = None
         self._source = Source(self._topics, {})
         self.metrics = ConsumerMetrics(settings.model.name)
-        self.aftercare = Aftercare(settings, features, self.metrics, self._dead_letters.publish_many)
+        self.aftercare = Aftercare(settings, features, self.metrics, self._dead_letters.publish_many, monotonic)
         self._failed_in_a_row = 0
         self._look_at = self._moved_at = 0.0
         self._assignment = 0

@@ -22,10 +22,10 @@ class Held(RuntimeError):
 
 
 @contextlib.contextmanager
-def held(path: Path, note: str) -> Iterator[None]:
-    """Hold the file's lock, with `note` as its text. Raises Held."""
+def held(path: Path, note: str, *, wait_s: float = WAIT_S) -> Iterator[str]:
+    """Hold the file's lock, with `note` as its text, and yield the note before: of a process that is dead. Raises Held."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + wait_s
     with path.open("a+") as file:
         while True:
             try:
@@ -36,7 +36,9 @@ def held(path: Path, note: str) -> Iterator[None]:
                     file.seek(0)
                     raise Held(file.read().strip()) from None
                 time.sleep(0.05)
+        file.seek(0)
+        before = file.read().strip()
         file.truncate(0)
         file.write(note)
         file.flush()
-        yield
+        yield before

@@ -10,9 +10,10 @@ that was published again. In between each new feedback adds one; the last REMEMB
 """
 
 import json
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from pipelines.features import FeatureStore
@@ -23,21 +24,24 @@ from schemas.targets import text_of
 REMEMBERED = 100_000
 WAITING = 10_000  # orphans looked up again and again; older ones join when counts are made anew
 WRITE_SECONDS = 1.0
+ONLINE_TICK = timedelta(seconds=1)  # an online store may keep times in whole seconds
 
 Verdict = str  # "agreed", "disagreed" or "other"
 _Waiting = tuple[str, Any]  # place, value
 
 
 class LiveCounts:
-    """Counts of the partitions that one consumer owns."""
+    """Counts of the partitions that one consumer owns. `monotonic` measures the pause between two writes."""
 
-    def __init__(self, features: FeatureStore) -> None:
+    def __init__(self, features: FeatureStore, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._features = features
+        self._monotonic = monotonic
         self._counts: dict[str, Counter[tuple[str, Verdict]]] = {}
         self._waiting: dict[Vote, _Waiting] = {}
         self._seen: dict[Vote, None] = {}
         self._changed: set[str] = set()
-        self._written_at = 0.0
+        self._write_again_at = 0.0
+        self._newest: datetime | None = None
         self.stale = True
 
     def start(self, places: Iterable[str]) -> None:
@@ -61,6 +65,7 @@ class LiveCounts:
             if _partition(place) in owned and row["offset"] > self._features.expired_until(place):
                 self._waiting[vote_of(row)] = (place, json.loads(row["value"]))
         self._seen = dict.fromkeys(newest_votes(feedback, REMEMBERED))
+        self._newest = max(self._features.live_times(self._counts).values(), default=None)
         self._changed, self.stale = set(self._counts), False
 
     def add(self, said: Sequence[tuple[str, FeedbackReceived]]) -> None:
@@ -91,10 +96,15 @@ class LiveCounts:
         return sum(self._counts.values(), Counter())
 
     def write(self, now: datetime) -> None:
-        """Keep in the online store what changed, once a second at most."""
-        if self._changed and now.timestamp() - self._written_at >= WRITE_SECONDS:
-            self._features.write_live({place: _dump(self._counts[place]) for place in self._changed}, now)
-            self._written_at, self._changed = now.timestamp(), set()
+        """Keep in the online store what changed, once a second at most.
+
+        There a later time wins, so each write is later than the one before even if the clock was set back since.
+        """
+        beat = self._monotonic()
+        if self._changed and beat >= self._write_again_at:
+            at = now if self._newest is None else max(now, self._newest + ONLINE_TICK)
+            self._features.write_live({place: _dump(self._counts[place]) for place in self._changed}, at)
+            self._newest, self._write_again_at, self._changed = at, beat + WRITE_SECONDS, set()
 
     def _join(self, votes: Mapping[Vote, _Waiting]) -> None:
         known = self._features.look_up(list({prediction_id for prediction_id, _, _ in votes}))

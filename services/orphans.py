@@ -9,6 +9,7 @@ the same position.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,17 +23,31 @@ AT_ONCE = 1000
 
 
 class Orphans:
-    """The orphans of the partitions that one consumer owns."""
+    """The orphans of the partitions that one consumer owns.
 
-    def __init__(self, features: FeatureStore, model_name: str, hours: float) -> None:
+    A clock that runs ahead expires nobody early: time counts as passed as far as what is stored vouches for it, and beyond that
+    as far as this process has watched it pass, by its monotonic clock.
+    """
+
+    def __init__(
+        self,
+        features: FeatureStore,
+        model_name: str,
+        hours: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._features = features
         self._model_name = model_name
         self._wait = timedelta(hours=hours)
+        self._monotonic = monotonic
+        self._begun = monotonic()
+        self._vouched: datetime | None = None
 
     def expire(
         self, topics: Topics, places: Sequence[str], now: datetime, publish: Callable[[list[Outgoing]], Any]
     ) -> int:
         """Send to the dead letters what has waited too long in `places`; return how many."""
+        now = self._passed(now)
         after, expired = {place: self._features.expired_until(place) for place in places}, 0
         while rows := self._features.orphans(after, now - self._wait, AT_ONCE).to_pylist():
             publish([self._letter(topics, row) for row in rows])
@@ -41,6 +56,13 @@ class Orphans:
             after |= marks
             expired += len(rows)
         return expired
+
+    def _passed(self, now: datetime) -> datetime:
+        """Return `now`, or the latest time that is vouched for if that is earlier."""
+        if self._vouched is None:
+            stored = [at for name in ("feedback", "predictions") if (at := self._features.log.stored_at(name))]
+            self._vouched = max(stored, default=now)
+        return min(now, self._vouched + timedelta(seconds=self._monotonic() - self._begun))
 
     def _letter(self, topics: Topics, row: dict[str, Any]) -> Outgoing:
         data = FeedbackData(

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from pipelines.training.errors import TrainingDiverged
 from schemas.artifacts import Pace, RoundRecord, RoundState
 from schemas.settings import Settings
+from services.disk_room import clear_models, in_reserve, shortage
 from services.failures import sentence
 from services.file_locks import Held, held
 from serving.registry import Registry, RoundOver
@@ -84,7 +86,8 @@ def run_claimed(
 ) -> RoundRecord:
     """Run a claimed round, or go on with it, in this process. Raises RoundBusy and what `run_round` raises."""
     with locked(lock_file(settings, round_id)):
-        heart = Heart(registry, round_id, show)
+        folder = lock_file(settings, round_id).parent
+        heart = Heart(registry, round_id, show, lambda: _out_of_room(settings, folder))
         try:
             from pipelines.features import FeatureStore  # here, because memory may run out while they are loaded
             from pipelines.training_round import run_round
@@ -111,14 +114,27 @@ def run_claimed(
             # It is resumed or marked failed by others; what stopped it should be seen without its log.
             with contextlib.suppress(Exception):
                 registry.update_round(round_id, detail=f"attempt stopped by {sentence(error)}"[:500])
+            if shortage(settings, round_id):
+                clear_models(folder)  # feedback needs the room more than the next attempt needs what this one made
             raise
+
+
+def beats(registry: Registry, record: RoundRecord) -> bool:
+    """Whether a round's record changes while we watch it for three beats: its process lives, whatever clocks say."""
+    until = time.monotonic() + 3 * BEAT_S + 1
+    while (found := registry.round(record.round_id)) == record and time.monotonic() < until:
+        time.sleep(BEAT_S / 4)
+    return found != record
 
 
 class Heart:
     """Says every two seconds that the round's process lives and how far it is; ends the process if it lost its round."""
 
-    def __init__(self, registry: Registry, round_id: str, show: Progress) -> None:
+    def __init__(
+        self, registry: Registry, round_id: str, show: Progress, out_of_room: Callable[[], str | None] = lambda: None
+    ) -> None:
         self._registry = registry
+        self._out_of_room = out_of_room
         self._round_id = round_id
         self._show = show
         self._attempt: int | None = None
@@ -156,7 +172,18 @@ class Heart:
         record = self._registry.round(self._round_id)
         if self._attempt is not None and record.attempts > self._attempt:
             _end(f"round {self._round_id} was taken over by attempt {record.attempts}")
+        if reason := self._out_of_room():
+            self._registry.update_round(self._round_id, detail=f"attempt stopped: {reason}")
+            _end(reason)
         self._registry.update_round(self._round_id, **self._news)
+
+
+def _out_of_room(settings: Settings, folder: Path) -> str | None:
+    """Why the round has to end for want of disk, if it has to; then its models are gone, for feedback needs their room."""
+    reason = in_reserve(settings)
+    if reason:
+        clear_models(folder)
+    return reason
 
 
 def _holder(text: str) -> tuple[str, int | None]:

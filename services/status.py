@@ -38,6 +38,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         "live_feedback": gathered.live if gathered else {},
         "not_yet_stored": lag,
         "trouble": trouble,
+        "clock_behind_s": round(seen.ahead_s),
     }
     labelled = f"{gathered.labelled} of {triggers.min_feedback} since the last round" if gathered else unseen
     lines = [
@@ -50,6 +51,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         *(f"live       {version}: {_verdicts(n)}" for version, n in (gathered.live if gathered else {}).items()),
         *([f"lag        {lag} accepted events are not stored yet"] if lag is not None else []),
         *(f"trouble    {name} {what}" for name, what in trouble.items()),
+        *([f"clock      {clock_line(seen.ahead_s)}"] if seen.ahead_s else []),
     ]
     return value, lines
 
@@ -121,9 +123,22 @@ def _pace(pace: Mapping[str, Any] | None) -> str:
     return str(Pace.model_validate(pace))
 
 
+def clock_line(ahead_s: float) -> str:
+    """Return what to say when the registry's newest time is `ahead_s` seconds ahead of this clock."""
+    return (
+        f"the registry holds times ahead of this clock by {_span(ahead_s)}: it was set back, or another machine's is ahead "
+        "(check NTP); rounds go on"
+    )
+
+
 def _ago(time: str) -> str:
-    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
+    """How long ago a time was; a time ahead of this clock is said to be, for clocks can be set."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
+    return f"{_span(seconds)} ago" if seconds > -1 else f"{_span(-seconds)} ahead of this clock"
+
+
+def _span(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

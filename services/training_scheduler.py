@@ -1,42 +1,52 @@
 """The training scheduler: a tick that looks, decides and claims.
 
 Turns gathered feedback into claimed rounds, and dead rounds into resumed or failed ones. Any number of schedulers may run;
-the lease's holder acts, and its fencing token goes with the round. APScheduler gives the tick alone: what is due is read
-from the registry and the event log each time, so that a lost tick costs nothing. It deliberately does not know what a
-round does.
+the lease's holder acts, and its fencing token goes with the round. What is due is read from the registry and the event log
+at each tick, so that a lost tick costs nothing; APScheduler reads crontabs. It deliberately does not know what a round does.
+
+Waiting and liveness go by the monotonic clock: the wall clock may be set back or ahead while rounds are due. APScheduler's
+own waiting would sleep until the wall clock is back where it was, and make up for every tick of a leap ahead.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 import click
-from apscheduler.schedulers.background import BackgroundScheduler
 
 from pipelines.triggers import TriggerState, decide, refuse_unbuilt
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.events import utc_now
 from schemas.settings import Settings, SettingsError, load_settings
 from services.crontab import crontab
+from services.disk_room import shortage
 from services.executors import LocalExecutor
 from services.failures import ending
 from services.feedback_counts import CountKeeper
+from services.file_locks import Held, held
+from services.prune import leftovers, remove
 from services.round_process import Whereabouts
 from services.signals import stop_on
+from services.ticker import Ticker
+from serving.elapsed import Unchanged
 from serving.log_lines import log_to
 from serving.private_files import keep_private
 from serving.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")
 
-LEASE_SECONDS = 15.0  # a scheduler that was killed is missed for so long
+LEASE_SECONDS = 15.0  # a scheduler that was killed is missed for so long, unless the next one runs in its folder
+LOCK = "state/scheduler.lock"  # held by a folder's scheduler for as long as it lives
+CRON_SLACK = timedelta(minutes=1)  # a clock that was set back by less has passed no crontab's time twice
 CLAIM_SECONDS = 10.0  # how long who claimed a round by hand may take to lock it
 RESUME_SECONDS = 5.0  # before the second attempt; twice that before the third, and so on
 
@@ -61,6 +71,7 @@ class TrainingScheduler:
         open_features: Callable[[], Gathered],
         executor: LocalExecutor,
         clock: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -68,9 +79,14 @@ class TrainingScheduler:
         self._features: Gathered | None = None
         self._executor = executor
         self._clock = clock
+        self._unchanged = Unchanged(monotonic)
+        self._lock = contextlib.ExitStack()
+        self._dead: str | None = None
+        self._locked = False
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
         self._said = ""
         self._watched: str | None = None
+        self._pruned = False
         cron = settings.triggers.cron
         self._cron = crontab(cron) if cron else None
         self._cron_from = clock()
@@ -78,12 +94,14 @@ class TrainingScheduler:
     def tick(self) -> None:
         """Renew the lease, look after an unfinished round, claim one if it is due. Never raises."""
         try:
+            self._inherit()
             token = self._registry.acquire_lease("scheduler", self._holder, LEASE_SECONDS)
             if token is None:
                 self._say("another scheduler has the lease")
                 return
             unfinished = self._registry.unfinished_round()
             self._report_end(unfinished)
+            self._prune()
             if unfinished:
                 self._look_after(unfinished, token)
             else:
@@ -92,24 +110,41 @@ class TrainingScheduler:
             self._say(f"this tick failed, the next one tries again: {type(error).__name__}: {error}", logging.WARNING)
 
     def close(self) -> None:
-        """Stop the round's process and give the lease back. Never raises."""
-        self._executor.stop()
+        """Stop the round's process, which costs the round no attempt, and give the lease back. Never raises."""
+        stopped = self._executor.stop()
         try:
+            if stopped is not None:
+                self._registry.interrupt_round(stopped)
             self._registry.release_lease("scheduler", self._holder)
         except Exception as error:
-            log.warning("the lease cannot be given back, it runs out by itself: %s", error)
+            log.warning("the lease is not given back, it runs out by itself: %s", error)
+        self._lock.close()
+
+    def _inherit(self) -> None:
+        """Hold this folder's lock for life, and give back the lease of whoever held it before: that process is dead."""
+        if not self._locked:
+            with contextlib.suppress(Held):  # two schedulers of one folder: the lease decides
+                self._dead = self._lock.enter_context(held(self._settings.path(LOCK), self._holder, wait_s=0))
+                self._locked = True
+        if self._dead:
+            if self._dead != self._holder:
+                self._registry.release_lease("scheduler", self._dead)
+            self._dead = None
 
     def _look_after(self, record: RoundRecord, token: int) -> None:
         """Leave a round alone whose process may live; resume a dead one, or mark it failed after too many attempts."""
         self._watched = record.round_id
         if record.state is RoundState.AWAITING_APPROVAL or not self._is_dead(record):
             return
-        tries = max(record.attempts, self._executor.starts(record.round_id))
+        tries = max(record.attempts - record.interruptions, self._executor.starts(record.round_id))
         record = self._with_ending(record)
         if tries >= self._settings.triggers.max_attempts:
             said = f"; {record.detail}" if record.detail else ""
             detail = f"its process ended {tries} times, last in step {record.step or 'none'}{said}"
             self._registry.finish_round(record.round_id, RoundState.FAILED, detail=detail)
+            return
+        if short := shortage(self._settings, record.round_id):
+            self._say(f"round {record.round_id} cannot go on: {short}", logging.WARNING, about="no room")
             return
         since = self._executor.seconds_since_start(record.round_id)
         if since is None or since >= RESUME_SECONDS * tries:
@@ -127,9 +162,10 @@ class TrainingScheduler:
         where = self._executor.whereabouts(record.round_id)
         if where is not Whereabouts.UNKNOWN:
             return where is Whereabouts.GONE
-        silent_s = (self._clock() - (record.heartbeat_at or record.created_at)).total_seconds()
+        # Its process may be on another machine, whose clock is its own: what counts is how long we have seen no beat.
+        silent_s = self._unchanged.seconds("heartbeat", (record.round_id, record.attempts, record.heartbeat_at))
         limit_s = CLAIM_SECONDS if record.state is RoundState.CLAIMED else self._settings.triggers.stale_after_s
-        return silent_s > limit_s
+        return silent_s >= limit_s
 
     def _claim_if_due(self, token: int) -> None:
         if self._features is None:
@@ -138,6 +174,9 @@ class TrainingScheduler:
         decision = decide(self._state(self._features, now), self._settings.triggers, now)
         self._say(decision.reason, about=f"{decision.reason.lstrip('0123456789')} {int(10 * decision.progress)}")
         if not decision.fire:
+            return
+        if short := shortage(self._settings):
+            self._say(f"a round is due and cannot start: {short}", logging.WARNING, about="no room")
             return
         record = self._registry.claim_round(reason=decision.reason, cut=self._features.current_cut(), token=token)
         if record is not None:
@@ -153,14 +192,39 @@ class TrainingScheduler:
     def _state(self, features: Gathered, now: datetime) -> TriggerState:
         rounds = self._registry.rounds()
         failures = next((n for n, record in enumerate(rounds) if record.state is not RoundState.FAILED), len(rounds))
-        due = self._cron.get_next_fire_time(None, self._cron_from) if self._cron else None
         return TriggerState(
             labelled_feedback=features.count_labelled_since(self._registry.last_cut()),
-            last_round_at=(rounds[0].finished_at or rounds[0].created_at) if rounds else None,
+            idle=self._idle(rounds[0], now) if rounds else None,
             unfinished=False,
             failures=failures,
-            cron_due=due is not None and due <= now,
+            cron_due=self._cron_due(now),
         )
+
+    def _idle(self, last: RoundRecord, now: datetime) -> timedelta:
+        """Return the time since a round ended: by the clock, or what we have watched pass if that says more."""
+        ended = last.finished_at or last.created_at
+        return max(now - ended, timedelta(seconds=self._unchanged.seconds("last round", (last.round_id, ended))))
+
+    def _cron_due(self, now: datetime) -> bool:
+        if self._cron is None:
+            return False
+        if now < self._cron_from - CRON_SLACK:  # the clock was set back: the times from there on are to come again
+            self._cron_from = now
+        due = self._cron.get_next_fire_time(None, self._cron_from)
+        return due is not None and due <= now
+
+    def _prune(self) -> None:
+        """Once after each round's end, and at the start: remove what past rounds have left."""
+        if self._pruned:
+            return
+        self._pruned = True
+        try:
+            freed = remove(self._settings, leftovers(self._settings, self._registry))
+        except OSError as error:
+            log.warning("past rounds' leftovers stay until the next round has ended: %s", error)
+        else:
+            if freed:
+                log.info("%.0f MB of past rounds' leftovers removed", freed / 1e6)
 
     def _report_end(self, unfinished: RoundRecord | None) -> None:
         if self._watched is None or (unfinished and unfinished.round_id == self._watched):
@@ -168,6 +232,7 @@ class TrainingScheduler:
         ended = self._registry.round(self._watched)
         self._watched = None
         log.info("round %s is %s. %s", ended.round_id, ended.state, ended.detail or "")
+        self._pruned = False
 
     def _say(self, sentence: str, level: int = logging.INFO, *, about: str | None = None) -> None:
         """Log a sentence unless the last one was about the same."""
@@ -190,19 +255,9 @@ def _run(config: Path) -> None:
         scheduler.tick()
         counts.keep()
 
-    ticking = BackgroundScheduler(timezone="UTC")
-    ticking.add_job(
-        tick,
-        "interval",
-        seconds=settings.triggers.tick_seconds,
-        misfire_grace_time=None,
-        coalesce=True,
-        max_instances=1,
-    )
-    ticking.start()
+    ticker = Ticker(tick, settings.triggers.tick_seconds)
     print("ready", flush=True)
-    stop.wait()
-    ticking.shutdown(wait=False)
+    ticker.run(stop)
     scheduler.close()
     registry.close()
 
@@ -213,7 +268,6 @@ def main(config: Path) -> None:
     """Run the training scheduler until SIGTERM."""
     keep_private()
     log_to(sys.stdout)
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a tick that takes longer than the next is no news
     try:
         _run(config)
     except (SettingsError, FileNotFoundError) as error:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.triggers import refuse_unbuilt
-from schemas.artifacts import Champion
+from schemas.artifacts import Champion, RoundState
 from schemas.redact import redacted
 from schemas.settings import Settings
 from services.champion_check import unservable
@@ -147,6 +147,7 @@ class Supervisor:
             store = ArtifactStore(self._settings.location(self._settings.artifacts.url))
             check(registry, store)
             champion = registry.champion()
+            self._tell_last_round(registry)
             if champion is None:
                 self._tell("champion", "none yet: training the first one from the seed")
                 self._train()
@@ -158,6 +159,13 @@ class Supervisor:
                 keep(registry, store)
         finally:
             registry.close()
+
+    def _tell_last_round(self, registry: Registry) -> None:
+        """Say why the last round failed, or why an attempt of an unfinished one stopped."""
+        last = next(iter(registry.rounds()), None)
+        if last is not None and last.detail and last.state in (RoundState.FAILED, RoundState.RUNNING):
+            said = "failed" if last.state is RoundState.FAILED else "goes on"
+            self._tell("round", f"the last one, {last.round_id}, {said}: {last.detail}")
 
     def _train(self) -> None:
         command = [*_module("services.cli"), "round", "run", "--bootstrap", "-c", self._config]

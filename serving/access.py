@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from serving.atomic_write import atomic_write
+
 
 class KeysMissing(FileNotFoundError):
     """keys.env is absent, cannot be read, or lacks a key; the message names the command that makes keys."""

@@ -215,6 +215,32 @@ class ArtifactStore:
         with _driver_errors_named(self._root), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self.place_of(name))
 
+    def size(self, digest: str) -> int | None:
+        """Return how many bytes a stored version takes; None if the store has no such version.
+
+        Raises:
+            ArtifactStoreUnavailable: the store cannot be reached.
+
+        """
+        with _driver_errors_named(self._root):
+            if not self._files.exists(f"{self._root}/{digest}/{MANIFEST}"):
+                return None
+            return int(self._files.du(f"{self._root}/{digest}"))
+
+    def remove(self, digest: str) -> None:
+        """Remove a stored version, its manifest first, so that nobody fetches half of one. Again is a no-op.
+
+        Raises:
+            ArtifactStoreUnavailable: the store cannot be reached.
+            OSError: the local disk refuses.
+
+        """
+        folder = f"{self._root}/{digest}"
+        with _driver_errors_named(self._root):
+            for path in (f"{folder}/{MANIFEST}", folder):
+                if self._files.exists(path):
+                    self._files.rm(path, recursive=path == folder)
+
     def _download(self, digest: str, directory: Path) -> None:
         self._get(digest, MANIFEST, directory)
         if sha256(directory / MANIFEST) != digest:

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from schemas.events import utc_now
+from serving.elapsed import Unchanged
 
 BUSY_SECONDS = 10.0
 CONNECT_SECONDS = 5
@@ -45,7 +46,8 @@ class Database:
     Args:
         url: sqlite:///FILE (its folder is made) or postgresql+psycopg://...
         model_name: every row read or written is this model's.
-        clock: the time now, in aware UTC.
+        clock: the time now, in aware UTC; it may be set back or ahead at any moment.
+        monotonic: seconds that never go back, by which waiting is measured.
 
     Raises:
         ValueError: `url` is neither.
@@ -53,9 +55,17 @@ class Database:
 
     """
 
-    def __init__(self, url: str, model_name: str, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        url: str,
+        model_name: str,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.model_name = model_name
         self._clock = clock
+        self._unchanged = Unchanged(monotonic)
         parsed = _parse(url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(parsed) if self._sqlite else _postgres_engine(parsed)
@@ -164,6 +174,8 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
     connect_args = {
         "connect_timeout": CONNECT_SECONDS,
         "tcp_user_timeout": int(BUSY_SECONDS * 1000),  # a peer that vanished is an error, not an endless wait
+        "keepalives_idle": int(BUSY_SECONDS),  # also one that vanished while its answer was awaited
+        "keepalives_interval": int(BUSY_SECONDS / 2),
         "options": f"{url.query.get('options', '')} {bounds}".strip(),
     }
     # A pooled connection may be older than the server's last restart: ask it first.

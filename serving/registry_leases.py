@@ -2,10 +2,13 @@
 
 Turns a holder's claim into a fencing token, and what processes say of themselves into what others may ask. The scheduler
 takes leases, serving beats, the consumer records positions. It deliberately does not know what a lease protects.
+
+Wall clocks may be set at any moment and differ between machines, so a time in the future proves nothing: a lease that
+nobody renews ends after its length by the waiter's own monotonic clock, whatever its expiry says.
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -15,6 +18,7 @@ from serving.registry_database import Database, iso, values
 
 SCHEDULER = "scheduler"
 FORGET_WORKERS_AFTER = timedelta(days=1)
+CLOCK_SLACK_S = 60.0  # seconds by which clocks may differ, and leases lie ahead, without anybody being told
 
 
 class StaleLease(RuntimeError):
@@ -25,15 +29,18 @@ class Leases(Database):
     """Leases, heartbeats and positions of one model."""
 
     def acquire_lease(self, name: str, holder: str, ttl_s: float) -> int | None:
-        """The fencing token of a lease, taken or renewed for `ttl_s` seconds; None while another holds it.
+        """Return the fencing token of a lease, taken or renewed for `ttl_s` seconds; None while another holds it.
 
         Renewing keeps the token; every taking over, also after a release, makes it grow (Kleppmann 2016, "How to do
-        distributed locking"). Expiry is judged by the registry's clock, safety by the token alone.
+        distributed locking"). A lease is over when its expiry has passed, or when this object has seen it unrenewed for
+        `ttl_s` seconds of the monotonic clock (as Kubernetes' leader election does). Safety rests on the token alone.
         """
         with self._write() as connection:
             found = connection.execute(sa.select(t.leases).where(self._lease(name))).first()
-            if found and found.holder not in (None, holder) and found.expires_at > self._now():
-                return None
+            if found and found.holder not in (None, holder):
+                unrenewed_s = self._unchanged.seconds(f"lease {name}", (found.holder, found.token, found.expires_at))
+                if found.expires_at > self._now() and unrenewed_s < ttl_s:
+                    return None
             renewed = found is not None and found.holder == holder
             token: int = (found.token if found else 0) + (0 if renewed else 1)
             expires = iso(self._clock() + timedelta(seconds=ttl_s))
@@ -50,7 +57,7 @@ class Leases(Database):
     def heartbeat(
         self, worker: str, host: str, *, model_version: str | None, generation: int, error: str | None
     ) -> None:
-        """Note what a serving worker serves, and forget workers that have been silent for a day."""
+        """Note what a serving worker serves; forget workers last heard of more than a day from now, before or ahead."""
         now = self._clock()
         row: dict[str, object] = {
             "model_name": self.model_name,
@@ -62,17 +69,38 @@ class Leases(Database):
             "seen_at": iso(now),
         }
         with self._write() as connection:
-            long_gone = self._mine(t.heartbeats) & (t.heartbeats.c.seen_at < iso(now - FORGET_WORKERS_AFTER))
-            connection.execute(t.heartbeats.delete().where(long_gone))
+            silent = t.heartbeats.c.seen_at < iso(now - FORGET_WORKERS_AFTER)
+            ahead = t.heartbeats.c.seen_at > iso(now + FORGET_WORKERS_AFTER)  # of a clock that has been set back since
+            connection.execute(t.heartbeats.delete().where(self._mine(t.heartbeats) & (silent | ahead)))
             self._upsert(connection, t.heartbeats, row)
 
     def workers(self, within_s: float = 30) -> list[WorkerHeartbeat]:
-        """Workers heard of in the last `within_s` seconds, by host and worker."""
-        since = iso(self._clock() - timedelta(seconds=within_s))
-        query = sa.select(t.heartbeats).where(self._mine(t.heartbeats), t.heartbeats.c.seen_at >= since)
+        """Return the workers heard of within `within_s` seconds, by host and worker.
+
+        A heartbeat further ahead than that is of before the clock was set back: who lives beats again in seconds.
+        """
+        now, within = self._clock(), timedelta(seconds=within_s)
+        near = t.heartbeats.c.seen_at.between(iso(now - within), iso(now + within))
+        query = sa.select(t.heartbeats).where(self._mine(t.heartbeats), near)
         with self._read() as connection:
             found = connection.execute(query.order_by(t.heartbeats.c.host, t.heartbeats.c.worker))
             return [WorkerHeartbeat.model_validate(values(row)) for row in found]
+
+    def seconds_ahead(self) -> float:
+        """Return by how many seconds the newest time that the registry holds is ahead of this clock; 0 below a minute.
+
+        More means that this clock was set back since, or that another machine's clock is ahead.
+        """
+        columns = (t.leases.c.expires_at, t.heartbeats.c.seen_at, t.promotions.c.promoted_at, t.versions.c.created_at)
+        with self._read() as connection:
+            newest = [
+                connection.execute(sa.select(sa.func.max(column)).where(self._mine(column.table))).scalar()
+                for column in (*columns, t.audit.c.at)
+            ]
+        ahead = max(
+            (datetime.fromisoformat(text) - self._clock()).total_seconds() for text in [*newest, self._now()] if text
+        )
+        return ahead if ahead > CLOCK_SLACK_S else 0.0
 
     def record_positions(self, positions: Mapping[str, int]) -> None:
         """Note the last offset stored in the event log, by '<topic_id>/<partition>'; never goes back."""

@@ -96,6 +96,16 @@ class Rounds(Versions, Leases):
                 heartbeat_at=now,
             )
 
+    def interrupt_round(self, round_id: str) -> None:
+        """Note that a running round's attempt was ended from outside, through no fault of the round.
+
+        Nothing is noted of a round that has not begun or has ended. Raises UnknownRound.
+        """
+        with self._write() as connection:
+            record = self._round(connection, round_id)
+            if record.state is RoundState.RUNNING:
+                self._save(connection, record, interruptions=min(record.interruptions + 1, record.attempts))
+
     def update_round(self, round_id: str, **fields: object) -> None:
         """Set some of a round's fields (`NEWS`), and its heartbeat; without fields it is a heartbeat alone.
 

@@ -31,16 +31,24 @@ START = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A wall clock and a monotonic one. Time passes on both when told to; the wall clock alone can be set."""
 
     def __init__(self) -> None:
         self.now = START
+        self.elapsed = 0.0
 
     def __call__(self) -> datetime:
         return self.now
 
+    def monotonic(self) -> float:
+        return self.elapsed
+
     def advance(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
+        self.elapsed += seconds
+
+    def set(self, by: timedelta) -> None:
+        self.now += by
 
 
 @contextlib.contextmanager
@@ -75,7 +83,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(url: str, clock: Clock) -> Iterator[Registry]:
-    with contextlib.closing(Registry(url, "m", clock=clock)) as opened:
+    with contextlib.closing(Registry(url, "m", clock=clock, monotonic=clock.monotonic)) as opened:
         opened.migrate()
         yield opened
 

@@ -98,6 +98,21 @@ def test_what_is_put_is_what_is_fetched(url: str, version: Path, tmp_path: Path)
     assert contents(fetched) == contents(version)
 
 
+def test_a_removed_version_has_no_size_and_is_missing(url: str, version: Path, tmp_path: Path) -> None:
+    store = ArtifactStore(url)
+    digest, other = store.put(version), "0" * 64
+    assert store.size(digest) == sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+    assert store.size(other) is None
+    store.remove(other)
+    store.remove(digest)
+    store.remove(digest)
+    assert store.size(digest) is None
+    with pytest.raises(ArtifactMissing):
+        ArtifactStore(url).fetch(digest, tmp_path / "cache")
+    assert store.put(version) == digest
+    assert store.size(digest) is not None
+
+
 def test_put_again_is_a_no_op_and_a_second_fetch_needs_no_store(url: str, version: Path, tmp_path: Path) -> None:
     store = ArtifactStore(url)
     digest = store.put(version)

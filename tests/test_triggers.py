@@ -17,7 +17,7 @@ def state(
 ) -> TriggerState:
     return TriggerState(
         labelled_feedback=feedback,
-        last_round_at=None if age is None else NOW - age,
+        idle=age,
         unfinished=unfinished,
         failures=failures,
         cron_due=cron,

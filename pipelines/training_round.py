@@ -11,6 +11,7 @@ is one transaction, and a no-op the second time.
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -218,7 +219,7 @@ def _judge(
     )
     must_pass = [replace(row, label=names.target(settings.model.task, row.label)) for row in must_pass]
     taught = _taught(champion, names)
-    before = _dataset_of(record.champion_version, registry)
+    before = _renamed(_dataset_of(record.champion_version, registry), names)
     facts = judging.facts(
         task,
         judged,
@@ -269,6 +270,16 @@ def _champion(
         return None, None
     digest = registry.version(record.champion_version).digest
     return store.fetch(digest, settings.path(settings.artifacts.cache)), digest
+
+
+def _renamed(before: DatasetManifest | None, names: LabelMap) -> DatasetManifest | None:
+    """What the champion was trained on, its labels by their present names: a rename is no drift."""
+    if before is None:
+        return None
+    rows = Counter[str]()
+    for name, n in before.rows_by_label.items():
+        rows[names.current(name)] += n
+    return before.model_copy(update={"rows_by_label": dict(rows)})
 
 
 def _taught(champion: Loaded | None, names: LabelMap) -> frozenset[str]:

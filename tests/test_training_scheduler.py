@@ -90,6 +90,9 @@ def ended(executor: LocalExecutor, round_id: str) -> None:
     assert executor.starts(round_id)
 
 
+TIMES = {"event_timestamp": START, "created_timestamp": START}
+
+
 def store_feedback(settings: Settings, numbers: range) -> None:
     rows = [
         {
@@ -100,8 +103,7 @@ def store_feedback(settings: Settings, numbers: range) -> None:
             "kind": "correction",
             "value": json.dumps("money"),
             "user": f"u{n}",
-            "event_timestamp": START,
-            "created_timestamp": START,
+            **TIMES,
             "topic_id": "F",
             "partition": 0,
             "offset": n,
@@ -110,7 +112,10 @@ def store_feedback(settings: Settings, numbers: range) -> None:
     ]
     kept = [{key: row[key] for key in SCHEMAS["feedback"].names} for row in rows]
     table = pa.Table.from_pylist(kept, schema=SCHEMAS["feedback"])
-    FeatureStore(settings).log.append("feedback", table, {"F/0": numbers[-1]})
+    log = FeatureStore(settings).log
+    made = [{"prediction_id": f"p{n}", "topic_id": "P", "partition": 0, "offset": n, **TIMES} for n in numbers]
+    log.append("predictions", pa.Table.from_pylist(made, schema=SCHEMAS["predictions"]))
+    log.append("feedback", table, {"F/0": numbers[-1]})
 
 
 def test_enough_feedback_is_claimed_once_with_its_cut(

@@ -137,6 +137,7 @@ def doctor(config: Path, as_json: bool) -> None:
 
 def main() -> None:
     """Run, and turn every error into one line."""
+    _keep_docstrings()
     if os.environ.get("RATCHET_DEBUG") != "1":
         # Libraries' advice to their callers is not for users. Not by a filter: some libraries reset those.
         warnings.showwarning = lambda *_, **__: None
@@ -150,6 +151,13 @@ def main() -> None:
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     os._exit(code)
+
+
+def _keep_docstrings() -> None:
+    """Start anew with docstrings where `python -OO` took them away: transformers reads its own, and so does our help."""
+    if sys.flags.optimize > 1:
+        os.environ["PYTHONOPTIMIZE"] = "1"
+        os.execv(sys.executable, [sys.executable, *(word for word in sys.orig_argv[1:] if word != "-OO")])  # noqa: S606 - ourselves
 
 
 def _run() -> int:

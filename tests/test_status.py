@@ -77,6 +77,8 @@ def test_a_kept_count_is_believed_only_of_the_log_and_the_cut_that_it_counted(
 ) -> None:
     settings = Settings(root=tmp_path)
     assert counts(settings, {}, up=False).labelled == 0, "before there is a log there is no feedback"
+    _log_of(settings, 0)
+    assert counts(settings, {}, up=False).labelled == 0, "its first version makes the table"
     _log_of(settings, 4)
     kept = FeedbackCounts(version=4, cut={"t/0": 7}, labelled=12, live={"v1": {"agreed": 12}}, at=0.0)
     _keep(settings, kept)

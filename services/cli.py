@@ -175,6 +175,7 @@ def main() -> None:
     from serving.log_lines import log_to
     from serving.private_files import keep_private
 
+    _keep_docstrings()
     _use_utf8()
     keep_private()
     log_to(sys.stderr, logging.WARNING)
@@ -207,6 +208,11 @@ def _use_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+def _keep_docstrings() -> None:
+    """Start anew with docstrings where `python -OO` took them away: transformers reads its own, and so does our help."""
+    if sys.flags.optimize > 1:
+        os.environ["PYTHONOPTIMIZE"] = "1"
+        os.execv(sys.executable, [sys.executable, *(word for word in sys.orig_argv[1:] if word != "-OO")])  # noqa: S606 - ourselves
 
 
 def _run() -> int:

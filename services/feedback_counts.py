@@ -41,8 +41,8 @@ class FeedbackCounts:
 def counts(settings: Settings, cut: Mapping[str, int], *, up: bool) -> FeedbackCounts:
     """Return the counts as of now; while `up` runs, those of its last look. Raises what opening the feature store raises."""
     newest = _newest(settings)
-    if newest is None and _local(settings) is not None:
-        return FeedbackCounts(-1, dict(cut))  # there is no event log yet
+    if (newest is None and _local(settings) is not None) or newest == 0:
+        return FeedbackCounts(0, dict(cut))  # no event log yet, or one that was made and holds nothing
     kept = _kept(settings)
     if kept and kept.cut == cut:
         fresh = up and abs(time.time() - kept.at) < BEHIND_S

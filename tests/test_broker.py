@@ -17,6 +17,7 @@ from serving.broker import (
     ensure_topics,
     topic_ids,
 )
+from serving.registry_database import RegistryUnavailable
 from serving.subscriptions import Subscription
 from tests.fakes import free_port, wait_until
 from tests.kafka_tools import own_broker, read_all
@@ -77,6 +78,25 @@ def test_a_broker_that_is_away_is_named_at_once_and_leaves_no_thread() -> None:
         with pytest.raises(BrokerUnavailable, match=nobody):
             Subscription(nobody, ["t"], group="g", start_at=lambda _topic, _partition: 0)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("kind", [RegistryUnavailable, OSError])
+def test_a_registry_or_a_log_that_cannot_be_read_is_no_brokers_fault(
+    kind: type[OSError], broker: str, model_name: str
+) -> None:
+    def start_at(_topic: str, _partition: int) -> int:
+        raise kind("database is locked")
+
+    make_topics(broker, [model_name])
+    subscription = Subscription(broker, [model_name], group=model_name, start_at=start_at)
+
+    def polled() -> bool:
+        subscription.poll(0.2)
+        return False
+
+    with pytest.raises(kind, match=r"^database is locked$"):
+        wait_until(polled, timeout_s=30, every_s=0)
+    subscription.close()
 
 
 def test_a_listener_that_is_no_broker_leaves_no_thread() -> None:

@@ -1,5 +1,8 @@
 """What all commands share: ids by prefix, settings by folder, the version, and one line for an error."""
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -56,7 +59,6 @@ def test_rounds_are_shown_and_rejected_by_prefix(tmp_path: Path) -> None:
     record = begin(registry)
     for given in (record.round_id, record.round_id[:8], "latest"):
         assert _run(tmp_path, "round", "show", given).output.startswith(f"{record.round_id}  running")
-    assert "no round is or begins with" in _run(tmp_path, "dataset", "export", "--round", "ffff", "--out", "x").output
     assert "there is no version yet" in _run(tmp_path, "model", "rollback", "v1").output
     add_versions(registry, "20261128-a", "20261129-b")
     assert "2 versions begin with '2026'" in _run(tmp_path, "model", "rollback", "2026").output
@@ -74,6 +76,14 @@ def test_the_version_is_the_projects() -> None:
     shown = CliRunner().invoke(cli, ["--version"])
     assert shown.exit_code == 0
     assert shown.output.startswith(f"ratchet {version}, Python ")
+
+
+@pytest.mark.parametrize(("flags", "level"), [((), "2"), (("-OO",), "")])
+def test_help_is_there_without_docstrings(flags: tuple[str, ...], level: str) -> None:
+    environ = {**os.environ, "PYTHONOPTIMIZE": level}
+    command = [sys.executable, *flags, "-m", "services.cli", "--help"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True)
+    assert "What serves, what learns, what waits." in done.stdout
 
 
 def test_want_of_memory_is_called_that() -> None:

@@ -31,7 +31,12 @@ def _child(tmp_path: Path, code: str) -> Child:
 def _watched(child: Child) -> list[str]:
     """The lines of one death."""
     lines: list[str] = []
-    wait_until(lambda: bool(lines.extend(child.watch()) or lines), timeout_s=10)
+
+    def looked() -> bool:
+        lines.extend(child.watch())
+        return bool(lines)
+
+    wait_until(looked, timeout_s=10)
     return lines
 
 

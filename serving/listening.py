@@ -1,7 +1,7 @@
 """How a worker takes connections in: its share of them, and as many as it has files for.
 
-Turns limits into the protocol class that uvicorn makes connections with. service.py calls it. It deliberately knows no HTTP: what one
-connection may do is connections.py's.
+Turns limits into the protocol class that uvicorn makes connections with. service.py calls it. It deliberately knows no HTTP:
+what one connection may do is connections.py's.
 """
 
 import asyncio

@@ -63,7 +63,7 @@ class Request:
 
     async def _received(self, limit: int) -> bytes:
         length = self.headers.get(b"content-length", b"0")
-        if len(length) > 18 or int(length) > limit:
+        if not length.isdigit() or len(length) > 18 or int(length) > limit:
             raise _too_large(limit)
         chunks, size = [], 0
         while True:

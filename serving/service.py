@@ -24,9 +24,10 @@ from serving.artifacts import ArtifactStore
 from serving.asgi import Message, Receive, Send
 from serving.batching import MicroBatcher
 from serving.broker import Topics
-from serving.connections import Limits, open_file_limit, protocol
+from serving.connections import Limits
 from serving.front import Front
 from serving.generation_queue import GenerationQueue
+from serving.listening import open_file_limit, protocol
 from serving.live import LiveModel
 from serving.log_lines import OneLine
 from serving.metrics import Metrics

@@ -11,12 +11,14 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from serving.access import issue_token
@@ -133,6 +135,10 @@ def p99(seconds: list[float]) -> float:
     return 1000 * seconds[int(0.99 * (len(seconds) - 1))] if seconds else float("inf")
 
 
+def _passed(ends: float) -> bool:
+    return time.monotonic() > ends
+
+
 async def _capacity(port: int, request: bytes) -> float:
     """Answers per second to CLOSED_LOOP callers who wait for each answer."""
     ends, count = time.monotonic() + GOODPUT_S, 0
@@ -155,7 +161,8 @@ async def _goodput(port: int, request: bytes, rate: float) -> float:
         with contextlib.suppress(OSError, TimeoutError, IndexError):
             count += await asyncio.wait_for(answered(port, request), PATIENCE_S)
 
-    started, callers = time.monotonic(), []
+    started = time.monotonic()
+    callers: list[asyncio.Task[None]] = []
     while (passed := time.monotonic() - started) < GOODPUT_S:
         while len(callers) < passed * rate:
             callers.append(asyncio.create_task(caller()))
@@ -212,6 +219,7 @@ def measure(name: str, server: Served, rest: float) -> list[Figure]:
 
 def main() -> None:
     """Measure everything on one server."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends with us
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = SILENT + 1000
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, hard)) if hard >= 0 else wanted, hard))
@@ -222,11 +230,11 @@ def main() -> None:
 
 
 def figures(server: Served, parts: set[str]) -> list[Figure]:
-    """All figures, or those of some parts: the first words of their names, or hang-up."""
+    """All figures, or those of some parts: `paths`, `key`, `token`, `connections` or `hang-up`."""
     one, many, found = request_bytes(server, 1), request_bytes(server, TEXTS), []
-    ends = time.monotonic() + 2 * REST_S
-    rest_of = lambda: p99(asyncio.run(_honest(server.port, one, lambda: time.monotonic() > ends)))  # noqa: E731
-    rest = rest_of()  # the first half of it warms up
+    for _ in range(2):  # the first time warms up
+        ends = time.monotonic() + REST_S
+        rest = p99(asyncio.run(_honest(server.port, one, partial(_passed, ends))))
     told = metrics_bytes(server)
     for name in ATTACKS:
         if not parts or name.split()[-1] in parts:

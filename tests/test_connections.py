@@ -12,7 +12,8 @@ import pytest
 import uvicorn
 
 from serving.asgi import Message, Receive, Send
-from serving.connections import Limits, OpenConnections, open_file_limit, protocol
+from serving.connections import Limits, OpenConnections
+from serving.listening import open_file_limit, protocol
 from tests.fakes import free_port, wait_until
 
 LIMITS = Limits(

@@ -60,7 +60,9 @@ def test_a_damaged_champion_is_named_with_its_file_and_a_sound_earlier_version(
     damage(named, registry, "b", "manifest.json")
     assert "`ratchet model rollback a` serves a" in (unservable(named, registry) or "")
     damage(named, registry, "a").unlink()
-    assert (unservable(named, registry) or "").endswith("no earlier version is sound: put back the artefacts of a backup")
+    assert (unservable(named, registry) or "").endswith(
+        "no earlier version is sound: put back the artefacts of a backup"
+    )
     assert [line.partition(":")[0] for line in damaged(named, registry)] == ["c", "b", "a"]
     assert damaged(named, registry)[2].endswith("model.onnx: missing")
 

@@ -32,7 +32,10 @@ def described(names: list[str]) -> tuple[DatasetManifest, DatasetProfile]:
     counts = {name: n + 1 for n, name in enumerate(names)}
     manifest = DatasetManifest.model_construct(
         **{
-            **{name: field.get_default(call_default_factory=True) for name, field in DatasetManifest.model_fields.items()},
+            **{
+                name: field.get_default(call_default_factory=True)
+                for name, field in DatasetManifest.model_fields.items()
+            },
             **{name: 0 for name in DatasetManifest.model_fields if name.startswith(("rows", "reference"))},
             "fingerprint": "f" * 64,
             "labels": names,

@@ -1,7 +1,7 @@
 """What stopped a round, in words that say what to do.
 
-Turns the error of a round's process, or the code it ended with, into one line. round_process.py writes it into the round's detail,
-the training scheduler says it of a process that could say nothing itself. It decides nothing.
+Turns the error of a round's process, or the code it ended with, into one line. round_process.py writes it into the round's
+detail, the training scheduler says it of a process that could say nothing itself. It decides nothing.
 """
 
 import errno
@@ -23,14 +23,15 @@ _WAY_OUT = "give this machine more, or lower training.batch_size, training.threa
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error, or what it was raised from, says that there is no memory left."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        said = str(error).lower()
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        said = str(one).lower()
+        if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno == errno.ENOMEM):
             return True
         if any(words in said for words in _NO_MEMORY):
             return True
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+        one = one.__cause__ or one.__context__
     return False
 
 

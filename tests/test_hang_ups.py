@@ -107,7 +107,8 @@ def test_callers_who_leave_at_once_do_not_close_the_queue_to_others(clock: Clock
 @pytest.mark.parametrize("patience_s", [0.5, 2.0, 5.0])
 async def test_goodput_under_three_times_the_load_stays_near_capacity(patience_s: float, clock: Clock) -> None:
     """Simulated: one server of 50 requests a second, 150 a second arrive, each leaves after its patience."""
-    admission, queue, good, served_until = Admission(clock), [], 0, 0.0
+    queue: list[float] = []
+    admission, good, served_until = Admission(clock), 0, 0.0
     admission.worked(50, 1.0)
     for n in range(150 * 60):
         clock.now = n / 150

@@ -18,13 +18,14 @@ from tests.fakes import toy_rows
 REPOSITORY = Path(__file__).parent.parent
 
 START_ARBITER = """
-import psutil, sys
+import psutil
 from serving import service
 from bentoml._internal.utils.circus import create_standalone_arbiter
+
 arbiter = create_standalone_arbiter(watchers=[])
-arbiter.initialize() if hasattr(arbiter, "initialize") else None
 arbiter.ctrl.initialize()
-print([c.laddr for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"], arbiter.endpoint, arbiter.pubsub_endpoint)
+listening = [c.laddr for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
+print(listening, arbiter.endpoint, arbiter.pubsub_endpoint)
 """
 
 

@@ -13,6 +13,7 @@ from pipelines.calibration import fit_temperature, row_nll
 from pipelines.dataset.examples import Example
 from pipelines.training import trainer
 from pipelines.training.classification import Classification
+from pipelines.training.errors import TrainingDiverged
 from pipelines.training.fitting import Fit, batch_size
 from pipelines.training.label_names import label_rows, words
 from pipelines.training.lower_layers import LowerStates
@@ -274,3 +275,13 @@ def test_bfloat16_trains_about_the_same_model(encoder: Encoder) -> None:
         assert not model.bf16, "what is exported answers in full precision"
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(("rate", "said"), [(float("nan"), "nan"), (1e30, "nan|inf")])
+def test_a_loss_that_is_no_number_stops_the_training_with_the_way_out(encoder: Encoder, rate: float, said: str) -> None:
+    settings = RECIPE.model_copy(update={"learning_rate": rate, "head_learning_rate": rate})
+    expected = (
+        rf"the training loss is ({said}) at step \d+ of \d+ \(.*\): lower training.learning_rate, or set training.bf16"
+    )
+    with pytest.raises(TrainingDiverged, match=expected):
+        train(TASK, encoder, examples(60, 1), examples(20, 2), settings, lambda *_: None)

@@ -172,6 +172,22 @@ def test_a_round_that_cannot_begin_is_marked_failed(
     assert "does not exist" in executor.log(round_id).read_text()
 
 
+def test_a_round_that_was_killed_says_so_and_that_memory_is_the_likely_cause(
+    timed: Registry, scheduler: TrainingScheduler, executor: LocalExecutor, clock: Clock
+) -> None:
+    round_id = claim(timed)
+    clock.now += timedelta(seconds=11)
+    for _ in range(3):
+        scheduler.tick()
+        assert executor._child is not None
+        executor._child.kill()
+        ended(executor, round_id)
+    scheduler.tick()
+    record = timed.round(round_id)
+    assert record.state is RoundState.FAILED
+    assert "attempt killed, most likely out of memory: give this machine more" in (record.detail or "")
+
+
 def test_a_round_whose_process_lives_here_is_left_alone(
     settings: Settings, timed: Registry, scheduler: TrainingScheduler, executor: LocalExecutor, clock: Clock
 ) -> None:

@@ -13,25 +13,21 @@ is made from the very snapshot whose positions were checked, so that a second wr
 
 import contextlib
 import logging
-import re
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
 import pyarrow.fs as pfs
-import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
+from pipelines.event_log_files import check_folder, write_rows
 from pipelines.event_log_tail import ACTIONS, EventLogDamaged, lost_files, repair, secure, sync_checkpoint
-from serving.atomic_write import sync
 
 log = logging.getLogger("ratchet.event_log")
 
@@ -77,26 +73,8 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
-# What Delta's library decodes or divides wherever it stands in a path, whatever we quote: seen with deltalake 1.6.
-_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\]|%[0-9A-Fa-f]{2}")
-
-
 class ConcurrentCommitError(RuntimeError):
     """Another writer committed the same partition since we looked."""
-
-
-class UnusableFolder(ValueError):
-    """The folder's name holds characters that Delta's library cannot open."""
-
-
-def check_folder(location: str) -> None:
-    """Raise UnusableFolder if the event log cannot lie at a location."""
-    folder = location if "://" in location else str(Path(location).resolve())  # as Delta follows links
-    if "://" not in location and (found := _UNUSABLE.search(folder)):
-        raise UnusableFolder(
-            f"feature_store.event_log: {folder!r} holds {found[0]!r}, which Delta Lake cannot have in a path: rename"
-            " the folder, or set feature_store.event_log to another one"
-        )
 
 
 class EventLog:
@@ -168,7 +146,7 @@ class EventLog:
             properties = CommitProperties(app_transactions=transactions)
             write_deltalake(table, rows, mode="append", commit_properties=properties)
             return
-        added = [self._write(name, rows)] if rows.num_rows else []
+        added = [_added(self._folder(name), rows)] if rows.num_rows else []
         count = {ACTIONS: str(len(added) + len(transactions))}
         try:
             table.create_write_transaction(
@@ -183,14 +161,6 @@ class EventLog:
                 (self._folder(name) / action.path).unlink(missing_ok=True)
             raise
         self._newest(name, written=added[0].path if added else None)
-
-    def _write(self, name: str, rows: pa.Table) -> AddAction:
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
-        content, file = sink.getvalue(), f"part-{uuid.uuid4()}.zstd.parquet"
-        _write_synced(self._folder(name) / file, content)
-        statistics = f'{{"numRecords":{rows.num_rows}}}'
-        return AddAction(file, content.size, {}, int(time.time() * 1000), True, statistics)
 
     def compaction_due(self, name: str, every: int) -> bool:
         """Whether a multiple of `every` commits has been passed since the last call, or since the log was opened."""
@@ -291,14 +261,9 @@ def _local_root(table: DeltaTable) -> Path | None:
     return Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else None
 
 
-def _write_synced(path: Path, content: Any) -> None:
-    try:
-        path.write_bytes(content)
-        sync(path)
-        sync(path.parent)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+def _added(folder: Path, rows: pa.Table) -> AddAction:
+    name, size = write_rows(folder, rows)
+    return AddAction(name, size, {}, int(time.time() * 1000), True, f'{{"numRecords":{rows.num_rows}}}')
 
 
 def _line(error: Exception) -> str:

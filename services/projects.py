@@ -71,7 +71,7 @@ def create_project(
 
     """
     from pipelines.dataset.files import read_rows
-    from pipelines.event_log import check_folder
+    from pipelines.event_log_files import check_folder
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy
     from serving.access import write_keys

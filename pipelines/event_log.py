@@ -4,7 +4,7 @@ Turns micro-batches of rows, with the positions they stand for, into one Delta c
 appends; Feast's offline store reads. It deliberately knows no event's meaning and no Kafka.
 
 In a folder, rows and commit are on disk before `append` returns: outboxes delete what the log's positions cover. A tail
-that was damaged all the same is set aside when the log is opened (event_log_tail.py). An object store is durable by itself.
+that was damaged all the same is set aside when the log is opened (event_log_repair.py). An object store is durable by itself.
 
 A commit carries, as application transactions, the last offset of each topic-partition ('<topic_id>/<partition>'), and
 is made from the very snapshot whose positions were checked, so that a second writer with a stale view is refused
@@ -27,7 +27,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction
 
 from pipelines.event_log_files import check_folder, write_rows
-from pipelines.event_log_tail import ACTIONS, EventLogDamaged, lost_files, repair, secure, sync_checkpoint
+from pipelines.event_log_repair import repair
+from pipelines.event_log_tail import ACTIONS, EventLogDamaged, lost_files, secure, sync_checkpoint
 
 log = logging.getLogger("ratchet.event_log")
 

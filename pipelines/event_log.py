@@ -4,7 +4,7 @@ Turns micro-batches of rows, with the positions they stand for, into one Delta c
 appends; Feast's offline store reads. It deliberately knows no event's meaning and no Kafka.
 
 In a folder, rows and commit are on disk before `append` returns: outboxes delete what the log's positions cover. A tail
-that was damaged all the same is set aside when the log is opened (event_log_tail.py). An object store is durable by itself.
+that was damaged all the same is set aside when the log is opened (event_log_repair.py). An object store is durable by itself.
 
 A commit carries, as application transactions, the last offset of each topic-partition ('<topic_id>/<partition>'), and
 is made from the very snapshot whose positions were checked, so that a second writer with a stale view is refused
@@ -13,26 +13,23 @@ is made from the very snapshot whose positions were checked, so that a second wr
 
 import contextlib
 import logging
-import re
 import time
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
 import pyarrow.fs as pfs
-import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
-from pipelines.event_log_tail import ACTIONS, EventLogDamaged, lost_files, repair, secure, sync_checkpoint
-from serving.atomic_write import sync
+from pipelines.event_log_files import check_folder, write_rows
+from pipelines.event_log_repair import repair
+from pipelines.event_log_tail import ACTIONS, EventLogDamaged, lost_files, secure, sync_checkpoint
 
 log = logging.getLogger("ratchet.event_log")
 
@@ -82,26 +79,8 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
-# What Delta's library decodes or divides wherever it stands in a path, whatever we quote: seen with deltalake 1.6.
-_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\]|%[0-9A-Fa-f]{2}")
-
-
 class ConcurrentCommitError(RuntimeError):
     """Another writer committed the same partition since we looked."""
-
-
-class UnusableFolder(ValueError):
-    """The folder's name holds characters that Delta's library cannot open."""
-
-
-def check_folder(location: str) -> None:
-    """Raise UnusableFolder if the event log cannot lie at a location."""
-    folder = location if "://" in location else str(Path(location).resolve())  # as Delta follows links
-    if "://" not in location and (found := _UNUSABLE.search(folder)):
-        raise UnusableFolder(
-            f"feature_store.event_log: {folder!r} holds {found[0]!r}, which Delta Lake cannot have in a path: rename"
-            " the folder, or set feature_store.event_log to another one"
-        )
 
 
 class EventLog:
@@ -173,7 +152,7 @@ class EventLog:
             properties = CommitProperties(app_transactions=transactions)
             write_deltalake(table, rows, mode="append", commit_properties=properties)
             return
-        added = [self._write(name, rows)] if rows.num_rows else []
+        added = [_added(self._folder(name), rows)] if rows.num_rows else []
         count = {ACTIONS: str(len(added) + len(transactions))}
         try:
             table.create_write_transaction(
@@ -188,14 +167,6 @@ class EventLog:
                 (self._folder(name) / action.path).unlink(missing_ok=True)
             raise
         self._newest(name, written=added[0].path if added else None)
-
-    def _write(self, name: str, rows: pa.Table) -> AddAction:
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
-        content, file = sink.getvalue(), f"part-{uuid.uuid4()}.zstd.parquet"
-        _write_synced(self._folder(name) / file, content)
-        statistics = f'{{"numRecords":{rows.num_rows}}}'
-        return AddAction(file, content.size, {}, int(time.time() * 1000), True, statistics)
 
     def compaction_due(self, name: str, every: int) -> bool:
         """Whether a multiple of `every` commits has been passed since the last call, or since the log was opened."""
@@ -332,14 +303,9 @@ def _local_root(table: DeltaTable) -> Path | None:
     return Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else None
 
 
-def _write_synced(path: Path, content: Any) -> None:
-    try:
-        path.write_bytes(content)
-        sync(path)
-        sync(path.parent)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+def _added(folder: Path, rows: pa.Table) -> AddAction:
+    name, size = write_rows(folder, rows)
+    return AddAction(name, size, {}, int(time.time() * 1000), True, f'{{"numRecords":{rows.num_rows}}}')
 
 
 def _line(error: Exception) -> str:

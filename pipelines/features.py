@@ -106,6 +106,15 @@ class FeatureStore:
         """What is known online of predictions: model_version, predicted_label, user; unknown ids are left out."""
         return {key: values for key, _, values in self._read("predictions", prediction_ids, ONLINE)}
 
+    def forget_predictions(self, before: datetime) -> int:
+        """Delete predictions made before a time from the SQLite online store, for a second at most; return the rows.
+
+        The event log keeps them. Redis forgets by itself, if feature_store.yaml sets key_ttl_seconds.
+        """
+        online = self._store._get_provider().online_store
+        forget = getattr(online, "forget", None)
+        return int(forget(self._store.config, self._view("predictions"), before)) if forget else 0
+
     def write_live(self, states: Mapping[str, str], at: datetime) -> None:
         """Keep the live counts of feedback (JSON) by '<topic_id>/<partition>'; a later `at` wins."""
         rows = [(_key("place", place), {"counts": _value(state)}, at, None) for place, state in states.items()]

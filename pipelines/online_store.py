@@ -1,15 +1,19 @@
 """Feast's SQLite online store, made to respect event time.
 
 Feast calls it by the name in feature_store.yaml. Stock Feast lets a replayed old event overwrite a newer value and writes
-without WAL; this subclass changes the one statement that writes. It deliberately changes nothing else.
+without WAL; this subclass changes the one statement that writes, and can forget old rows. It deliberately changes nothing else.
 """
 
 import sqlite3
+import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Literal
 
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig, _table_id
+
+FORGET_ROWS, FORGET_SECONDS = 20_000, 1.0
 
 
 class EventTimeOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]  # feast has no types
@@ -63,3 +67,20 @@ class EventTimeOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # feast ha
             connection.executemany(statement, rows)
         if progress:
             progress(len(data))
+
+    def forget(self, config: Any, table: Any, before: datetime, *, seconds: float = FORGET_SECONDS) -> int:
+        """Delete features whose event is older than a time, for a bounded while; return how many rows went.
+
+        Rows lie about in the order of their first event, so that the oldest are looked at and no index is needed.
+        """
+        name = _table_id(config.project, table, config.registry.enable_online_feature_view_versioning)
+        oldest = f'SELECT rowid FROM "{name}" ORDER BY rowid LIMIT {FORGET_ROWS}'  # noqa: S608
+        statement = f'DELETE FROM "{name}" WHERE rowid IN ({oldest}) AND created_ts < ?'  # noqa: S608
+        connection, deadline, total = self._get_conn(config), time.monotonic() + seconds, 0
+        while time.monotonic() < deadline:
+            with connection:
+                deleted = connection.execute(statement, (int(before.timestamp() * 1_000_000),)).rowcount
+            total += deleted
+            if deleted < FORGET_ROWS // 2:
+                break
+        return total

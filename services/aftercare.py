@@ -7,7 +7,7 @@ batches. It deliberately can't stop ingestion: what fails here is tried again la
 import logging
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pipelines.features import FeatureStore
@@ -36,6 +36,7 @@ class Aftercare:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         hours = settings.feature_store.orphan_hours
+        self._hours = hours
         self._features = features
         self._metrics = metrics
         self._publish = publish
@@ -76,6 +77,7 @@ class Aftercare:
             expired = self._orphans.expire(source.topics, places, now, self._publish)
             self._sweep_at = beat + self._sweep_every
             self._metrics.expired.inc(expired)
+            self._features.forget_predictions(now - timedelta(hours=self._hours))
             if expired:
                 log.warning("%d feedback without prediction to %s", expired, source.topics.dead_letters)
         self.live.write(now)

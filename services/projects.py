@@ -102,7 +102,7 @@ def create_project(
 
     """
     from pipelines.dataset.files import Columns
-    from pipelines.event_log import check_folder
+    from pipelines.event_log_files import check_folder
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy, load_policy
     from services.data_summary import describe

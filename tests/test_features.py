@@ -354,6 +354,14 @@ def test_an_old_event_never_overwrites_a_newer_value_online(store: FeatureStore)
     }
 
 
+def test_old_predictions_are_forgotten_online_and_stay_in_the_log(store: FeatureStore) -> None:
+    store.write_online([made(f"old{n}", "v1") for n in range(30)])
+    store.write_online([made("new", "v1", milliseconds=60_000)])
+    assert store.forget_predictions(START) == 0
+    assert store.forget_predictions(START + timedelta(seconds=30)) > 0
+    assert store.look_up(["old0", "old29", "new"]).keys() == {"new"}
+
+
 def test_a_reader_sees_online_what_another_process_wrote(tmp_path: Path) -> None:
     writer, reader = FeatureStore(project(tmp_path)), FeatureStore(project(tmp_path))
     assert reader.look_up(["p1"]) == {}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.event_log import EventLog, UnusableFolder
+from pipelines.event_log import EventLog
+from pipelines.event_log_files import UnusableFolder
 from pipelines.features import FeatureStore
 from pipelines.training_round import run_round
 from schemas.artifacts import RoundState

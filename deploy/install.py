@@ -121,10 +121,10 @@ def install(stamp: Mapping[str, str], extras: list[str], reason: str) -> None:
     tell("2/5 uv, by pip")
     run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", f"uv=={pin_of('uv')}"])
 
-    uv = [VENV / "bin" / "uv", "pip", "install", "--python", python]
+    uv: list[str | Path] = [VENV / "bin" / "uv", "pip", "install", "--python", python]
     env = uv_environment(pip_configuration(python), os.environ)
     tell("3/5 the packages of requirements.lock, by uv")
-    wanted = ["--requirements", ROOT / "pyproject.toml", "--constraints", ROOT / "requirements.lock"]
+    wanted: list[str | Path] = ["--requirements", ROOT / "pyproject.toml", "--constraints", ROOT / "requirements.lock"]
     chosen = [word for extra in extras for word in ("--extra", extra)] + torch_options(uv, env)
     run([*uv, *wanted, *chosen], env)
     tell("4/5 the weights of SmolLM2, without what they depend on")

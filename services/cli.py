@@ -208,6 +208,8 @@ def _use_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
 def _keep_docstrings() -> None:
     """Start anew with docstrings where `python -OO` took them away: transformers reads its own, and so does our help."""
     if sys.flags.optimize > 1:

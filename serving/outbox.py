@@ -73,6 +73,7 @@ class Outbox:
         self._give_up_at = float("inf")
         self._wake, self._accepted_all = threading.Event(), threading.Event()
         self.published = self.dropped = self.waiting = 0
+        self.folder = folder
         self._disk = OutboxDisk(folder)
         self._unwritten: list[tuple[str, list[tuple[object, ...]]]] = []  # what was published and could not be noted
         self._said, self._era = ("", 0.0), 0

@@ -2,7 +2,7 @@
 
 import uuid
 from datetime import datetime
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, utc_now
 from serving.broker import Outgoing, Topics
@@ -45,7 +45,8 @@ Given = TypeVar("Given", bound=PredictionMade | FeedbackReceived)
 
 def named(event: Given, model_name: str) -> Given:
     """The event as one about that model."""
-    return event.model_copy(update={"data": event.data.model_copy(update={"model_name": model_name})})
+    changed = event.model_copy(update={"data": event.data.model_copy(update={"model_name": model_name})})
+    return cast(Given, changed)
 
 
 def outgoing(topics: Topics, event: PredictionMade | FeedbackReceived) -> Outgoing:

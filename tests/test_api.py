@@ -238,7 +238,7 @@ def test_a_feedback_id_is_answered_as_it_was_sent_and_kept_as_a_hash(parts: tupl
 
 
 def outbox_files(outbox: Outbox) -> list[Path]:
-    return sorted(outbox._path.parent.glob(f"{outbox._path.name}*"))
+    return sorted(outbox.folder.glob("outbox-*.db*"))
 
 
 def test_the_body_of_an_error_is_json_of_one_shape(client: TestClient) -> None:

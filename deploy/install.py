@@ -165,7 +165,7 @@ def torch_offered(uv: list[str | Path], env: Mapping[str, str]) -> str:
 
 def pip_configuration(python: Path) -> dict[str, str]:
     """Return pip's settings of its files and its environment variables by name, as `pip install` reads them."""
-    command = [python, "-m", "pip", "config", "--disable-pip-version-check", "list"]
+    command: list[str | Path] = [python, "-m", "pip", "config", "--disable-pip-version-check", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", done.stdout, re.MULTILINE)
     order = ["global", "install", ":env:"]

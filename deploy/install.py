@@ -63,6 +63,8 @@ def main() -> int:
             reason = why_install(VENV, stamp)
             if reason:
                 install(stamp, extras, reason)
+            elif VENV.is_symlink():
+                tell("Nothing installed: .venv is a link, so its environment is left as it is.")
             else:
                 tell("Installed already: .venv is what requirements.lock asks for.")
     except InstallFailed as error:
@@ -96,7 +98,9 @@ def stamp_of(root: Path, extras: list[str]) -> dict[str, str]:
 
 
 def why_install(venv: Path, stamp: Mapping[str, str]) -> str | None:
-    """Return why `venv` has to be made, in a few words, or None where it is whole and of this stamp."""
+    """Return why `venv` has to be made, in a few words, or None where it is whole and of this stamp, or a link to another."""
+    if venv.is_symlink():
+        return None
     if not venv.exists():
         return "none yet"
     try:

@@ -128,6 +128,12 @@ def test_an_environment_without_a_stamp_or_a_python_is_made_anew(tmp_path: Path)
     assert install.why_install(venv, STAMP) == "the last install did not end"
 
 
+def test_an_environment_that_is_a_link_is_left_to_its_owner(tmp_path: Path) -> None:
+    link = tmp_path / ".venv"
+    link.symlink_to(make_environment(tmp_path / "shared", {**STAMP, "folder": "/home/ann/other"}))
+    assert install.why_install(link, STAMP) is None
+
+
 def test_the_stamp_changes_with_the_lock_the_choice_and_the_folder(tmp_path: Path) -> None:
     for name in ("requirements.lock", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())

@@ -181,11 +181,11 @@ def test_pip_is_asked_for_its_files_and_variables(tmp_path: Path, monkeypatch: p
     for name in ("PIP_FIND_LINKS", "PIP_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(configuration))
-    found = install.pip_configuration(Path(sys.executable))
+    found = install.pip_configuration(sys.executable)
     assert found["index-url"] == "https://a.example/simple"
     assert found["find-links"].split() == ["/b", "/c"]
     monkeypatch.setenv("PIP_FIND_LINKS", "/d")
-    assert install.pip_configuration(Path(sys.executable))["find-links"] == "/d"
+    assert install.pip_configuration(sys.executable)["find-links"] == "/d"
 
 
 def test_the_command_runs_from_a_folder_with_a_space(tmp_path: Path) -> None:
@@ -193,6 +193,6 @@ def test_the_command_runs_from_a_folder_with_a_space(tmp_path: Path) -> None:
     (root / "services").mkdir(parents=True)
     (root / "services" / "cli.py").write_text("import sys\ndef main():\n    print(sys.argv[1:])\n", encoding="utf-8")
     (root / "python").symlink_to(sys.executable)
-    install.write_command(root / "ratchet", root / "python", root)
+    install.write_command(root / "ratchet", str(root / "python"), root)
     done = subprocess.run([root / "ratchet", "status", "a b"], capture_output=True, text=True, check=True)
     assert done.stdout == "['status', 'a b']\n"

@@ -63,6 +63,8 @@ def main() -> int:
             reason = why_install(VENV, stamp)
             if reason:
                 install(stamp, extras, reason)
+            elif VENV.is_symlink():
+                tell("Nothing installed: .venv is a link, so its environment is left as it is.")
             else:
                 tell("Installed already: .venv is what requirements.lock asks for.")
     except InstallFailed as error:
@@ -96,7 +98,9 @@ def stamp_of(root: Path, extras: list[str]) -> dict[str, str]:
 
 
 def why_install(venv: Path, stamp: Mapping[str, str]) -> str | None:
-    """Return why `venv` has to be made, in a few words, or None where it is whole and of this stamp."""
+    """Return why `venv` has to be made, in a few words, or None where it is whole and of this stamp, or a link to another."""
+    if venv.is_symlink():
+        return None
     if not venv.exists():
         return "none yet"
     try:
@@ -116,15 +120,15 @@ def install(stamp: Mapping[str, str], extras: list[str], reason: str) -> None:
     started = time.monotonic()
     tell(f"1/5 an environment of Python {stamp['Python']} in .venv ({reason})")
     (VENV / ".installed").unlink(missing_ok=True)
-    run([sys.executable, "-m", "venv", "--clear", VENV])
-    python = VENV / "bin" / "python"
+    run([sys.executable, "-m", "venv", "--clear", str(VENV)])
+    python = str(VENV / "bin" / "python")
     tell("2/5 uv, by pip")
     run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", f"uv=={pin_of('uv')}"])
 
-    uv: list[str | Path] = [VENV / "bin" / "uv", "pip", "install", "--python", python]
+    uv = [str(VENV / "bin" / "uv"), "pip", "install", "--python", python]
     env = uv_environment(pip_configuration(python), os.environ)
     tell("3/5 the packages of requirements.lock, by uv")
-    wanted: list[str | Path] = ["--requirements", ROOT / "pyproject.toml", "--constraints", ROOT / "requirements.lock"]
+    wanted = ["--requirements", str(ROOT / "pyproject.toml"), "--constraints", str(ROOT / "requirements.lock")]
     chosen = [word for extra in extras for word in ("--extra", extra)] + torch_options(uv, env)
     run([*uv, *wanted, *chosen], env)
     tell("4/5 the weights of SmolLM2, without what they depend on")
@@ -137,7 +141,7 @@ def install(stamp: Mapping[str, str], extras: list[str], reason: str) -> None:
     tell(f"Installed in {time.monotonic() - started:.0f} s: {contents()}. Next: make demo, or .venv/bin/ratchet --help")
 
 
-def torch_options(uv: list[str | Path], env: Mapping[str, str]) -> list[str]:
+def torch_options(uv: list[str], env: Mapping[str, str]) -> list[str]:
     """Return the options that choose torch's CPU build, where no NVIDIA device is seen and its index answers in seconds."""
     nvidia = any(Path(path).exists() for path in NVIDIA) or shutil.which("nvidia-smi")
     if sys.platform != "linux" or nvidia or "UV_TORCH_BACKEND" in env or "+" in torch_offered(uv, env):
@@ -148,7 +152,7 @@ def torch_options(uv: list[str | Path], env: Mapping[str, str]) -> list[str]:
     return []
 
 
-def torch_offered(uv: list[str | Path], env: Mapping[str, str]) -> str:
+def torch_offered(uv: list[str], env: Mapping[str, str]) -> str:
     """Return the version of torch that uv would install, with its local part (2.13.0+cpu), or "" if it finds none in time."""
     seconds = str(PROBE_SECONDS)
     quick = {**env, "UV_HTTP_RETRIES": "0", "UV_HTTP_TIMEOUT": seconds, "UV_HTTP_CONNECT_TIMEOUT": seconds}
@@ -163,9 +167,9 @@ def torch_offered(uv: list[str | Path], env: Mapping[str, str]) -> str:
     return offered[1] if offered and done.returncode == 0 else ""
 
 
-def pip_configuration(python: Path) -> dict[str, str]:
+def pip_configuration(python: str) -> dict[str, str]:
     """Return pip's settings of its files and its environment variables by name, as `pip install` reads them."""
-    command: list[str | Path] = [python, "-m", "pip", "config", "--disable-pip-version-check", "list"]
+    command = [python, "-m", "pip", "config", "--disable-pip-version-check", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", done.stdout, re.MULTILINE)
     order = ["global", "install", ":env:"]
@@ -204,7 +208,7 @@ def pin_of(name: str) -> str:
     return found[1]
 
 
-def write_command(path: Path, python: Path, root: Path) -> None:
+def write_command(path: Path, python: str, root: Path) -> None:
     """Write the `ratchet` command. The shell starts Python: a `#!` line takes neither long paths nor ones with a space."""
     path.write_text(COMMAND.format(python=python, root=str(root)), encoding="utf-8")
     path.chmod(0o755)
@@ -219,16 +223,14 @@ def contents() -> str:
     return f"Python {python}, torch {torch.version}, {size / 1e9:.1f} GB in .venv"
 
 
-def run(command: list[str | Path], env: Mapping[str, str] | None = None) -> None:
+def run(command: list[str], env: Mapping[str, str] | None = None) -> None:
     """Run one step and show what it prints.
 
     Raises InstallFailed when it ends with an error.
     """
     done = subprocess.run(command, env=env, close_fds=False, check=False)
     if done.returncode:
-        raise InstallFailed(
-            f"`{' '.join(Path(word).name for word in map(str, command[:4]))} …` ended with {done.returncode}"
-        )
+        raise InstallFailed(f"`{' '.join(Path(word).name for word in command[:4])} …` ended with {done.returncode}")
 
 
 def tell(line: str) -> None:

@@ -128,6 +128,12 @@ def test_an_environment_without_a_stamp_or_a_python_is_made_anew(tmp_path: Path)
     assert install.why_install(venv, STAMP) == "the last install did not end"
 
 
+def test_an_environment_that_is_a_link_is_left_to_its_owner(tmp_path: Path) -> None:
+    link = tmp_path / ".venv"
+    link.symlink_to(make_environment(tmp_path / "shared", {**STAMP, "folder": "/home/ann/other"}))
+    assert install.why_install(link, STAMP) is None
+
+
 def test_the_stamp_changes_with_the_lock_the_choice_and_the_folder(tmp_path: Path) -> None:
     for name in ("requirements.lock", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
@@ -175,11 +181,11 @@ def test_pip_is_asked_for_its_files_and_variables(tmp_path: Path, monkeypatch: p
     for name in ("PIP_FIND_LINKS", "PIP_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(configuration))
-    found = install.pip_configuration(Path(sys.executable))
+    found = install.pip_configuration(sys.executable)
     assert found["index-url"] == "https://a.example/simple"
     assert found["find-links"].split() == ["/b", "/c"]
     monkeypatch.setenv("PIP_FIND_LINKS", "/d")
-    assert install.pip_configuration(Path(sys.executable))["find-links"] == "/d"
+    assert install.pip_configuration(sys.executable)["find-links"] == "/d"
 
 
 def test_the_command_runs_from_a_folder_with_a_space(tmp_path: Path) -> None:
@@ -187,6 +193,6 @@ def test_the_command_runs_from_a_folder_with_a_space(tmp_path: Path) -> None:
     (root / "services").mkdir(parents=True)
     (root / "services" / "cli.py").write_text("import sys\ndef main():\n    print(sys.argv[1:])\n", encoding="utf-8")
     (root / "python").symlink_to(sys.executable)
-    install.write_command(root / "ratchet", root / "python", root)
+    install.write_command(root / "ratchet", str(root / "python"), root)
     done = subprocess.run([root / "ratchet", "status", "a b"], capture_output=True, text=True, check=True)
     assert done.stdout == "['status', 'a b']\n"

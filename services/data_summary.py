@@ -67,7 +67,7 @@ def read_data(seed: Path, reference: Path | None, task: Task, columns: Columns) 
 
 def check(data: ProjectData) -> None:
     """Raise DataError if nothing can be learned from these files: one target, or no seed row beside the reference."""
-    column = f"{data.seed_path}: column {data.seed.target_column!r}"
+    column = f"{data.seed_path}: column {data.seed.target_column}"
     targets = {row.label for row in data.seed.rows}
     if len(targets) < 2:
         raise DataError(f"{column} holds {brief(next(iter(targets)))} alone; there is nothing to tell apart")

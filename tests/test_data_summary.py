@@ -85,7 +85,7 @@ def test_too_few_rows_that_judge_are_said_with_how_many_are_required(tmp_path: P
 @pytest.mark.parametrize(
     ("seed", "reference", "message"),
     [
-        (rows("a", "a"), None, "column 'label' holds a alone; there is nothing to tell apart"),
+        (rows("a", "a"), None, "column label holds a alone; there is nothing to tell apart"),
         (
             rows("a", "b"),
             rows("a", "b"),

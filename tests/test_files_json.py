@@ -93,14 +93,13 @@ def test_what_is_malformed_is_refused_by_its_line(tmp_path: Path, content: str, 
 
 
 def test_null_and_nan_are_no_labels_and_numbers_are_text(tmp_path: Path) -> None:
-    lines = ['"label": null', '"label": NaN', '"label": 1', '"label": 1.0', '"label": "1"', '"label": true']
-    content = (
-        "".join(f'{{"text": {n}, {label}}}\n' for n, label in enumerate(lines)) + '{"text": null, "label": null}\n{}\n'
-    )
-    (tmp_path / "a.jsonl").write_text(content)
+    labels = ["null", "NaN", "1", "1.0", '"1"', "true"]
+    lines = [f'{{"text": {n}, "label": {label}}}' for n, label in enumerate(labels)]
+    lines += ['{"text": null, "label": null, "n": 7}', '{"text": null, "label": null}', "{}"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
     found = read_file(tmp_path / "a.jsonl", "classification")
     assert found.rows == [FileRow("2", "1"), FileRow("3", "1"), FileRow("4", "1"), FileRow("5", "True")]
-    assert found.notes == ["2 rows without a label left out (the first: line 1)"]
+    assert found.notes == ["3 rows without a label left out (the first: line 1)"]
 
 
 def test_half_characters_become_replacement_characters(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def read_cells(record: Record, layout: Layout, task: Task) -> Cells | None:
         if column not in values:
             raise BadRow(f"no {column!r}, which other rows have")
     text, target = values[layout.text], values[layout.target]
+    if text is None and target is None:  # neither: nothing is lost with it
+        return Cells("", None, {})
     if _is_empty(text):
         raise BadRow(f"{layout.text} is empty")
     if not isinstance(text, str | int | float):

@@ -1,5 +1,7 @@
 """The taxonomy and the split ledger: what is written first stays."""
 
+from collections.abc import Callable
+
 import pytest
 
 from schemas.artifacts import Label
@@ -63,7 +65,7 @@ def test_labels_are_retired_renamed_and_merged_and_taken_up_again(registry: Regi
 def test_the_taxonomy_is_not_changed_into_something_that_nobody_can_train(registry: Registry) -> None:
     registry.set_labels(["a", "b", "c"])
     registry.retire_label("c", actor="me")
-    for change in (
+    changes: list[Callable[[], None]] = [
         lambda: registry.retire_label("a", actor="me"),
         lambda: registry.retire_label("c", actor="me"),
         lambda: registry.retire_label("?", actor="me"),
@@ -71,7 +73,8 @@ def test_the_taxonomy_is_not_changed_into_something_that_nobody_can_train(regist
         lambda: registry.merge_labels("a", "a", actor="me"),
         lambda: registry.rename_label("a", "b", actor="me"),
         lambda: registry.rename_label("a", "c", actor="me"),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(BadLabel, match=r"ratchet labels|add another|itself"):
             change()
     assert state(registry) == {"a": "active", "b": "active", "c": "retired"}

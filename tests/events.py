@@ -2,7 +2,7 @@
 
 import uuid
 from datetime import datetime
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, utc_now
 from serving.broker import Outgoing, Topics
@@ -40,16 +40,17 @@ def feedback(n: int, *, time: datetime | None = None, **changes: object) -> Feed
     return FeedbackReceived(source="test", subject=data.prediction_id, time=time or utc_now(), data=data)
 
 
-Given = TypeVar("Given", bound=PredictionMade | FeedbackReceived)
+Given = TypeVar("Given", PredictionMade, FeedbackReceived)
 
 
 def named(event: Given, model_name: str) -> Given:
     """The event as one about that model."""
-    changed = event.model_copy(update={"data": event.data.model_copy(update={"model_name": model_name})})
-    return cast(Given, changed)
+    data = event.data.model_copy(update={"model_name": model_name})
+    return event.model_copy(update={"data": data})
 
 
 def outgoing(topics: Topics, event: PredictionMade | FeedbackReceived) -> Outgoing:
-    event = named(event, topics.feedback.removesuffix(".feedback"))
-    topic = topics.predictions if isinstance(event, PredictionMade) else topics.feedback
-    return Outgoing(topic, event.subject.encode(), event.model_dump_json().encode())
+    name = topics.feedback.removesuffix(".feedback")
+    if isinstance(event, PredictionMade):
+        return Outgoing(topics.predictions, event.subject.encode(), named(event, name).model_dump_json().encode())
+    return Outgoing(topics.feedback, event.subject.encode(), named(event, name).model_dump_json().encode())

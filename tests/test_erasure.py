@@ -77,10 +77,10 @@ def test_a_user_is_erased_everywhere_and_nobody_else_is(shop: Shop) -> None:
     shop.store(given)
     folder = shop.settings.path(shop.settings.serving.outbox)
     folder.mkdir(parents=True)
-    everything: list[PredictionMade | FeedbackReceived] = [*made, *given]
     with contextlib.closing(open_disk(folder / "outbox-0.db", "FULL")) as disk:
         make_table(disk)
-        write(disk, [outgoing(Topics.of("shop"), event) for event in everything])
+        topics = Topics.of("shop")
+        write(disk, [*(outgoing(topics, e) for e in made), *(outgoing(topics, e) for e in given)])
     rounds = shop.settings.path("state/rounds/r1")
     rounds.mkdir(parents=True)
     lines = [{"text": f"words {n}", "person": event.data.user} for n, event in enumerate(given)]

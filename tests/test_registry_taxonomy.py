@@ -65,7 +65,7 @@ def test_labels_are_retired_renamed_and_merged_and_taken_up_again(registry: Regi
 def test_the_taxonomy_is_not_changed_into_something_that_nobody_can_train(registry: Registry) -> None:
     registry.set_labels(["a", "b", "c"])
     registry.retire_label("c", actor="me")
-    changes: list[Callable[[], object]] = [
+    changes: list[Callable[[], None]] = [
         lambda: registry.retire_label("a", actor="me"),
         lambda: registry.retire_label("c", actor="me"),
         lambda: registry.retire_label("?", actor="me"),

@@ -29,9 +29,7 @@ class BadTarget(ValueError):
 
 
 # Characters that nobody sees: soft hyphens, zero-width and bidirectional marks, byte-order marks, variation selectors.
-_INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff]+"
-)
+_INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff]+")
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d*)\.0+")
 
 

@@ -193,10 +193,10 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the request. Raises Unacceptable for upgrades and for too many requests that wait for an earlier answer."""
-        self.reading_head = False
         if self.parser.should_upgrade():
             raise Unacceptable(400, "upgrades (websocket, h2c) and CONNECT are not supported: send plain HTTP/1.1")
         super().on_headers_complete()
+        self.reading_head = False
         if len(self.pipeline) > self.opened.limits.pipelined:
             raise Unacceptable(400, "too many pipelined requests")
         self.opened.silent.pop(self, None)
@@ -245,6 +245,9 @@ class Connection(HttpToolsProtocol):
         """Answer in JSON and close; without an answer where one has been begun already."""
         self.opened.tell(f"{status}: {error}")
         cycle = self.cycle
+        if self.reading and not self.reading_head and cycle.response_complete:  # answered before its body was there
+            self._linger()
+            return
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started or self.pipeline:
                 self.transport.abort()

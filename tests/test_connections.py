@@ -180,6 +180,22 @@ def test_a_body_that_nobody_wants_is_read_up_to_a_limit(port: int) -> None:
                 time.sleep(0.005)
 
 
+def test_a_request_is_answered_once_even_if_its_body_never_comes_or_is_malformed(port: int) -> None:
+    for rest in (b"", b"nonsense\r\n"):
+        with opened(port) as one:
+            one.sendall(GET)
+            assert read_one(one) == (200, "0")
+            one.sendall(b"POST /early HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+            assert read_one(one) == (200, "0")
+            one.sendall(rest)
+            assert one.recv(100) == b""
+    with opened(port) as one:
+        one.sendall(GET)
+        assert read_one(one) == (200, "0")
+        one.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        assert read_one(one)[0] == 400
+
+
 def test_past_the_limit_the_longest_silent_are_closed_and_honest_callers_are_not(
     server: tuple[int, OpenConnections],
 ) -> None:

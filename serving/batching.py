@@ -205,7 +205,9 @@ class MicroBatcher:
         """Run those of the rows that somebody waits for; how many there were."""
         finished: list[_Outcome] = []
         rows = [row for row in rows if not row[0].settled]
-        found = runtime.run([request.encoded[n] for request, n in rows]) if rows else []
+        if not rows:
+            return 0
+        found = runtime.run([request.encoded[n] for request, n in rows])
         for (request, n), probabilities in zip(rows, found, strict=True):
             request.probabilities[n] = probabilities
             request.missing -= 1

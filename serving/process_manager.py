@@ -14,7 +14,7 @@ def without_ports(arbiter: type) -> type:
     A plug-in, as BentoML's `--reload` starts one, talks to the arbiter from a process of its own: it is refused.
     """
 
-    class PortlessArbiter(arbiter):  # type: ignore[valid-type, misc]  # circus has no types
+    class PortlessArbiter(arbiter):  # type: ignore[misc]  # circus has no types
         def __init__(self, watchers: Any, *_endpoints: str, **options: Any) -> None:
             if options.get("plugins"):
                 raise ValueError("--reload needs control ports that any user of this machine can use: start without it")

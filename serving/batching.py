@@ -117,13 +117,7 @@ class MicroBatcher:
     async def submit(self, texts: Sequence[str], timeout_s: float) -> Answer:
         """Return probabilities of `texts`, if their work begins within `timeout_s` seconds.
 
-        Cancelling it takes the request out of the queue.
-
-        Raises:
-            QueueFull: too many texts wait, or the expected wait is too long.
-            DeadlinePassed: the work did not begin in time.
-            NotReady: there is no model, or this worker is stopping.
-
+        Cancelling it takes the request out of the queue. Raises QueueFull, DeadlinePassed or NotReady.
         """
         asked_at = self._clock()
         request = _Request(texts, asked_at + timeout_s, asyncio.get_running_loop().create_future())

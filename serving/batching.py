@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 
 from schemas.artifacts import ModelManifest
 from serving.admission import Admission, QueueFull
-from serving.loading import Loaded
 from serving.outputs import Said
-from serving.runtime import Runtime
+from serving.runtime import Loaded, Runtime
 
 # What a call costs beside its tokens, in tokens: on MiniLM 20 in fp32, 9 in int8, and 2 in Python (docs/lab-notes.md).
 CALL_TOKENS = 16
@@ -118,13 +117,7 @@ class MicroBatcher:
     async def submit(self, texts: Sequence[str], timeout_s: float) -> Answer:
         """Return probabilities of `texts`, if their work begins within `timeout_s` seconds.
 
-        Cancelling it takes the request out of the queue.
-
-        Raises:
-            QueueFull: too many texts wait, or the expected wait is too long.
-            DeadlinePassed: the work did not begin in time.
-            NotReady: there is no model, or this worker is stopping.
-
+        Cancelling it takes the request out of the queue. Raises QueueFull, DeadlinePassed or NotReady.
         """
         asked_at = self._clock()
         request = _Request(texts, asked_at + timeout_s, asyncio.get_running_loop().create_future())
@@ -206,7 +199,9 @@ class MicroBatcher:
         """Run those of the rows that somebody waits for; how many there were."""
         finished: list[_Outcome] = []
         rows = [row for row in rows if not row[0].settled]
-        found: Iterable[NDArray[np.float64]] = runtime.run([request.encoded[n] for request, n in rows]) if rows else ()
+        if not rows:
+            return 0
+        found = runtime.run([request.encoded[n] for request, n in rows])
         for (request, n), probabilities in zip(rows, found, strict=True):
             request.probabilities[n] = probabilities
             request.missing -= 1

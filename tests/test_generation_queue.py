@@ -162,3 +162,16 @@ async def test_what_the_model_raises_reaches_who_asked(text_version: Path) -> No
         await queue.write(["broken"], 2, 10)
     assert len((await queue.write(["b"], 2, 10)).written) == 1
     queue.close()
+
+
+async def test_who_leaves_while_waiting_keeps_neither_a_place_nor_memory(queue: GenerationQueue, writer: Held) -> None:
+    held = await writer.hold(queue)
+    for _ in range(50):
+        task = asyncio.create_task(queue.write(["a", "b"], 4, 10))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert len(queue._waiting) == 0
+    writer.go_on()
+    await held
+    await queue.write(["a", "b", "c"], 4, 10)

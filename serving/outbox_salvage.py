@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from serving.outbox_file import EVENT, Row, make_table
 
@@ -104,6 +105,6 @@ def _readable(path: Path) -> list[Row]:
     return [found[sequence] for sequence in sorted(found)]
 
 
-def _until_error(disk: sqlite3.Connection, query: str) -> Iterator[tuple[int, object, object, object, object, object]]:
+def _until_error(disk: sqlite3.Connection, query: str) -> Iterator[tuple[Any, ...]]:
     with contextlib.suppress(sqlite3.Error):
         yield from disk.execute(query)

@@ -225,7 +225,7 @@ def test_events_wait_on_disk_without_personal_data(parts: tuple[TestClient, Keys
 
 
 def outbox_files(outbox: Outbox) -> list[Path]:
-    return sorted(outbox._path.parent.glob(f"{outbox._path.name}*"))
+    return sorted(outbox._disk._folder.glob("outbox-0.db*"))
 
 
 def test_the_body_of_an_error_is_json_of_one_shape(client: TestClient) -> None:

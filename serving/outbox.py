@@ -29,9 +29,8 @@ log = logging.getLogger("ratchet.outbox")
 BATCH = 500
 IN_MEMORY = 50_000  # events between a request and the disk before predictions are dropped
 IDLE_SECONDS, TIDY_SECONDS = 0.2, 1.0
-RETRY_SECONDS = 0.5
-SAY_SECONDS = 30.0
-ADOPT_SECONDS = 10.0
+RETRY_SECONDS, ADOPT_SECONDS = 0.5, 10.0
+SAY_SECONDS = 30.0  # before the same complaint is logged again
 
 _Item = tuple[Outgoing, "Future[None] | None"]
 

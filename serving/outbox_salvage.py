@@ -105,6 +105,6 @@ def _readable(path: Path) -> list[Row]:
     return [found[sequence] for sequence in sorted(found)]
 
 
-def _until_error(disk: sqlite3.Connection, query: str) -> Iterator[tuple[int, Any, Any, Any, Any, Any]]:
+def _until_error(disk: sqlite3.Connection, query: str) -> Iterator[tuple[Any, ...]]:
     with contextlib.suppress(sqlite3.Error):
         yield from disk.execute(query)

@@ -55,7 +55,10 @@ def test_labels_are_read_back() -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("exchange rate", ["exchange rate", " exchange\u00a0rate ", "exchange  rate\n", "exchange\u200b rate", "\ufeffexchange rate"]),
+        (
+            "exchange rate",
+            ["exchange rate", " exchange\u00a0rate ", "exchange  rate\n", "exchange\u200b rate", "\ufeffexchange rate"],
+        ),
         ("caf\u00e9", ["caf\u00e9", "cafe\u0301"]),
         ("1", [1, 1.0, "1", "1.0", " 1.00 "]),
         ("0", [0, -0.0, "0.0", "-0.0"]),

@@ -77,7 +77,7 @@ def described_features(folder: Path) -> dict[str, Any]:
         return {}
     try:
         # every scalar as it is written: a label called "no" is no boolean
-        described = yaml.load(parts[1], Loader=yaml.BaseLoader)  # noqa: S506 - makes texts, lists and mappings alone
+        described = yaml.load(parts[1], Loader=yaml.BaseLoader)
     except yaml.YAMLError:
         return {}
     info = described.get("dataset_info") if isinstance(described, dict) else None

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_log_that_grows_is_moved_aside_while_the_child_writes_on(
         with (tmp_path / "said").open("w", encoding="utf-8", buffering=1) as said:
             for n in range(30):
                 said.write(f"line {n} größe\n")
-                wait_until(lambda n=n: _seen(child, n), timeout_s=10, every_s=0.002)
+                wait_until(partial(_seen, child, n), timeout_s=10, every_s=0.002)
                 assert child.log.stat().st_size <= 5000 + 2000
         assert aside.stat().st_size <= 5000 + 2000
         whole = aside.read_text(encoding="utf-8") + child.log.read_text(encoding="utf-8")

@@ -67,9 +67,16 @@ def remove(settings: Settings, found: Iterable[Leftover]) -> int:
 
 
 def refuse_pruned(settings: Settings, registry: Registry, model_version: str) -> None:
-    """Raise Pruned unless the artefact store has the version. Raises UnknownVersion too."""
+    """Raise Pruned if the artefact store lacks the version. Raises UnknownVersion too.
+
+    A store that cannot be asked stops nobody: workers keep the versions that served last.
+    """
     digest = registry.version(model_version).digest
-    if ArtifactStore(settings.location(settings.artifacts.url)).size(digest) is None:
+    try:
+        size = ArtifactStore(settings.location(settings.artifacts.url)).size(digest)
+    except OSError:
+        return
+    if size is None:
         raise Pruned(
             f"{model_version} is no longer in the artefact store (artifacts.keep_versions = {settings.artifacts.keep_versions} "
             "are kept): choose another of `ratchet model list`, or run a round"

@@ -116,11 +116,11 @@ class TextEvidence(Evidence):
         """None: a text has no set around it."""
         return ()
 
-    def held(self, coverage: float) -> Bools:  # noqa: ARG002
+    def held(self, coverage: float) -> Bools:
         """Nothing is promised."""
         return np.zeros(len(self.rows), dtype=bool)
 
-    def width(self, coverage: float) -> float:  # noqa: ARG002
+    def width(self, coverage: float) -> float:
         """Nothing is promised."""
         return 0.0
 

@@ -89,7 +89,7 @@ class FeatureStore:
         self._store = Feast(config=RepoConfig(repo_path=root, **config))
         self._entities = ENTITIES
         self._views: dict[str, Any] = {}
-        with settings.path("state/feast.lock").open("a") as lock:
+        with settings.path("state/feast.lock").open("a", encoding="utf-8") as lock:
             fcntl.flock(
                 lock, fcntl.LOCK_EX
             )  # several processes open the store at once; Feast's apply is no transaction

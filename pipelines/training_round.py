@@ -237,7 +237,7 @@ def _judge(
     )
     trials = candidates.trials(round_folder(settings, record.round_id))
     verdict = verdict.model_copy(update={"results": [*verdict.results, *trials]})
-    history = (directory / "history.jsonl").read_text()
+    history = (directory / "history.jsonl").read_text(encoding="utf-8")
     report = round_report.build(record, judged, verdict, candidate.manifest, dataset.manifest, policy, history)
     round_report.seal(directory, report, candidate.manifest, policy_text)
     round_report.write(round_folder(settings, record.round_id), report)

@@ -139,7 +139,7 @@ def _artefacts(settings: Settings) -> Check:
 
     files, root = open_store(settings.location(settings.artifacts.url))
     files.makedirs(root, exist_ok=True)
-    with files.open(f"{root}/.doctor", "w") as file:
+    with files.open(f"{root}/.doctor", "w", encoding="utf-8") as file:
         file.write("ok")
     files.rm(f"{root}/.doctor")
     return _sums(settings, root)

@@ -63,11 +63,11 @@ def _with_base_path(settings: Settings) -> Settings:
 def running_up(settings: Settings) -> dict[str, Any] | None:
     """What the folder's `ratchet up` wrote of its parts; None if it is not up, or not ready yet."""
     try:
-        with settings.path(LOCK).open() as lock:
+        with settings.path(LOCK).open(encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         try:
-            found: dict[str, Any] = json.loads(settings.path(STATE).read_text())
+            found: dict[str, Any] = json.loads(settings.path(STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return found
@@ -130,11 +130,11 @@ def create_project(
             wanted["training"] = TEXT_TRAINING
         for group, values in (overrides or {}).items():
             wanted[group] = {**wanted.get(group, {}), **values}
-        (folder / "ratchet.toml").write_text(render_settings(wanted))
+        (folder / "ratchet.toml").write_text(render_settings(wanted), encoding="utf-8")
         settings = open_project(folder / "ratchet.toml")
         check_folder(settings.location(settings.feature_store.event_log))
-        (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen))
-        (folder / "policy.toml").write_text(default_policy(task))
+        (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen), encoding="utf-8")
+        (folder / "policy.toml").write_text(default_policy(task), encoding="utf-8")
         _finish(folder, settings)
         registry = Registry(settings.registry_url, settings.model.name)
         try:

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from schemas.artifacts import ModelManifest
 from serving.admission import Admission, QueueFull
+from serving.loading import Loaded
 from serving.outputs import Said
-from serving.runtime import Loaded, Runtime
+from serving.runtime import Runtime
 
 # What a call costs beside its tokens, in tokens: on MiniLM 20 in fp32, 9 in int8, and 2 in Python (docs/lab-notes.md).
 CALL_TOKENS = 16

@@ -38,11 +38,11 @@ def append(store: FeatureStore, events: Sequence[PredictionMade | FeedbackReceiv
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    (tmp_path / "ratchet.toml").write_text('[model]\nname = "shop"\n')
+    (tmp_path / "ratchet.toml").write_text('[model]\nname = "shop"\n', encoding="utf-8")
     with contextlib.closing(Registry(Settings(root=tmp_path).registry_url, "shop")) as registry:
         registry.migrate()
         registry.set_labels(["a", "b"])
-    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("shop"))
+    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("shop"), encoding="utf-8")
     write_keys(tmp_path / "keys.env")
     bob = pseudonym(read_keys(tmp_path / "keys.env").secret, "bob")
     store = FeatureStore(Settings(root=tmp_path))
@@ -141,8 +141,8 @@ def test_a_csv_runs_nothing_in_a_spreadsheet_and_an_export_is_a_seed(config: Pat
 
 
 def test_no_feedback_is_an_empty_file_and_a_line_that_says_so(tmp_path: Path) -> None:
-    (tmp_path / "ratchet.toml").write_text('[model]\nname = "shop"\n')
-    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("shop"))
+    (tmp_path / "ratchet.toml").write_text('[model]\nname = "shop"\n', encoding="utf-8")
+    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("shop"), encoding="utf-8")
     write_keys(tmp_path / "keys.env")
     settings = Settings(root=tmp_path)
     with contextlib.closing(Registry(settings.registry_url, "shop")) as registry:

@@ -26,7 +26,7 @@ def project(tmp_path: Path, tiny_base: Path) -> Settings:
         overrides={"model": {"max_length": 32}},
     )
     config = tmp_path / "toys/ratchet.toml"
-    return load_settings(config.read_text(), {}, root=config.parent)
+    return load_settings(config.read_text(encoding="utf-8"), {}, root=config.parent)
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def test_labels_have_one_form_and_are_renamed_merged_and_retired(project: Settin
     assert manifest["labels"] == ["football", "finance"]
     assert manifest["dropped"]["label not in the taxonomy"] == 20
     assert set(manifest["rows_by_label"]) == {"football", "finance"}
-    rows = [json.loads(line) for line in project.path("state/dataset/rows.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in project.path("state/dataset/rows.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert {row["label"] for row in rows} == {"football", "finance"}
     assert run(project, "labels", "add", "cooking") == "in use again: cooking\n"
 

@@ -82,7 +82,9 @@ def test_the_version_is_the_projects() -> None:
 def test_help_is_there_without_docstrings(flags: tuple[str, ...], level: str) -> None:
     environ = {**os.environ, "PYTHONOPTIMIZE": level}
     command = [sys.executable, *flags, "-m", "services.cli", "--help"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert "What serves, what learns, what waits." in done.stdout
 
 

@@ -104,9 +104,9 @@ def test_files_that_nothing_can_be_learned_from_are_refused(
 
 def test_a_project_keeps_its_columns_and_its_folder_of_rows(tmp_path: Path) -> None:
     (tmp_path / "clone" / "data").mkdir(parents=True)
-    (tmp_path / "clone" / "notes.txt").write_text("no rows")
+    (tmp_path / "clone" / "notes.txt").write_text("no rows", encoding="utf-8")
     (tmp_path / "clone" / "data" / "train.jsonl").write_text(
-        "".join(json.dumps({"body": f"text {n}", "kind": "ab"[n % 2]}) + "\n" for n in range(6))
+        "".join(json.dumps({"body": f"text {n}", "kind": "ab"[n % 2]}) + "\n" for n in range(6)), encoding="utf-8"
     )
     lines: list[str] = []
     settings = create_project(
@@ -141,7 +141,7 @@ def test_a_seed_that_is_gone_fails_the_check_of_the_files(tmp_path: Path) -> Non
 
 
 def test_init_prints_what_it_understood(tmp_path: Path) -> None:
-    (tmp_path / "seed.csv").write_text("body;kind\nhi;a\nbye;b\n")
+    (tmp_path / "seed.csv").write_text("body;kind\nhi;a\nbye;b\n", encoding="utf-8")
     options = ["--seed", str(tmp_path / "seed.csv"), "--text-column", "body", "--label-column", "kind"]
     done = CliRunner().invoke(cli, ["init", str(tmp_path / "p"), *options])
     assert done.exit_code == 0

@@ -31,8 +31,8 @@ class Shop:
     """A project in which bob and eve have said something."""
 
     def __init__(self, root: Path) -> None:
-        (root / "ratchet.toml").write_text('[model]\nname = "shop"\n')
-        (root / "feature_store.yaml").write_text(default_feature_store_yaml("shop"))
+        (root / "ratchet.toml").write_text('[model]\nname = "shop"\n', encoding="utf-8")
+        (root / "feature_store.yaml").write_text(default_feature_store_yaml("shop"), encoding="utf-8")
         write_keys(root / "keys.env")
         self.root, self.settings = root, Settings(root=root)
         self.secret = read_keys(root / "keys.env").secret
@@ -84,7 +84,7 @@ def test_a_user_is_erased_everywhere_and_nobody_else_is(shop: Shop) -> None:
     rounds = shop.settings.path("state/rounds/r1")
     rounds.mkdir(parents=True)
     lines = [{"text": f"words {n}", "person": event.data.user} for n, event in enumerate(given)]
-    (rounds / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (rounds / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
 
     done = json.loads(shop.run("--user", "bob", "--json", "--reason", "asked for it"))
     # of three: the prediction of bob, his feedback on another, and what eve said of his
@@ -96,7 +96,7 @@ def test_a_user_is_erased_everywhere_and_nobody_else_is(shop: Shop) -> None:
     assert shop.features.log.position("feedback", "feedback/0") == 2
     assert shop.features.log.position("predictions", "predictions/0") == 2
     assert [name for name in shop.holds("words 1") if name.endswith("parquet")] == []
-    assert len((rounds / "rows.jsonl").read_text().splitlines()) == 1
+    assert len((rounds / "rows.jsonl").read_text(encoding="utf-8").splitlines()) == 1
     [row] = shop.registry.audit_rows()
     assert (row.action, row.detail) == ("feedback erase", {"users": [shop.bob], "reason": "asked for it"})
     assert shop.registry.excluded().covers(given[0])

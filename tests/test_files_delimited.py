@@ -53,7 +53,7 @@ def test_what_is_common_is_read(tmp_path: Path, content: str, encoding: str) -> 
 
 def test_quotes_breaks_and_stray_controls_inside_cells_are_kept(tmp_path: Path) -> None:
     cells = 'text,label,channel\n"he said ""no""\nand left",a,x\nsay 5" to it,b,\n,,\nnul\0 here,"b ",z\n'
-    (tmp_path / "a.csv").write_text(cells, newline="")
+    (tmp_path / "a.csv").write_text(cells, newline="", encoding="utf-8")
     assert read_file(tmp_path / "a.csv", "classification").rows == [
         FileRow('he said "no"\nand left', "a", {"channel": "x"}),
         FileRow('say 5" to it', "b"),
@@ -62,7 +62,7 @@ def test_quotes_breaks_and_stray_controls_inside_cells_are_kept(tmp_path: Path) 
 
 
 def test_a_cell_of_a_million_characters_is_read(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(f"text,label\n{'x' * 1_000_000},a\nb,b\n")
+    (tmp_path / "a.csv").write_text(f"text,label\n{'x' * 1_000_000},a\nb,b\n", encoding="utf-8")
     assert len(read_file(tmp_path / "a.csv", "classification").rows[0].text) == 1_000_000
 
 
@@ -133,7 +133,7 @@ def test_two_open_quotes_are_named_by_the_lines_on_which_they_open(tmp_path: Pat
     ],
 )
 def test_a_cell_that_spans_lines_is_no_open_quote(tmp_path: Path, content: str) -> None:
-    (tmp_path / "a.csv").write_text(content)
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
     rows = read_file(tmp_path / "a.csv", "classification").rows
     assert [row.label for row in rows[:2]] == ["a", "b"]
     assert "\n" in rows[0].text
@@ -212,14 +212,14 @@ def test_columns_are_found_by_option_or_by_name(
     ],
 )  # fmt: skip
 def test_between_two_candidates_nothing_is_guessed(tmp_path: Path, header: str, columns: Columns, said: str) -> None:
-    (tmp_path / "a.csv").write_text(f"{header}\nhi,a,b\nbye,b,c\n")
+    (tmp_path / "a.csv").write_text(f"{header}\nhi,a,b\nbye,b,c\n", encoding="utf-8")
     with pytest.raises(BadFile) as caught:
         read_file(tmp_path / "a.csv", "classification", columns)
     assert said in str(caught.value)
 
 
 def test_a_column_without_a_name_and_a_repeated_header_are_noted(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(",text,label\n0,hi,a\n,text,label\n1,bye,b\n")
+    (tmp_path / "a.csv").write_text(",text,label\n0,hi,a\n,text,label\n1,bye,b\n", encoding="utf-8")
     assert read_file(tmp_path / "a.csv", "classification").notes == [
         "column 1 has no name and is left out",
         "line 3 repeats the header: 1 row of this kind left out",

@@ -96,7 +96,7 @@ def test_null_and_nan_are_no_labels_and_numbers_are_text(tmp_path: Path) -> None
     labels = ["null", "NaN", "1", "1.0", '"1"', "true"]
     lines = [f'{{"text": {n}, "label": {label}}}' for n, label in enumerate(labels)]
     lines += ['{"text": null, "label": null, "n": 7}', '{"text": null, "label": null}', "{}"]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     found = read_file(tmp_path / "a.jsonl", "classification")
     assert found.rows == [FileRow("2", "1"), FileRow("3", "1"), FileRow("4", "1"), FileRow("5", "True")]
     assert found.notes == ["3 rows without a label left out (the first: line 1)"]
@@ -104,7 +104,7 @@ def test_null_and_nan_are_no_labels_and_numbers_are_text(tmp_path: Path) -> None
 
 def test_half_characters_become_replacement_characters(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
-        '{"text": "x\\ud800", "label": "a", "k": "\\udfff"}\n{"text": "y", "label": "b"}\n'
+        '{"text": "x\\ud800", "label": "a", "k": "\\udfff"}\n{"text": "y", "label": "b"}\n', encoding="utf-8"
     )
     assert read_file(tmp_path / "a.jsonl", "classification").rows[0] == FileRow("x\ufffd", "a", {"k": "\ufffd"})
     assert "label is '\\ud800': expected a label" in wrong(tmp_path, '{"text": "x", "label": "\\ud800"}\n')
@@ -139,13 +139,13 @@ ANSWER = {"role": "assistant", "content": "hello"}
 def test_chats_and_instructions_are_prompts_and_completions(
     tmp_path: Path, rows: list[dict[str, object]], text: str
 ) -> None:
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     first = read_file(tmp_path / "a.jsonl", "generation").rows[0]
     assert (first.text, first.label) == (text, "hello")
 
 
 def test_a_system_message_that_all_rows_share_is_left_out_and_said(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text((json.dumps({"messages": [SYSTEM, USER, ANSWER]}) + "\n") * 2)
+    (tmp_path / "a.jsonl").write_text((json.dumps({"messages": [SYSTEM, USER, ANSWER]}) + "\n") * 2, encoding="utf-8")
     notes = read_file(tmp_path / "a.jsonl", "generation").notes
     assert notes == ["the system message 'Be brief.' of every row is left out: a served prompt has none"]
 

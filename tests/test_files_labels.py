@@ -13,7 +13,7 @@ from schemas.targets import Task
 def notes(path: Path, labels: list[str], task: Task = "classification") -> list[str]:
     column = "labels" if task == "multilabel" else "label"
     lines = "".join(json.dumps({"text": f"t{n}", column: label}) + "\n" for n, label in enumerate(labels))
-    (path / "a.jsonl").write_text(lines)
+    (path / "a.jsonl").write_text(lines, encoding="utf-8")
     return read_file(path / "a.jsonl", task).notes
 
 
@@ -28,7 +28,7 @@ def test_a_word_for_a_missing_label_is_warned_of(tmp_path: Path, word: str) -> N
 
 def test_several_words_for_missing_are_one_note_and_texts_have_their_own(tmp_path: Path) -> None:
     assert notes(tmp_path, ["a", "NaN", "null"])[0].startswith("labels 'NaN' (1 row), 'null' (1 row): a word for")
-    (tmp_path / "a.csv").write_text("text,label\nhi,a\nNaN,b\n")
+    (tmp_path / "a.csv").write_text("text,label\nhi,a\nNaN,b\n", encoding="utf-8")
     assert read_file(tmp_path / "a.csv", "classification").notes == [
         "1 row whose text is a word for a missing value, such as NaN or n/a"
     ]
@@ -101,7 +101,7 @@ def test_labels_with_separators_of_their_own_are_not(tmp_path: Path, labels: lis
 def test_lists_are_read_as_json_and_python_write_them_and_never_joined(
     tmp_path: Path, cell: str, read: str | None
 ) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "labels": cell}) + "\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "labels": cell}) + "\n", encoding="utf-8")
     if read is None:
         with pytest.raises(BadFile, match="line 1: labels is "):
             read_file(tmp_path / "a.jsonl", "multilabel")
@@ -111,14 +111,14 @@ def test_lists_are_read_as_json_and_python_write_them_and_never_joined(
 
 @pytest.mark.parametrize("cell", ["['a']", '["a", "b"]', "{'name': 'a'}", "[1]", "[]"])
 def test_a_list_in_a_cell_is_no_label_of_classification(tmp_path: Path, cell: str) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "label": cell}) + "\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "label": cell}) + "\n", encoding="utf-8")
     with pytest.raises(BadFile, match="expected one label; several are read with --task multilabel"):
         read_file(tmp_path / "a.jsonl", "classification")
     assert notes(tmp_path, ["[urgent]", "[later]"]) == []
 
 
 def test_columns_of_noughts_and_ones_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,a,b\nx,1,0\ny,0,1\n")
+    (tmp_path / "a.csv").write_text("text,a,b\nx,1,0\ny,0,1\n", encoding="utf-8")
     with pytest.raises(BadFile) as caught:
         read_file(tmp_path / "a.csv", "multilabel")
     assert "no column 'labels', but 2 columns that hold only 0 and 1 (a, b): write the names" in str(caught.value)
@@ -143,7 +143,7 @@ def test_exported_feedback_is_read_as_its_corrections(
 
     rows = [line(n, "correction", value, f"t{n}") for n, value in enumerate(values)]
     (tmp_path / "f.jsonl").write_text(
-        "".join([*rows, line(8, "rating", "up", "t8"), line(9, "correction", values[0], "")])
+        "".join([*rows, line(8, "rating", "up", "t8"), line(9, "correction", values[0], "")]), encoding="utf-8"
     )
     found = read_file(tmp_path / "f.jsonl", task)
     assert found.rows == [FileRow(f"t{n}", label, {"channel": "ios"}) for n, label in enumerate(read)]

@@ -118,9 +118,9 @@ def test_an_index_is_no_metadata_and_a_damaged_file_is_named(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("place", ["", "data", "default"])
 def test_a_cloned_dataset_is_read_from_its_data_files(tmp_path: Path, place: str) -> None:
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     (tmp_path / ".git").mkdir()
-    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "dataset_infos.json").write_text("{}", encoding="utf-8")
     parquet(tmp_path / place / "train-00000-of-00002.parquet", {"text": ["a"], "label": [1]}, {"label": CLASS})
     parquet(tmp_path / place / "train-00001-of-00002.parquet", {"text": ["b"], "label": [0]}, {"label": CLASS})
     parquet(tmp_path / place / "test-00000-of-00001.parquet", {"text": ["c"], "label": [-1]}, {"label": CLASS})
@@ -134,13 +134,13 @@ def test_a_cloned_dataset_is_read_from_its_data_files(tmp_path: Path, place: str
 def test_class_names_of_a_clones_readme_stand_for_its_numbers(tmp_path: Path, suffix: str) -> None:
     names = "class_label:\n        names:\n          '0': no\n          '1': yes\n"
     features = f"  features:\n  - name: text\n    dtype: string\n  - name: label\n    dtype:\n      {names}"
-    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n{features}---\n# A dataset\n")
+    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n{features}---\n# A dataset\n", encoding="utf-8")
     if suffix == "parquet":
         parquet(tmp_path / "train.parquet", {"text": ["a", "b", "c"], "label": [1, 0, -1]})
     else:
         rows = "text,label\na,1\nb,0\nc,-1\n"
         lines = "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in zip("abc", (1, 0, -1), strict=True))
-        (tmp_path / f"train.{suffix}").write_text(rows if suffix == "csv" else lines)
+        (tmp_path / f"train.{suffix}").write_text(rows if suffix == "csv" else lines, encoding="utf-8")
     assert [(row.text, row.label) for row in read_file(tmp_path, "classification").rows] == [
         ("a", "yes"),
         ("b", "no"),
@@ -159,19 +159,19 @@ def test_class_names_of_a_clones_readme_stand_for_its_numbers(tmp_path: Path, su
 def test_a_folder_of_which_it_is_unclear_what_to_read_is_refused(tmp_path: Path, files: list[str], said: str) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("text,label\na,x\n")
+        (tmp_path / name).write_text("text,label\na,x\n", encoding="utf-8")
     with pytest.raises(BadFile) as caught:
         read_file(tmp_path, "classification")
     assert said in str(caught.value)
 
 
 def test_bad_rows_of_a_folder_are_named_by_file_and_line_and_a_split_without_labels_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\n")
-    (tmp_path / "test.csv").write_text("text\nc\n")
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\n", encoding="utf-8")
+    (tmp_path / "test.csv").write_text("text\nc\n", encoding="utf-8")
     found = read_file(tmp_path, "classification")
     assert len(found.rows) == 2
     assert found.notes[1].startswith("test.csv: no column 'label'; it has text")
-    (tmp_path / "test.csv").write_text("text,label\nc,\n")
+    (tmp_path / "test.csv").write_text("text,label\nc,\n", encoding="utf-8")
     with pytest.raises(BadFile, match=r"test\.csv: line 2: label is empty"):
         read_file(tmp_path, "classification")
 

@@ -39,7 +39,11 @@ def environment(system: str, machine: str, python: str) -> dict[str, str]:
 
 def test_what_is_installed_fits_together_but_for_the_weights() -> None:
     done = subprocess.run(
-        [find_uv_bin(), "pip", "check", "--python", sys.executable], capture_output=True, text=True, check=False
+        [find_uv_bin(), "pip", "check", "--python", sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     complaints = re.findall(r"^The package `([^`]+)` .*$", done.stderr, re.MULTILINE)
     assert set(complaints) == {WEIGHTS}, done.stderr
@@ -194,5 +198,7 @@ def test_the_command_runs_from_a_folder_with_a_space(tmp_path: Path) -> None:
     (root / "services" / "cli.py").write_text("import sys\ndef main():\n    print(sys.argv[1:])\n", encoding="utf-8")
     (root / "python").symlink_to(sys.executable)
     install.write_command(root / "ratchet", str(root / "python"), root)
-    done = subprocess.run([root / "ratchet", "status", "a b"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [root / "ratchet", "status", "a b"], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert done.stdout == "['status', 'a b']\n"

@@ -55,7 +55,7 @@ def test_the_file_explains_itself_and_a_shell_reads_it(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text(encoding="utf-8").count("#") >= 4
     shell = f". {path} && printf '%s %s' $RATCHET_API_KEY $RATCHET_SECRET"
-    printed = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True, encoding="utf-8").stdout
     assert printed == f"{keys.api_key} {keys.secret}"
     os.chmod(path, 0o644)
     store_keys(path, KEYS)

@@ -135,7 +135,9 @@ print(json.dumps([type(refused).__name__, box.dropped]))
 @pytest.mark.parametrize("when", ["started", "starting"])
 def test_a_full_disk_refuses_feedback_drops_predictions_and_heals(when: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "outbox"), when]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [OutboxUnavailable.__name__, 5]
     assert waiting(tmp_path / "outbox") == (3 if when == "started" else 2)

@@ -59,26 +59,29 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "keys.env is missing: restore it, or make new keys with `ratchet access keys`",
     ),
     "keys of noise": (lambda p: (p / "keys.env").write_bytes(b"\xff\x00\x81"), "keys.env is not text in UTF-8"),
-    "keys empty": (lambda p: (p / "keys.env").write_text(""), "keys.env holds no keys"),
+    "keys empty": (lambda p: (p / "keys.env").write_text("", encoding="utf-8"), "keys.env holds no keys"),
     "policy key": (
-        lambda p: (p / "policy.toml").write_text("[superiority]\nalhpa = 0.1"),
+        lambda p: (p / "policy.toml").write_text("[superiority]\nalhpa = 0.1", encoding="utf-8"),
         "policy.toml line 2: unknown setting superiority.alhpa; did you mean superiority.alpha?",
     ),
     "policy value": (
-        lambda p: (p / "policy.toml").write_text("[slices]\n\nlikely = 2"),
+        lambda p: (p / "policy.toml").write_text("[slices]\n\nlikely = 2", encoding="utf-8"),
         "policy.toml line 3: slices.likely = 2: expected less than 1",
     ),
     "policy gone": (lambda p: (p / "policy.toml").unlink(), "gates.policy = 'policy.toml': No such file"),
     "store is no YAML": (
-        lambda p: (p / "feature_store.yaml").write_text("a: ["),
+        lambda p: (p / "feature_store.yaml").write_text("a: [", encoding="utf-8"),
         "feature_store.yaml line 1 is not YAML",
     ),
     "store lacks parts": (
-        lambda p: (p / "feature_store.yaml").write_text("project: a\nprovider: local"),
+        lambda p: (p / "feature_store.yaml").write_text("project: a\nprovider: local", encoding="utf-8"),
         "feature_store.yaml lacks registry, offline_store, online_store",
     ),
     "seed gone": (lambda p: (p / "data/seed.csv").unlink(), "dataset.seed = 'data/seed.csv': No such file"),
-    "reference empty": (lambda p: (p / "data/reference.csv").write_text(""), "data/reference.csv is empty"),
+    "reference empty": (
+        lambda p: (p / "data/reference.csv").write_text("", encoding="utf-8"),
+        "data/reference.csv is empty",
+    ),
     "seed is reference": (
         lambda p: shutil.copyfile(p / "data/seed.csv", p / "data/reference.csv"),
         "seed and reference hold the same texts",
@@ -131,7 +134,9 @@ def test_up_refuses_every_problem_in_seconds(project: Path) -> None:
     (project / "policy.toml").unlink()
     command = [sys.executable, "-m", "services.cli", "up", "-c", str(project)]
     started = time.monotonic()
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60, encoding="utf-8"
+    )
     assert done.returncode == 1
     first, second = done.stderr.splitlines()
     assert first.startswith("ratchet: ") and "keys.env is missing" in first
@@ -142,7 +147,9 @@ def test_up_refuses_every_problem_in_seconds(project: Path) -> None:
 
 def test_doctor_fails_on_missing_keys_and_names_the_command(project: Path) -> None:
     (project / "keys.env").unlink()
-    (project / "feature_store.yaml").write_text("a: [")  # and Feast is not loaded, which takes seconds
+    (project / "feature_store.yaml").write_text(
+        "a: [", encoding="utf-8"
+    )  # and Feast is not loaded, which takes seconds
     shown = _run("doctor", "-c", str(project), "--json")
     assert shown.exit_code == 1
     checks = {check["part"]: check for check in json.loads(shown.output)}
@@ -156,7 +163,7 @@ def test_doctor_fails_on_missing_keys_and_names_the_command(project: Path) -> No
 
 def test_doctor_shows_no_password(project: Path) -> None:
     _set(project, "url", '"postgresql+psycopg://u:geheim@127.0.0.1:1/db?password=geheim"')
-    (project / "feature_store.yaml").write_text("a: [")
+    (project / "feature_store.yaml").write_text("a: [", encoding="utf-8")
     shown = _run("doctor", "-c", str(project))
     assert "FAIL  registry" in shown.output
     assert "geheim" not in shown.output

@@ -39,6 +39,7 @@ def test_the_process_manager_listens_on_no_port(tmp_path: Path) -> None:
         text=True,
         check=False,
         timeout=60,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[] inproc://control inproc://events"
@@ -50,7 +51,12 @@ def test_a_project_is_made_for_its_own_user_alone(tmp_path: Path, tiny_base: Pat
     before = os.umask(0o022)
     try:
         done = subprocess.run(
-            [*command, "--base-model", str(tiny_base)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+            [*command, "--base-model", str(tiny_base)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+            encoding="utf-8",
         )
     finally:
         os.umask(before)

@@ -52,7 +52,9 @@ def test_status_loads_neither_sqlalchemy_nor_feast(project: Settings) -> None:
     )
     environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=project.root, env=environ, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=project.root, env=environ, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     lines = done.stdout.splitlines()
     assert lines[-1] == "[]"
     assert any(line.startswith("champion   v1, generation 1, by ann ") for line in lines)

@@ -114,7 +114,7 @@ print("stopped", flush=True)
 @pytest.mark.parametrize("ignored", [True, False])
 def test_a_signal_that_nohup_ignores_stays_ignored(ignored: bool) -> None:
     command = ["sh", "-c", 'trap "" HUP; exec "$@"' if ignored else 'exec "$@"', "sh", sys.executable, "-c", IGNORING]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGHUP)
@@ -143,7 +143,7 @@ def test_a_child_can_be_stopped_though_sigterm_is_ignored_above(tmp_path: Path) 
     ("host", "url"),
     [
         ("127.0.0.1", "http://127.0.0.1:3000"),
-        ("0.0.0.0", "http://127.0.0.1:3000"),  # noqa: S104 - written, not bound
+        ("0.0.0.0", "http://127.0.0.1:3000"),
         ("::", "http://[::1]:3000"),
         ("::1", "http://[::1]:3000"),
         ("localhost", "http://localhost:3000"),

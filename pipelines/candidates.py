@@ -70,11 +70,13 @@ def make(
             if not _is_finished(smaller[1], dataset):
                 told = partial(progress, "distillation")
                 _distil(full, smaller[1], _unjudged(traffic(TRAFFIC_TEXTS), dataset), dataset, base, settings, told)
-        policy = load_policy(settings.path(settings.gates.policy).read_text())
+        policy = load_policy(settings.path(settings.gates.policy).read_text(encoding="utf-8"))
         tried = [compression.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
         passed = [(trial.seconds, path) for trial, path in zip(tried, smaller, strict=True) if trial.passed]
         chosen = min(passed)[1] if passed else full
-    (folder / TRIALS).write_text(json.dumps([trial.result.model_dump(mode="json") for trial in tried]))
+    (folder / TRIALS).write_text(
+        json.dumps([trial.result.model_dump(mode="json") for trial in tried]), encoding="utf-8"
+    )
     shutil.rmtree(target, ignore_errors=True)
     chosen.rename(target)
     return target
@@ -120,8 +122,10 @@ def _full_precision(
         artifact = "fp32"
         compression.save_weights(trained.model, target)
         compression.export(trained.model, base, target)
-    (target / "dataset.json").write_text(dataset.manifest.model_dump_json(indent=2))
-    (target / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*note, *trained.history]))
+    (target / "dataset.json").write_text(dataset.manifest.model_dump_json(indent=2), encoding="utf-8")
+    (target / "history.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [*note, *trained.history]), encoding="utf-8"
+    )
     manifest = ModelManifest(
         model_version=f"{record.created_at:%Y%m%d-%H%M%S}-{record.round_id[-6:]}",
         model_name=settings.model.name,
@@ -203,7 +207,7 @@ def _unjudged(texts: Sequence[str], dataset: Dataset) -> list[str]:
 
 def trials(folder: Path) -> list[GateResult]:
     """How the compressed artefacts of a round compared with full precision."""
-    return [GateResult.model_validate(result) for result in json.loads((folder / TRIALS).read_text())]
+    return [GateResult.model_validate(result) for result in json.loads((folder / TRIALS).read_text(encoding="utf-8"))]
 
 
 def _calibrate(

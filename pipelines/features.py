@@ -79,7 +79,7 @@ class FeatureStore:
 
         from pipelines.feature_repo.definitions import ENTITIES, definitions
 
-        config = yaml.safe_load(settings.path(settings.feature_store.config).read_text())
+        config = yaml.safe_load(settings.path(settings.feature_store.config).read_text(encoding="utf-8"))
         root = settings.root.absolute()
         (root / "state").mkdir(parents=True, exist_ok=True)
         config["registry"]["path"] = _absolute(config["registry"]["path"], root)
@@ -88,7 +88,7 @@ class FeatureStore:
         self._store = Feast(config=RepoConfig(repo_path=root, **config))
         self._entities = ENTITIES
         self._views: dict[str, Any] = {}
-        with (root / "state/feast.lock").open("a") as lock:
+        with (root / "state/feast.lock").open("a", encoding="utf-8") as lock:
             fcntl.flock(
                 lock, fcntl.LOCK_EX
             )  # several processes open the store at once; Feast's apply is no transaction

@@ -78,7 +78,7 @@ def build(
 
 def write(folder: Path, report: RoundReport) -> None:
     """Write report.json and report.html into a folder."""
-    (folder / "report.json").write_text(report.model_dump_json(indent=2))
+    (folder / "report.json").write_text(report.model_dump_json(indent=2), encoding="utf-8")
     (folder / "report.html").write_text(report_page.render(report), encoding="utf-8")
 
 
@@ -96,7 +96,7 @@ def seal(directory: Path, report: RoundReport, manifest: ModelManifest, policy: 
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(directory, target, copy_function=_link, ignore=shutil.ignore_patterns("manifest.json"))
     write(target, report)
-    (target / "policy.toml").write_text(policy)
+    (target / "policy.toml").write_text(policy, encoding="utf-8")
     write_manifest(target, manifest)
 
 

@@ -33,7 +33,9 @@ def try_in_fresh_process(directory: Path) -> Tried:
     command = [sys.executable, "-m", "pipelines.serving_try", str(directory)]
     repository = Path(__file__).parent.parent
     try:
-        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            command, cwd=repository, capture_output=True, text=True, timeout=LIMIT_S, check=False, encoding="utf-8"
+        )
     except subprocess.TimeoutExpired:
         return Tried(None, None, size_mb, f"the artefact did not load and answer within {LIMIT_S} s in a fresh process")
     if done.returncode:
@@ -61,7 +63,7 @@ def main(directory: str) -> None:
 def _peak_mb() -> float:
     """Peak memory of this program. On Linux getrusage also counts the round that it was forked from."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     except (OSError, IndexError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

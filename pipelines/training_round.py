@@ -180,7 +180,7 @@ def _judge(
     progress: Progress,
 ) -> RoundReport:
     """Evaluation and gates on the exact artefact; the report is sealed into the version, so that it is judged once."""
-    text = settings.path(settings.gates.policy).read_text()
+    text = settings.path(settings.gates.policy).read_text(encoding="utf-8")
     policy = load_policy(text)
     candidate, champion = _runtimes(directory, record, registry, store, settings)
     registry.update_round(record.round_id, step="evaluation", candidate_version=candidate.version)
@@ -210,7 +210,7 @@ def _judge(
     )
     trials = candidates.trials(round_folder(settings, record.round_id))
     verdict = verdict.model_copy(update={"results": [*verdict.results, *trials]})
-    history = (directory / "history.jsonl").read_text()
+    history = (directory / "history.jsonl").read_text(encoding="utf-8")
     report = round_report.build(record, judged, verdict, candidate.manifest, dataset.manifest, policy, history)
     round_report.seal(directory, report, candidate.manifest, text)
     round_report.write(round_folder(settings, record.round_id), report)
@@ -261,7 +261,7 @@ def _why(results: Sequence[GateResult]) -> str:
 def _end(registry: Registry, folder: Path, round_id: str, state: RoundState, detail: str) -> RoundRecord:
     registry.finish_round(round_id, state, detail=detail)
     record = registry.round(round_id)
-    (folder / "round.json").write_text(record.model_dump_json(indent=2))
+    (folder / "round.json").write_text(record.model_dump_json(indent=2), encoding="utf-8")
     return record
 
 

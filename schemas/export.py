@@ -78,7 +78,7 @@ def main() -> None:
     """Write every document to schemas/json/."""
     FOLDER.mkdir(exist_ok=True)
     for name, content in documents().items():
-        (FOLDER / name).write_text(content)
+        (FOLDER / name).write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def run_demo(*, no_defences: bool, out: Path, keep: Path | None) -> int:
 
     report["events_stored"] = sum(FeatureStore(settings).stored_events().values())
     report["seconds"] = round(time.monotonic() - started, 1)
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _print_table(report)
     console.print(f"written to {out}")
     if keep is None:
@@ -109,7 +109,7 @@ def _make_project(folder: Path, splits: dict[str, list[Article]], *, no_defences
         paths = {}
         for name in ("seed", "reference"):
             paths[name] = Path(scratch) / f"{name}.csv"
-            with paths[name].open("w", newline="") as file:
+            with paths[name].open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(["text", "label"])
                 writer.writerows((a.text, a.topic) for a in splits[name])
@@ -127,9 +127,11 @@ def _make_project(folder: Path, splits: dict[str, list[Article]], *, no_defences
         create_project(folder, seed=paths["seed"], reference=paths["reference"], name="bbc-news", overrides=overrides)
     if no_defences:
         policy = folder / "policy.toml"
-        policy.write_text(policy.read_text().replace("blocking = true", "blocking = false"))
+        policy.write_text(
+            policy.read_text(encoding="utf-8").replace("blocking = true", "blocking = false"), encoding="utf-8"
+        )
     config = folder / "ratchet.toml"
-    return load_settings(config.read_text(), {}, root=folder.absolute())
+    return load_settings(config.read_text(encoding="utf-8"), {}, root=folder.absolute())
 
 
 # --- the walk -------------------------------------------------------------------------------------------------------
@@ -330,7 +332,7 @@ def _start_up(folder: Path) -> subprocess.Popen[bytes]:
 
 def _up_state(settings: Settings) -> dict[str, object] | None:
     path = settings.path("state/up.json")
-    found: dict[str, object] | None = json.loads(path.read_text()) if path.exists() else None
+    found: dict[str, object] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return found
 
 

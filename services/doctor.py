@@ -99,7 +99,7 @@ def _artefacts(settings: Settings) -> Check:
 
     files, root = fsspec.core.url_to_fs(settings.location(settings.artifacts.url))
     files.makedirs(root, exist_ok=True)
-    with files.open(f"{root}/.doctor", "w") as file:
+    with files.open(f"{root}/.doctor", "w", encoding="utf-8") as file:
         file.write("ok")
     files.rm(f"{root}/.doctor")
     return Check("artefacts", "ok", root)

@@ -299,7 +299,7 @@ def opened(make: Callable[[], _T], stop: threading.Event) -> _T:
 def main(config: Path) -> None:
     """Run the feedback consumer until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
-    settings = load_settings(config.read_text(), os.environ, root=config.parent)
+    settings = load_settings(config.read_text(encoding="utf-8"), os.environ, root=config.parent)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

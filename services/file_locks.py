@@ -26,7 +26,7 @@ def held(path: Path, note: str, *, wait_s: float = WAIT_S) -> Iterator[str]:
     """Hold the file's lock, with `note` as its text, and yield the note before: of a process that is dead. Raises Held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_s
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

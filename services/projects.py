@@ -33,17 +33,17 @@ def open_project(config: Path) -> Settings:
     """Settings of a project. Raises ProjectError or SettingsError."""
     if not config.is_file():
         raise ProjectError(f"{config} does not exist: run `ratchet init`, or name the file with -c")
-    return load_settings(config.read_text(), os.environ, root=config.absolute().parent)
+    return load_settings(config.read_text(encoding="utf-8"), os.environ, root=config.absolute().parent)
 
 
 def running_up(settings: Settings) -> dict[str, Any] | None:
     """What the folder's `ratchet up` wrote of its parts; None if it is not up, or not ready yet."""
     try:
-        with settings.path(LOCK).open() as lock:
+        with settings.path(LOCK).open(encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         try:
-            found: dict[str, Any] = json.loads(settings.path(STATE).read_text())
+            found: dict[str, Any] = json.loads(settings.path(STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return found
@@ -102,10 +102,10 @@ def create_project(
             wanted["training"] = TEXT_TRAINING
         for group, values in (overrides or {}).items():
             wanted[group] = {**wanted.get(group, {}), **values}
-        (folder / "ratchet.toml").write_text(render_settings(wanted))
+        (folder / "ratchet.toml").write_text(render_settings(wanted), encoding="utf-8")
         settings = open_project(folder / "ratchet.toml")
-        (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen))
-        (folder / "policy.toml").write_text(default_policy(task))
+        (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen), encoding="utf-8")
+        (folder / "policy.toml").write_text(default_policy(task), encoding="utf-8")
         write_keys(folder / "keys.env")
         registry = Registry(settings.registry_url, settings.model.name)
         try:

@@ -50,7 +50,7 @@ def lock_file(settings: Settings, round_id: str) -> Path:
 def whereabouts(path: Path) -> tuple[Whereabouts, int | None]:
     """Where the process that holds a round's lock file is, and its id if it runs here."""
     try:
-        with path.open("r") as file:
+        with path.open("r", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

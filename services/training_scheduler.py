@@ -237,7 +237,7 @@ def _crontab(text: str) -> CronTrigger:
 def _run(config: Path) -> None:
     from pipelines.features import FeatureStore
 
-    settings = load_settings(config.read_text(), os.environ, root=config.absolute().parent)
+    settings = load_settings(config.read_text(encoding="utf-8"), os.environ, root=config.absolute().parent)
     refuse_unbuilt(settings.triggers)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

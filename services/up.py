@@ -244,7 +244,7 @@ class Supervisor:
         state = {"pid": os.getpid(), "broker": self._broker, "serving": self._url(), "pids": self._pids}
         path = self._settings.path(STATE)
         beside = path.with_suffix(".part")
-        beside.write_text(json.dumps(state))
+        beside.write_text(json.dumps(state), encoding="utf-8")
         beside.rename(path)
 
     def _children_pids(self) -> dict[str, int | None]:

@@ -37,7 +37,7 @@ def write_keys(path: Path) -> Keys:
         return read_keys(path)
     keys = Keys(api_key=secrets.token_urlsafe(32), secret=secrets.token_urlsafe(32))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(f"RATCHET_API_KEY={keys.api_key}\nRATCHET_SECRET={keys.secret}\n")
     return keys
 
@@ -45,7 +45,7 @@ def write_keys(path: Path) -> Keys:
 def read_keys(path: Path) -> Keys:
     """Read keys.env. Raises KeysMissing."""
     try:
-        pairs = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+        pairs = dict(line.split("=", 1) for line in path.read_text(encoding="utf-8").splitlines() if "=" in line)
         return Keys(api_key=pairs["RATCHET_API_KEY"].strip(), secret=pairs["RATCHET_SECRET"].strip())
     except (OSError, KeyError) as error:
         raise KeysMissing(

@@ -79,7 +79,7 @@ def write_manifest(directory: Path, manifest_without_files: ModelManifest) -> Mo
         _flush(directory / name)
     hashes = {name: sha256(directory / name) for name in names}
     manifest = manifest_without_files.model_copy(update={"files": hashes})
-    beside.write_text(manifest.model_dump_json(indent=2))
+    beside.write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     _flush(beside)
     beside.replace(directory / MANIFEST)
     _flush(directory)

@@ -142,12 +142,12 @@ class LiveModel:
 
     def _remember(self, champion: Champion) -> None:
         beside = self._last_good.with_suffix(f".{os.getpid()}")
-        beside.write_text(champion.model_dump_json())
+        beside.write_text(champion.model_dump_json(), encoding="utf-8")
         beside.rename(self._last_good)
 
     def _serve_last_good(self) -> None:
         try:
-            champion = Champion.model_validate(json.loads(self._last_good.read_text()))
+            champion = Champion.model_validate(json.loads(self._last_good.read_text(encoding="utf-8")))
             runtime = open_version(self._cache / champion.digest, champion.digest, threads=self._threads)
         except (OSError, ValueError) as error:
             log.warning("the last good version cannot be served: %s", error)

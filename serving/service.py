@@ -51,7 +51,7 @@ def settings_from_environment() -> Settings:
     """Settings of the file that RATCHET_CONFIG names, if any, and the environment."""
     config = os.environ.get("RATCHET_CONFIG")
     path = Path(config) if config else None
-    text = path.read_text() if path else ""
+    text = path.read_text(encoding="utf-8") if path else ""
     return load_settings(text, os.environ, root=path.parent if path else Path.cwd())
 
 

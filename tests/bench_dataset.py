@@ -85,7 +85,7 @@ def project(root: Path, n: int) -> Settings:
     reference = write_csv(root / "reference.csv", walks.rows(600))
     create_project(root / "p", seed=seed, reference=reference)
     config = root / "p/ratchet.toml"
-    settings = load_settings(config.read_text(), {}, root=config.parent)
+    settings = load_settings(config.read_text(encoding="utf-8"), {}, root=config.parent)
     rows, draw = walks.rows(n), random.Random(n)
     kinds = draw.choices(["correction", "confirmation", "up", "down", "comment"], [50, 25, 10, 10, 5], k=n)
     log = FeatureStore(settings).log
@@ -135,7 +135,7 @@ def project(root: Path, n: int) -> Settings:
 
 def measure(root: Path) -> dict[str, float]:
     """Seconds and peak memory from the event log to a ready dataset; imports and weights are loaded before."""
-    settings = load_settings((root / "p/ratchet.toml").read_text(), {}, root=root / "p")
+    settings = load_settings((root / "p/ratchet.toml").read_text(encoding="utf-8"), {}, root=root / "p")
     registry = Registry(settings.registry_url, settings.model.name)
     encoder = Encoder(base_model_path(settings.model.base_model), settings.model.max_length)
     features = FeatureStore(settings)
@@ -177,7 +177,7 @@ def one_size(n: int) -> dict[str, float]:
         command = [sys.executable, "-m", "tests.bench_dataset", "measure", str(root)]
         found: list[dict[str, float]] = []
         for _ in range(3):
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
             found.append(json.loads(done.stdout.strip().splitlines()[-1]))
             shown = ", ".join(f"{name} {value:,.2f}" for name, value in found[-1].items())
             print(f"{n:>8,} rows: {shown}", flush=True)  # as each is measured
@@ -277,7 +277,9 @@ def fingerprint_figure() -> Figure:
     found = []
     for n in range(3):
         command = [sys.executable, "-c", code, str(n)]
-        done = subprocess.run(command, env={"PYTHONHASHSEED": str(n + 1)}, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, env={"PYTHONHASHSEED": str(n + 1)}, capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         found.append(done.stdout.strip())
     return Figure(
         figure="same cut in 3 processes and row orders: other fingerprints than the first",

@@ -55,9 +55,12 @@ def main(parts: Sequence[str]) -> None:
     KEPT.mkdir(exist_ok=True)
     for name in parts or list(known):
         figures = known[name]()
-        (KEPT / f"part-{name}.json").write_text(json.dumps([asdict(one) for one in figures]))
+        (KEPT / f"part-{name}.json").write_text(json.dumps([asdict(one) for one in figures]), encoding="utf-8")
     stored = [KEPT / f"part-{name}.json" for name in known]
-    write("gates", [Figure(**one) for path in stored if path.exists() for one in json.loads(path.read_text())])
+    write(
+        "gates",
+        [Figure(**one) for path in stored if path.exists() for one in json.loads(path.read_text(encoding="utf-8"))],
+    )
 
 
 # --- slices ---------------------------------------------------------------------------------------------------------
@@ -244,7 +247,7 @@ def gate_step() -> list[Figure]:
     parts = split(0)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        (root / "policy.toml").write_text(DEFAULT_POLICY)
+        (root / "policy.toml").write_text(DEFAULT_POLICY, encoding="utf-8")
         write_keys(root / "keys.env")
         reference = [*parts["judge"], *parts["calibration"]]
         write_rows(root / "data/reference.csv", [(row.text, row.label) for row in reference])
@@ -261,7 +264,7 @@ def gate_step() -> list[Figure]:
             record, seconds = timed_round(settings, registry)
         assert record.dataset is not None
         page = round_folder(settings, record.round_id) / "report.html"
-        (KEPT / "report.html").write_text(page.read_text())
+        (KEPT / "report.html").write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
         registry.close()
     judged = record.dataset.reference_rows
     print({step: round(value, 1) for step, value in seconds.items()}, record.state, record.detail)

@@ -50,7 +50,7 @@ def rows_of(name: str) -> list[FileRow]:
     folder = os.environ.get("RATCHET_BENCH_DATA")
     if not folder:
         sys.exit("set RATCHET_BENCH_DATA to the folder of Banking77's train.csv and test.csv")
-    with (Path(folder) / f"{name}.csv").open(newline="") as file:
+    with (Path(folder) / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         return [FileRow(row["text"], row["category"]) for row in csv.DictReader(file)]
 
 

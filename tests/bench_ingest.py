@@ -65,7 +65,7 @@ def main() -> None:
     kept = Path(f"bench-{NAME}.json")
     figures = {}
     if sys.argv[1:] and kept.exists():
-        figures = {found["figure"]: Figure(**found) for found in json.loads(kept.read_text())}
+        figures = {found["figure"]: Figure(**found) for found in json.loads(kept.read_text(encoding="utf-8"))}
     for part in wanted:
         print(f"{part}:", flush=True)
         with tempfile.TemporaryDirectory() as folder:

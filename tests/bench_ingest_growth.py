@@ -135,7 +135,7 @@ def growth_figures(folder: Path) -> list[Figure]:
 
 def read_figures(folder: Path) -> list[Figure]:
     """labelled_feedback: point-in-time join, the rules of what counts, and Python rows at the end."""
-    (folder / "feature_store.yaml").write_text(default_feature_store_yaml("read"))
+    (folder / "feature_store.yaml").write_text(default_feature_store_yaml("read"), encoding="utf-8")
     features = FeatureStore(Settings(root=folder))
     fill(features, MANY - EXAMPLES, EXAMPLES, online=False)
     seconds = []

@@ -39,7 +39,7 @@ PII = ("bob@example.org", "+44 20 7946 0958", "4111 1111 1111 1111", "10.0.0.1")
 def project(folder: Path, bootstrap: str, name: str) -> tuple[Settings, Registry]:
     """A project with its registry, and its topics on the broker."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "feature_store.yaml").write_text(default_feature_store_yaml(name))
+    (folder / "feature_store.yaml").write_text(default_feature_store_yaml(name), encoding="utf-8")
     settings = Settings(
         root=folder,
         model=ModelSettings(name=name),

@@ -42,7 +42,7 @@ def write(name: str, figures: Sequence[Figure], folder: Path = Path()) -> None:
     """Write bench-`name`.json and print the table."""
     path = folder / f"bench-{name}.json"
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+    beside.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n", encoding="utf-8")
     beside.rename(path)
     table = Table(title=f"bench-{name}")
     for column in ("figure", "value", "asked", "baseline", "n", ""):

@@ -72,7 +72,7 @@ def grid() -> list[Figure]:
         _tell(f"baseline {setting}, 1 caller", one)
         _tell(f"baseline {setting}, 32 callers", many)
     best = {"one": min(slow, key=lambda setting: slow[setting]), "many": max(fast, key=lambda setting: fast[setting])}
-    (CACHE / "baseline.json").write_text(json.dumps(best))
+    (CACHE / "baseline.json").write_text(json.dumps(best), encoding="utf-8")
     return []
 
 
@@ -85,7 +85,7 @@ def speed() -> list[Figure]:
     bank = project()
     if not (CACHE / "baseline.json").exists():
         grid()
-    best = json.loads((CACHE / "baseline.json").read_text())
+    best = json.loads((CACHE / "baseline.json").read_text(encoding="utf-8"))
     rounds = [_speed_round(bank, best) for _ in range(SPEED_ROUNDS)]
     figures = []
     for artefact in ("auto", "fp32"):
@@ -299,7 +299,9 @@ def bento() -> list[Figure]:
             starts.append(time.monotonic() - started)
             _load(bank, url, process, broker, callers=32, seconds=3, warm=False)
             held = max(memory(process))
-            torch = [p.pid for p in tree(process) if "libtorch" in Path(f"/proc/{p.pid}/maps").read_text()]
+            torch = [
+                p.pid for p in tree(process) if "libtorch" in Path(f"/proc/{p.pid}/maps").read_text(encoding="utf-8")
+            ]
     model = (bank.settings.path("state/cache") / bank.registry.version(bank.auto).digest / "model.onnx").stat().st_size
     print(f"starts {starts} s; a worker holds {held / 1e6:.0f} MB, its model file {model / 1e6:.0f} MB")
     return [
@@ -451,7 +453,8 @@ def main() -> None:
     figures: dict[tuple[str, float], Figure] = {}
     if os.environ.get("PART") and Path("bench-serve.json").exists():
         figures = {
-            (f.figure, f.target): f for f in (Figure(**row) for row in json.loads(Path("bench-serve.json").read_text()))
+            (f.figure, f.target): f
+            for f in (Figure(**row) for row in json.loads(Path("bench-serve.json").read_text(encoding="utf-8")))
         }
     for part in wanted:
         print(f"== {part}", flush=True)

@@ -23,7 +23,7 @@ BATCHES = (8, 16, 32)
 def ceiling(settings: Settings, digest: str, texts: Path) -> float:
     """The most texts a second that this machine's cores get out of the version's session."""
     directory = ArtifactStore(settings.location(settings.artifacts.url)).fetch(digest, settings.path("state/cache"))
-    lines = [json.loads(f'"{line}"') for line in texts.read_text().splitlines()[:ROWS]]
+    lines = [json.loads(f'"{line}"') for line in texts.read_text(encoding="utf-8").splitlines()[:ROWS]]
     cores = len(os.sched_getaffinity(0))
     best = 0.0
     context = multiprocessing.get_context("spawn")

@@ -30,7 +30,7 @@ class Baseline:
 
         torch.set_num_threads(THREADS)
         version = Path(os.environ["BASELINE_VERSION"])
-        manifest = json.loads((version / "manifest.json").read_text())
+        manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
         base = base_model_path(None)
         self.labels: list[str] = manifest["labels"]
         self.temperature: float = manifest["calibration"].get("temperature", 1.0)

@@ -133,7 +133,7 @@ def _project(given: list[tuple[str, str]], workers: int) -> Project:
             task="generation",
             overrides={"serving": {"workers": workers}, "model": {"max_new_tokens": MOST}},
         )
-    settings = load_settings((root / "ratchet.toml").read_text(), {}, root=root)
+    settings = load_settings((root / "ratchet.toml").read_text(encoding="utf-8"), {}, root=root)
     registry = Registry(settings.registry_url, settings.model.name)
     directory = CACHE / f"writer-{workers}-version"
     if VERSION not in {version.model_version for version in registry.versions()}:

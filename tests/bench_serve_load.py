@@ -126,7 +126,7 @@ RATCHET_BODY = Body('{"items": [', '{"text": "', '"}', "]}")
 def bank_texts(name: str) -> list[tuple[str, str]]:
     """(text, label) of Banking77's train or test file, in a fixed random order."""
     folder = Path(os.environ["RATCHET_BENCH_DATA"])
-    with (folder / f"{name}.csv").open(newline="") as file:
+    with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
     random.Random(0).shuffle(rows)
     return rows
@@ -160,12 +160,13 @@ def wrk(
             texts=texts,
             open=body.opening,
             close=body.closing,
-        )
+        ),
+        encoding="utf-8",
     )
     command = ["wrk", "-t1", f"-c{callers}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(script), url]
     before, before_beside = _cpu(servers), _cpu(beside)
     own = sum(os.times()[2:4])
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60, encoding="utf-8")
     spent, spent_beside, spent_wrk = _cpu(servers) - before, _cpu(beside) - before_beside, sum(os.times()[2:4]) - own
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     requests, micros, failed, mixed, pairs = json.loads(line.removeprefix("RESULT "))

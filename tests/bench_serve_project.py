@@ -83,16 +83,16 @@ def project() -> Project:
             seed=write_rows(CACHE / "seed.csv", seed),
             reference=write_rows(CACHE / "reference.csv", reference),
         )
-        texts.write_text("".join(json.dumps(text)[1:-1] + "\n" for text, _ in rows))
-        done.write_text(json.dumps(_trained(_opened(root))))
+        texts.write_text("".join(json.dumps(text)[1:-1] + "\n" for text, _ in rows), encoding="utf-8")
+        done.write_text(json.dumps(_trained(_opened(root))), encoding="utf-8")
     settings = _opened(root)
-    found = json.loads(done.read_text())
+    found = json.loads(done.read_text(encoding="utf-8"))
     registry = Registry(settings.registry_url, settings.model.name)
     return Project(settings, registry, found["auto"], found["full"], Path(found["directory"]), texts)
 
 
 def _opened(root: Path) -> Settings:
-    return load_settings((root / "ratchet.toml").read_text(), {}, root=root)
+    return load_settings((root / "ratchet.toml").read_text(encoding="utf-8"), {}, root=root)
 
 
 def _trained(settings: Settings) -> dict[str, str]:
@@ -152,7 +152,7 @@ def student(bank: Project, shape: dict[str, Any]) -> tuple[str, bool]:
         store = ArtifactStore(bank.settings.location(bank.settings.artifacts.url))
         made = rewritten(folder, model_version=name)
         bank.registry.register_version(read_manifest(made), store.put(made), servable=True)
-    policy = load_policy(bank.settings.path(bank.settings.gates.policy).read_text())
+    policy = load_policy(bank.settings.path(bank.settings.gates.policy).read_text(encoding="utf-8"))
     trial = compression.stand_in(Runtime(bank.full_directory), Runtime(folder), dataset.judge, policy)
     print(trial.result.sentence, flush=True)
     return name, trial.passed

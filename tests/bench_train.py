@@ -35,7 +35,7 @@ def main() -> None:
         sys.exit(f"PART={','.join(sorted(unknown))}: parts are {', '.join(PARTS)}")
     figures: dict[tuple[str, str, float], Figure] = {}
     if os.environ.get("PART") and REPORT.exists():
-        before = [Figure(**row) for row in json.loads(REPORT.read_text())]
+        before = [Figure(**row) for row in json.loads(REPORT.read_text(encoding="utf-8"))]
         figures = {(f.figure.split(":")[0], f.figure, f.target): f for f in before}
     for part in wanted:
         print(f"== {part}", flush=True)

@@ -31,7 +31,7 @@ def bank_rows(name: str) -> list[Example]:
     folder = os.environ.get("RATCHET_BENCH_DATA")
     if not folder:
         sys.exit("set RATCHET_BENCH_DATA to the folder of Banking77's train.csv and test.csv")
-    with (Path(folder) / f"{name}.csv").open(newline="") as file:
+    with (Path(folder) / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         rows = {row["text"]: row["category"] for row in csv.DictReader(file)}
     return [Example(text=text, label=label, source="seed") for text, label in rows.items()]
 

@@ -55,7 +55,7 @@ def pairs() -> list[Pair]:
     found = importlib.util.find_spec("chatterbot_corpus")
     assert found is not None and found.origin is not None, "chatterbot-corpus is not installed: run make install"
     files = sorted((Path(found.origin).parent / "data/english").glob("*.yml"))
-    turns = [turns for file in files for turns in yaml.safe_load(file.read_text())["conversations"]]
+    turns = [turns for file in files for turns in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]]
     return list(dict.fromkeys((each[0].strip(), each[1].strip()) for each in turns if len(each) == 2))
 
 

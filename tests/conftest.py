@@ -62,7 +62,7 @@ def model_name() -> str:
 def write_rows(path: Path, rows: list[tuple[str, str]], column: str = "label") -> Path:
     """Write rows as a CSV with the columns text and, unless said, label."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", column])
         writer.writerows(rows)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-import pipelines.feature_repo.definitions
-import pipelines.offline_store
+import pipelines.feature_repo.definitions  # noqa: F401
+import pipelines.offline_store  # noqa: F401
 import pipelines.online_store  # noqa: F401 - what forked consumers would each import
 from pipelines.event_log import SCHEMAS
 from pipelines.features import FeatureStore, default_feature_store_yaml
@@ -37,7 +37,7 @@ def consume(config: str, environment: dict[str, str]) -> None:
     """What a forked consumer runs: the real entry point."""
     os.environ.update(environment)
     os.set_blocking(1, True)
-    with (Path(config).parent / "consumer.log").open("a", buffering=1) as log:
+    with (Path(config).parent / "consumer.log").open("a", buffering=1, encoding="utf-8") as log:
         sys.stdout = sys.stderr = log
         main(["-c", config])
 
@@ -57,10 +57,10 @@ def places(features: FeatureStore, name: str) -> list[tuple[str, int, int]]:
 
 def project(root: Path, bootstrap: str, name: str) -> Settings:
     """Settings whose consumer commits a batch of a dozen messages and compacts at every other commit."""
-    (root / "feature_store.yaml").write_text(default_feature_store_yaml(name))
+    (root / "feature_store.yaml").write_text(default_feature_store_yaml(name), encoding="utf-8")
     lines = [f'[model]\nname = "{name}"', f'[kafka]\nbootstrap_servers = "{bootstrap}"']
     lines.append("[feature_store]\nbatch_rows = 12\nbatch_seconds = 0.2\ncompact_every = 2\n")
-    (root / "ratchet.toml").write_text("\n".join(lines))
+    (root / "ratchet.toml").write_text("\n".join(lines), encoding="utf-8")
     return Settings(
         root=root,
         model=ModelSettings(name=name),
@@ -95,7 +95,7 @@ def killed_at(point: str, root: Path, bootstrap: str, name: str) -> float:
     killed.join(60)
     if killed.exitcode is None:
         killed.kill()
-    said = (root / "consumer.log").read_text() if (root / "consumer.log").exists() else "nothing"
+    said = (root / "consumer.log").read_text(encoding="utf-8") if (root / "consumer.log").exists() else "nothing"
     assert killed.exitcode == -signal.SIGKILL, f"{point}: {killed.exitcode}: {said}"
     publisher.publish_many(messages[len(messages) // 2 :])
     again = start(settings)

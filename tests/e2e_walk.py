@@ -44,7 +44,7 @@ class Walk:
         self.folder = folder
         config = folder / "ratchet.toml"
         os.environ["RATCHET_SERVING__PORT"] = str(free_port())
-        self.settings = load_settings(config.read_text(), os.environ, root=folder)
+        self.settings = load_settings(config.read_text(encoding="utf-8"), os.environ, root=folder)
         key = read_keys(folder / "keys.env").api_key
         address = f"http://127.0.0.1:{self.settings.serving.port}"
         # No connection is kept: each call may reach another worker, and none breaks with the worker that dies.
@@ -107,6 +107,7 @@ class Walk:
             text=True,
             timeout=120,
             check=False,
+            encoding="utf-8",
         )
         if not done.stdout:
             raise SystemExit(f"ratchet {' '.join(arguments)}: {done.stderr}")
@@ -132,11 +133,11 @@ class Walk:
 
     def _ready(self, pid: int) -> bool:
         # What a killed `up` wrote may still lie there.
-        return self.state.exists() and bool(json.loads(self.state.read_text())["pid"] == pid)
+        return self.state.exists() and bool(json.loads(self.state.read_text(encoding="utf-8"))["pid"] == pid)
 
     def pid(self, part: str) -> int:
         """Process id of a part of `up`."""
-        return int(json.loads(self.state.read_text())["pids"][part])
+        return int(json.loads(self.state.read_text(encoding="utf-8"))["pids"][part])
 
 
 def ratchet(*arguments: str) -> list[str]:
@@ -276,7 +277,13 @@ def harm(
     stored = within(60, lambda: walk.ratchet("status")["not_yet_stored"] == 0)
     must(stored is not None, f"status: nothing waits to be stored after {stored or 0:.0f} s")
     second = subprocess.run(
-        ratchet("up", "-c", walk.config), cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+        ratchet("up", "-c", walk.config),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        encoding="utf-8",
     )
     must(second.returncode == 1 and "already up" in second.stderr, f"a second up: {second.stderr.strip()}")
 

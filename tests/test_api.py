@@ -33,7 +33,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
     root = tmp_path_factory.mktemp("api")
     write_rows(root / "data/seed.csv", toy_rows(60, seed=1))
     write_rows(root / "data/reference.csv", toy_rows(150, seed=2))
-    (root / "policy.toml").write_text(DEFAULT_POLICY)
+    (root / "policy.toml").write_text(DEFAULT_POLICY, encoding="utf-8")
     keys = write_keys(root / "keys.env")
     settings = Settings(
         root=root,

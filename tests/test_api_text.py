@@ -180,7 +180,7 @@ def test_a_swap_leaves_every_answer_whole(
     assert (first[0]["model_version"], second[0]["model_version"]) == ("t", "u")
     assert first[0]["text"] != second[0]["text"]
     broken = copied(tmp_path / "u", tmp_path / "v", model_version="v", max_length=40)
-    (broken / "model/config.json").write_text("{}")
+    (broken / "model/config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="changed"):
         promote(project.registry, project.store, broken)
     project.registry.promote("t", expected="u", token=None, actor="a person")

@@ -195,14 +195,14 @@ def test_pickles_are_refused_when_written_and_when_read(tmp_path: Path, name: st
     listed = manifest().model_copy(update={"files": {name: "0" * 64}})
     shutil.rmtree(tmp_path / "version")
     make_version(tmp_path / "version")
-    (tmp_path / "version/manifest.json").write_text(listed.model_dump_json())
+    (tmp_path / "version/manifest.json").write_text(listed.model_dump_json(), encoding="utf-8")
     (tmp_path / "version" / name).write_bytes(b"\x80\x04.")
     with pytest.raises(ArtifactDamaged):
         ArtifactStore(str(tmp_path / "store")).put(tmp_path / "version")
 
 
 def test_an_unlisted_file_a_link_and_a_path_that_leaves_are_refused(version: Path) -> None:
-    (version / "extra.json").write_text("{}")
+    (version / "extra.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ArtifactDamaged, match=r"extra\.json: not listed"):
         verify(version)
     (version / "extra.json").unlink()
@@ -229,8 +229,8 @@ def test_a_manifest_cannot_name_a_path_outside(url: str, tmp_path: Path, name: s
 
 
 def test_an_unknown_format_is_refused(version: Path) -> None:
-    later = json.loads((version / "manifest.json").read_text()) | {"format": 2}
-    (version / "manifest.json").write_text(json.dumps(later))
+    later = json.loads((version / "manifest.json").read_text(encoding="utf-8")) | {"format": 2}
+    (version / "manifest.json").write_text(json.dumps(later), encoding="utf-8")
 
     with pytest.raises(ArtifactDamaged, match="format 2 is not known"):
         verify(version)
@@ -315,7 +315,7 @@ artifacts.ArtifactStore({url!r}).fetch({digest!r}, Path({str(cache)!r}))
     assert killed.returncode == -signal.SIGKILL
     assert (cache / f".{digest}.part").is_dir()
     assert not (cache / digest).exists()
-    (cache / f".{digest}.part" / "left over").write_text("x")
+    (cache / f".{digest}.part" / "left over").write_text("x", encoding="utf-8")
     assert contents(ArtifactStore(url).fetch(digest, cache)) == contents(version)
     assert not (cache / f".{digest}.part").exists()
 
@@ -350,7 +350,7 @@ ArtifactStore({url!r}).put(Path({str(version)!r}))
 def test_a_leftover_of_a_writer_that_died_is_not_part_of_the_version(tmp_path: Path) -> None:
     directory = tmp_path / "version"
     directory.mkdir()
-    (directory / ".manifest.json").write_text("half")
+    (directory / ".manifest.json").write_text("half", encoding="utf-8")
 
     make_version(directory)
 

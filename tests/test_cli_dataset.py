@@ -24,7 +24,7 @@ def project(tmp_path: Path, tiny_base: Path) -> Settings:
         overrides={"model": {"max_length": 32}},
     )
     config = tmp_path / "toys/ratchet.toml"
-    return load_settings(config.read_text(), {}, root=config.parent)
+    return load_settings(config.read_text(encoding="utf-8"), {}, root=config.parent)
 
 
 def run(project: Settings, *arguments: str) -> str:
@@ -37,9 +37,9 @@ def test_build_shows_the_dataset_and_decides_nothing(project: Settings) -> None:
     manifest = json.loads(run(project, "build", "--json"))
     assert manifest["rows_in"] == 60
     folder = project.path("state/dataset")
-    assert json.loads((folder / "dataset.json").read_text())["manifest"] == manifest
-    assert "<svg" in (folder / "dataset.html").read_text()
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["manifest"] == manifest
+    assert "<svg" in (folder / "dataset.html").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == manifest["rows_train"] + manifest["rows_validation"]
     registry = Registry(project.registry_url, project.model.name)
     from pipelines.dataset.split import cluster_key
@@ -53,8 +53,8 @@ def test_export_writes_a_chat_file_and_a_plain_one(project: Settings, tmp_path: 
 
     out = tmp_path / "chat.jsonl"
     run(project, "export", "--out", str(out))
-    lines = out.read_text().splitlines()
+    lines = out.read_text(encoding="utf-8").splitlines()
     check_chat(lines)
     run(project, "export", "--format", "jsonl", "--out", str(out))
-    plain = [json.loads(line) for line in out.read_text().splitlines()]
+    plain = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["text"] for row in plain] == [json.loads(line)["messages"][1]["content"] for line in lines]

@@ -34,8 +34,8 @@ def append(store: FeatureStore, events: Sequence[PredictionMade | FeedbackReceiv
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    (tmp_path / "ratchet.toml").write_text('[model]\nname = "shop"\n')
-    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("shop"))
+    (tmp_path / "ratchet.toml").write_text('[model]\nname = "shop"\n', encoding="utf-8")
+    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("shop"), encoding="utf-8")
     write_keys(tmp_path / "keys.env")
     bob = pseudonym(read_keys(tmp_path / "keys.env").secret, "bob")
     store = FeatureStore(Settings(root=tmp_path))

@@ -320,7 +320,7 @@ def test_a_stopped_round_spends_no_attempt(site: Site) -> None:
         assert (found.state, found.attempts, found.interruptions) == (RoundState.RUNNING, stops, stops)
     path = site.settings.path("state/rounds") / record.round_id / "lock"
     path.parent.mkdir(parents=True)
-    path.write_text(f"{socket.gethostname()} 4711")  # its process is gone
+    path.write_text(f"{socket.gethostname()} 4711", encoding="utf-8")  # its process is gone
     last = site.scheduler("here:2")
     last.tick()
     assert site.registry.round(record.round_id).state is RoundState.RUNNING

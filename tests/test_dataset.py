@@ -171,5 +171,5 @@ def test_a_bad_file_is_named_with_row_and_column(tmp_path: Path, name: str, cont
 
 
 def test_rows_of_files_are_anonymised_and_keep_their_metadata(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,label,channel\nmail bob@example.org,x,ios\n")
+    (tmp_path / "a.csv").write_text("text,label,channel\nmail bob@example.org,x,ios\n", encoding="utf-8")
     assert read_rows(tmp_path / "a.csv", "classification") == [FileRow("mail <EMAIL>", "x", {"channel": "ios"})]

@@ -81,7 +81,13 @@ def test_another_process_and_another_order_give_the_same_fingerprint() -> None:
     for hash_seed in ("1", "2"):
         command = [sys.executable, "-c", code]
         done = subprocess.run(
-            command, cwd=REPOSITORY, env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
+            command,
+            cwd=REPOSITORY,
+            env={"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
         )
         found.add(done.stdout.strip())
     here = Simulation(seed=4, rows=80)

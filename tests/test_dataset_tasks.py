@@ -31,7 +31,7 @@ from tests.fakes import TOPICS, toy_rows
     ],
 )  # fmt: skip
 def test_targets_of_a_file(tmp_path: Path, task: Task, name: str, content: str, labels: list[str]) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     assert [row.label for row in read_rows(tmp_path / name, task)] == labels
 
 
@@ -49,7 +49,7 @@ def test_targets_of_a_file(tmp_path: Path, task: Task, name: str, content: str, 
     ],
 )
 def test_a_bad_target_names_its_row(tmp_path: Path, task: Task, content: str, said: str) -> None:
-    (tmp_path / "a.csv").write_text(content)
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
     with pytest.raises(BadFile, match=said):
         read_rows(tmp_path / "a.csv", task)
 

@@ -98,7 +98,7 @@ def test_the_adapter_and_the_merged_model_are_the_trained_one(base: Decoder, tra
     again = PeftModel.from_pretrained(Decoder(base.path, 96, 96, torch.float32).model, tmp_path / "adapter")
     assert nll(again, base, test) == pytest.approx(expected, abs=1e-3)
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".jinja"}
-    assert str(base.path) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert str(base.path) not in (tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
 
 
 FAMILIES = [

@@ -67,7 +67,7 @@ def test_a_round_serves_its_student_where_that_is_fastest_and_stands_in(
     anything = {"min_agreement": 0, "min_student_agreement": 0, "accuracy_margin": 1, "nll_margin": 9}
     lines = [line for line in DEFAULT_POLICY.splitlines() if line.partition(" = ")[0] not in anything]
     settings.path("policy.toml").write_text(
-        "\n".join([*lines, *(f"{key} = {value}" for key, value in anything.items())])
+        "\n".join([*lines, *(f"{key} = {value}" for key, value in anything.items())]), encoding="utf-8"
     )
     training = settings.training.model_copy(update={"epochs": 0, "student_epochs": 2, **shape})
     settings = settings.model_copy(update={"training": training})

@@ -42,7 +42,9 @@ def test_samples_hold_every_field_of_today_and_the_least_one_only_what_is_requir
 ) -> None:
     version = event.model_fields["type"].default.rpartition(".")[2]
     folder = Path(__file__).parent / "samples"
-    full, least = (json.loads((folder / f"{kind}.{version}{which}.json").read_text()) for which in ("", ".least"))
+    full, least = (
+        json.loads((folder / f"{kind}.{version}{which}.json").read_text(encoding="utf-8")) for which in ("", ".least")
+    )
     data = event.model_fields["data"].annotation
     assert isinstance(data, type) and issubclass(data, BaseModel)
     assert full.keys() == event.model_fields.keys()

@@ -20,7 +20,7 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def project(root: Path) -> Settings:
-    (root / "feature_store.yaml").write_text(default_feature_store_yaml("my-model"))
+    (root / "feature_store.yaml").write_text(default_feature_store_yaml("my-model"), encoding="utf-8")
     return Settings(root=root)
 
 

@@ -29,7 +29,7 @@ from tests.kafka_tools import own_broker, read_all
 
 
 def project(root: Path, bootstrap: str, model_name: str) -> Settings:
-    (root / "feature_store.yaml").write_text(default_feature_store_yaml(model_name))
+    (root / "feature_store.yaml").write_text(default_feature_store_yaml(model_name), encoding="utf-8")
     return Settings(
         root=root,
         model=ModelSettings(name=model_name),

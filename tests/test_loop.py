@@ -48,7 +48,7 @@ def project(tmp_path: Path, tiny_base: Path) -> Settings:
         overrides=overrides,
     )
     config = tmp_path / "toys/ratchet.toml"
-    return load_settings(config.read_text(), {}, root=config.parent)
+    return load_settings(config.read_text(encoding="utf-8"), {}, root=config.parent)
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     assert up.wait(90) == 0
     assert sum(FeatureStore(project).stored_events().values()) == produced
     assert registry.verify_audit() == []
-    report = json.loads((project.path("state/rounds") / record.round_id / "round.json").read_text())
+    report = json.loads((project.path("state/rounds") / record.round_id / "round.json").read_text(encoding="utf-8"))
     assert report["state"] == "promoted"
 
     # no secret is left anywhere but in the file that we were given

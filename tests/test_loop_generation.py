@@ -56,7 +56,7 @@ def walk(tmp_path: Path, talking: Path, broker: str, monkeypatch: pytest.MonkeyP
     files = {}
     for name, rows in {"seed": pairs(48, 2, "{} it is"), "reference": pairs(240, 3, "{} it is")}.items():
         files[name] = tmp_path / f"{name}.csv"
-        with files[name].open("w", newline="") as file:
+        with files[name].open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "completion"), *rows])
     made = create_project(
         tmp_path / "talk",
@@ -140,11 +140,11 @@ def test_the_walk(walk: Walk) -> None:
         assert manifest.golden.completions
         assert "adapter/adapter_model.safetensors" in manifest.files
         went_on = {"phase": "start", "weights": "champion", "champion": first.candidate_version}
-        assert json.loads((version / "history.jsonl").read_text().splitlines()[0]) == went_on
+        assert json.loads((version / "history.jsonl").read_text(encoding="utf-8").splitlines()[0]) == went_on
 
     folder = round_folder(walk.settings, second.round_id)
-    assert "perplexity" in (folder / "report.html").read_text()
-    assert "correction" in (folder / "dataset.html").read_text()
+    assert "perplexity" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "correction" in (folder / "dataset.html").read_text(encoding="utf-8")
     config = ["-c", str(walk.settings.root / "ratchet.toml")]
     shown = CliRunner().invoke(cli, ["round", "show", second.round_id, *config]).output
     assert "chrF" in shown
@@ -153,7 +153,7 @@ def test_the_walk(walk: Walk) -> None:
     command = ["dataset", "export", "--round", second.round_id, "--format", "jsonl", "--out", str(out), *config]
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 0, done.output
-    assert set(json.loads(out.read_text().splitlines()[0])) == {"text", "completion"}
+    assert set(json.loads(out.read_text(encoding="utf-8").splitlines()[0])) == {"text", "completion"}
 
 
 def test_a_model_that_writes_has_no_student(tmp_path: Path) -> None:
@@ -163,20 +163,22 @@ def test_a_model_that_writes_has_no_student(tmp_path: Path) -> None:
 
 def test_init_makes_a_project_that_writes(tmp_path: Path, talking: Path) -> None:
     seed = tmp_path / "seed.jsonl"
-    seed.write_text("".join(json.dumps({"text": t, "completion": c}) + "\n" for t, c in pairs(4, 5, "{} it is")))
+    seed.write_text(
+        "".join(json.dumps({"text": t, "completion": c}) + "\n" for t, c in pairs(4, 5, "{} it is")), encoding="utf-8"
+    )
     command = ["init", str(tmp_path / "p"), "--task", "generation", "--seed", str(seed), "--base-model", str(talking)]
     made = CliRunner().invoke(cli, command)
     assert made.exit_code == 0, made.output
     config = tmp_path / "p/ratchet.toml"
     assert open_project(config).model.base_model == str(talking)
-    assert 'metric = "nll"' in (tmp_path / "p/policy.toml").read_text()
+    assert 'metric = "nll"' in (tmp_path / "p/policy.toml").read_text(encoding="utf-8")
     checks = json.loads(CliRunner().invoke(cli, ["doctor", "-c", str(config), "--json"]).output)
     assert next(c for c in checks if c["part"] == "base model") == {
         "part": "base model",
         "verdict": "ok",
         "sentence": str(talking),
     }
-    unset = config.read_text().replace(f'base_model = "{talking}"', "")
-    config.write_text(unset)
+    unset = config.read_text(encoding="utf-8").replace(f'base_model = "{talking}"', "")
+    config.write_text(unset, encoding="utf-8")
     checks = json.loads(CliRunner().invoke(cli, ["doctor", "-c", str(config), "--json"]).output)
     assert next(c for c in checks if c["part"] == "base model")["sentence"].endswith(".gguf")

@@ -52,7 +52,7 @@ def rows(task: Task, n: int, seed: int) -> list[Row]:
 
 
 def write(path: Path, task: Task, given: list[Row]) -> Path:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", COLUMNS[task]])
         writer.writerows((text, "|".join(target) if task == "multilabel" else target) for text, target in given)
@@ -118,10 +118,10 @@ class Walk:
 def only_advise(settings: Settings, *gates: str) -> None:
     """Gates that block nothing in this project."""
     policy = settings.path("policy.toml")
-    text = policy.read_text()
+    text = policy.read_text(encoding="utf-8")
     for gate in gates:
         text = text.replace(f"[{gate}]\nblocking = true", f"[{gate}]\nblocking = false")
-    policy.write_text(text)
+    policy.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture
@@ -228,8 +228,8 @@ def test_the_walk(walk: Walk, bad: list[object], figure: str, better: int) -> No
         assert after["model_version"] == second.candidate_version
     folder = round_folder(walk.settings, second.round_id)
     for page in ("dataset.html", "report.html"):
-        assert "superiority" in (folder / page).read_text() or page == "dataset.html"
-    described = json.loads((folder / "dataset.json").read_text())["profile"]
+        assert "superiority" in (folder / page).read_text(encoding="utf-8") or page == "dataset.html"
+    described = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["profile"]
     assert sum(sides["train"] for sides in described["rows_by_label"].values()) >= second.dataset.rows_train
     config = ["-c", str(walk.settings.root / "ratchet.toml")]
     shown = CliRunner().invoke(cli, ["round", "show", second.round_id, *config])
@@ -238,7 +238,7 @@ def test_the_walk(walk: Walk, bad: list[object], figure: str, better: int) -> No
     command = ["dataset", "export", "--round", second.round_id, "--format", "jsonl", "--out", str(out), *config]
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 0, done.output
-    assert set(json.loads(out.read_text().splitlines()[0])) == {"text", COLUMNS[task]}
+    assert set(json.loads(out.read_text(encoding="utf-8").splitlines()[0])) == {"text", COLUMNS[task]}
 
 
 def test_what_does_not_fit_a_task_is_refused(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_report_counts_what_moved() -> None:
 def test_a_sealed_version_holds_its_report_and_is_only_found_with_the_same_files(tmp_path: Path) -> None:
     directory, found = tmp_path / "version", report()
     directory.mkdir()
-    (directory / "model.onnx").write_text("weights")
+    (directory / "model.onnx").write_text("weights", encoding="utf-8")
     judged = write_manifest(directory, manifest(["label 0"]))
     assert round_report.sealed(directory) is None
     round_report.seal(directory, found, judged, DEFAULT_POLICY)
@@ -184,12 +184,12 @@ def test_a_sealed_version_holds_its_report_and_is_only_found_with_the_same_files
     assert verify(directory) == judged, "what was judged stays as it was"
 
     half = round_report.sealed_folder(directory) / "report.json"
-    half.write_text(half.read_text()[:100])
+    half.write_text(half.read_text(encoding="utf-8")[:100], encoding="utf-8")
     assert round_report.sealed(directory) is None, "an attempt that died while sealing"
     round_report.seal(directory, found, judged, DEFAULT_POLICY)
     shutil.rmtree(directory)
     directory.mkdir()
-    (directory / "model.onnx").write_text("other weights")
+    (directory / "model.onnx").write_text("other weights", encoding="utf-8")
     write_manifest(directory, manifest(["label 0"]))
     assert round_report.sealed(directory) is None, "trained anew, and not judged yet"
 

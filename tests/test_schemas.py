@@ -103,5 +103,5 @@ def test_a_scalar_where_a_table_belongs_is_refused_by_name() -> None:
 
 
 def test_the_json_documents_are_those_of_the_models() -> None:
-    committed = {path.name: path.read_text() for path in FOLDER.glob("*.json")}
+    committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
     assert committed == documents(), "run `make schemas`"

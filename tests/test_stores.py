@@ -83,7 +83,7 @@ def test_on_s3_writers_that_race_store_each_row_once(s3: str) -> None:
 
 
 def test_on_s3_feast_joins_feedback_with_its_prediction(s3: str, tmp_path: Path) -> None:
-    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("my-model"))
+    (tmp_path / "feature_store.yaml").write_text(default_feature_store_yaml("my-model"), encoding="utf-8")
     address = f"{s3}/{uuid.uuid4().hex}"
     store = FeatureStore(Settings(root=tmp_path, feature_store=FeatureStoreSettings(event_log=address)))
     assert store.labelled_feedback() == []
@@ -115,7 +115,7 @@ def online(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
         if not server:
             pytest.skip("RATCHET_TEST_REDIS is not set")
         config["online_store"] = {"type": "redis", "connection_string": server, "key_ttl_seconds": 600}
-    (tmp_path / "feature_store.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "feature_store.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return FeatureStore(Settings(root=tmp_path))
 
 

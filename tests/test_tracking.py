@@ -19,7 +19,7 @@ def tracked(settings: Settings, uri: str) -> Settings:
 
 
 def run(settings: Settings, registry: Registry) -> Any:
-    settings.path("policy.toml").write_text(DEFAULT_POLICY)
+    settings.path("policy.toml").write_text(DEFAULT_POLICY, encoding="utf-8")
     record = registry.claim_round(reason="test", cut={}, token=None)
     assert record is not None
     return run_round(

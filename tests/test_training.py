@@ -206,7 +206,7 @@ def test_base_models_are_found_hashed_or_refused_by_name(encoder: Encoder, tmp_p
     with pytest.raises(BaseModelMissing, match="no-such-model"):
         base_model_path("/nowhere/no-such-model")
     assert base_model_sha256(encoder.path) == base_model_sha256(encoder.path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     with pytest.raises(UnknownArchitecture, match="gpt2"):
         adapter_targets(tmp_path, "query-value")
 

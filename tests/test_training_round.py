@@ -37,7 +37,7 @@ def claim(registry: Registry) -> str:
 
 @pytest.fixture
 def project(settings: Settings, registry: Registry) -> Settings:
-    settings.path("policy.toml").write_text(DEFAULT_POLICY)
+    settings.path("policy.toml").write_text(DEFAULT_POLICY, encoding="utf-8")
     return settings
 
 
@@ -83,13 +83,15 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
     assert str(project.path("state/cache") / champion.digest / "report.html") in show(project, round_id)
 
     # the same data again is no improvement: nothing is promoted, and the version cannot be promoted past the gates
-    project.path("policy.toml").write_text(DEFAULT_POLICY.replace("max_share = 0.1", "max_share = 0.9"))
+    project.path("policy.toml").write_text(
+        DEFAULT_POLICY.replace("max_share = 0.1", "max_share = 0.9"), encoding="utf-8"
+    )
     onwards = project.model_copy(update={"training": project.training.model_copy(update={"start": "champion"})})
     registry.set_labels(["gardening"])
     second = run(onwards, registry, claim(registry))
     version = round_folder(project, second.round_id) / "version"
     assert (manifest.untaught_labels, read_manifest(version).untaught_labels) == ([], ["gardening"])
-    history = (version / "history.jsonl").read_text().splitlines()
+    history = (version / "history.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(history[0]) == {"phase": "start", "weights": "champion", "champion": champion.model_version}
     assert second.gate_report is not None
     assert "drift" in [result.gate for result in second.gate_report.results]
@@ -114,7 +116,7 @@ def test_a_killed_round_is_resumed_and_promotes_once(project: Settings, registry
     judged = registry.round(round_id).gate_report
 
     # what was judged is not judged again, under whatever policy
-    project.path("policy.toml").write_text("[bootstrap]\nmin_gain_over_majority = 1.0")
+    project.path("policy.toml").write_text("[bootstrap]\nmin_gain_over_majority = 1.0", encoding="utf-8")
     resumed = run(project, registry, round_id)
     assert resumed.state is RoundState.PROMOTED, resumed.detail
     assert resumed.attempts == 2
@@ -132,8 +134,8 @@ def write_config(project: Settings) -> None:
 
     values = project.model_dump(mode="json", exclude_none=True)
     overrides = {group: dict(values[group]) for group in ("model", "dataset", "training")}
-    (project.root / "ratchet.toml").write_text(render_settings(overrides))
-    (project.root / "feature_store.yaml").write_text(default_feature_store_yaml(project.model.name))
+    (project.root / "ratchet.toml").write_text(render_settings(overrides), encoding="utf-8")
+    (project.root / "feature_store.yaml").write_text(default_feature_store_yaml(project.model.name), encoding="utf-8")
 
 
 def show(project: Settings, round_id: str) -> str:

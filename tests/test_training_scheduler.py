@@ -72,7 +72,7 @@ def scheduler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> TrainingScheduler:
     monkeypatch.setattr(training_scheduler, "RESUME_SECONDS", 0.0)
-    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name))
+    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name), encoding="utf-8")
     few = settings.model_copy(update={"triggers": TriggerSettings(min_feedback=3)})
     return TrainingScheduler(few, timed, lambda: FeatureStore(few), executor, clock, clock.monotonic)
 
@@ -164,7 +164,7 @@ def test_a_round_that_cannot_begin_is_marked_failed(
     record = timed.round(round_id)
     assert record.state is RoundState.FAILED
     assert "ended 3 times" in (record.detail or "")
-    assert "does not exist" in executor.log(round_id).read_text()
+    assert "does not exist" in executor.log(round_id).read_text(encoding="utf-8")
 
 
 def test_a_round_whose_process_lives_here_is_left_alone(
@@ -190,7 +190,7 @@ def test_a_round_of_another_machine_is_resumed_only_when_its_heart_is_silent(
     timed.start_round(round_id)
     path = lock_file(settings, round_id)
     path.parent.mkdir(parents=True)
-    path.write_text("elsewhere 4711")
+    path.write_text("elsewhere 4711", encoding="utf-8")
     scheduler.tick()
     clock.wait(settings.triggers.stale_after_s - 1)
     scheduler.tick()
@@ -210,7 +210,7 @@ def test_a_round_that_died_too_often_is_marked_failed(
     timed.update_round(round_id, step="training", detail="out of memory")
     path = lock_file(settings, round_id)
     path.parent.mkdir(parents=True)
-    path.write_text(f"{socket.gethostname()} 4711")
+    path.write_text(f"{socket.gethostname()} 4711", encoding="utf-8")
     scheduler.tick()
     record = timed.round(round_id)
     assert record.state is RoundState.FAILED
@@ -244,7 +244,7 @@ def test_without_the_lease_it_does_nothing(
 
 
 def test_cron_claims_once_per_time(settings: Settings, timed: Registry, executor: LocalExecutor, clock: Clock) -> None:
-    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name))
+    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name), encoding="utf-8")
     nightly = settings.model_copy(update={"triggers": TriggerSettings(cron="0 3 * * *")})
     scheduler = TrainingScheduler(nightly, timed, lambda: FeatureStore(nightly), executor, clock, clock.monotonic)
     scheduler.tick()
@@ -269,7 +269,7 @@ def test_a_tick_outlives_a_registry_and_a_store_that_are_away(
     registry.migrate()
     scheduler.tick()  # feature_store.yaml is still missing
     assert registry.rounds() == []
-    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name))
+    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name), encoding="utf-8")
     store_feedback(settings, range(4))
     scheduler.tick()
     assert len(registry.rounds()) == 1
@@ -280,15 +280,21 @@ def test_a_tick_outlives_a_registry_and_a_store_that_are_away(
 def start_main(config: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "services.training_scheduler", "-c", str(config)]
     return subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        encoding="utf-8",
     )
 
 
 def test_the_process_says_ready_and_gives_its_lease_back(settings: Settings, registry: Registry) -> None:
     values = settings.model_dump(mode="json", exclude_none=True)
     config = settings.root / "ratchet.toml"
-    config.write_text(render_settings({"model": values["model"], "dataset": values["dataset"]}))
-    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name))
+    config.write_text(render_settings({"model": values["model"], "dataset": values["dataset"]}), encoding="utf-8")
+    (settings.root / "feature_store.yaml").write_text(default_feature_store_yaml(settings.model.name), encoding="utf-8")
     process = start_main(config)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -301,7 +307,7 @@ def test_the_process_says_ready_and_gives_its_lease_back(settings: Settings, reg
 
 def test_drift_is_refused_in_one_line(settings: Settings) -> None:
     config = settings.root / "ratchet.toml"
-    config.write_text("[triggers]\ndrift = 0.2\n")
+    config.write_text("[triggers]\ndrift = 0.2\n", encoding="utf-8")
     process = start_main(config)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 2

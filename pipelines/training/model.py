@@ -165,7 +165,7 @@ def computes_bf16() -> bool:
 
 def adapter_targets(path: Path, group: str) -> list[str]:
     """Names of the linear layers that carry LoRA. Raises UnknownArchitecture."""
-    kind = json.loads((path / "config.json").read_text())["model_type"]
+    kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
     if kind not in MATRICES:
         raise UnknownArchitecture(f"base model {path} is of type {kind!r}; known are {', '.join(MATRICES)}")
     return [name for names in MATRICES[kind][: GROUPS[group]] for name in names]

@@ -150,7 +150,7 @@ class ArtifactSettings(Group):
     keep_versions: int = Field(
         20,
         ge=1,
-        description="newest versions, and last versions that served, that `ratchet prune` and rounds' ends keep",
+        description="newest versions that stay although they never served; versions that served always stay",
     )
 
 

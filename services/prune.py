@@ -84,9 +84,8 @@ def refuse_pruned(settings: Settings, registry: Registry, model_version: str) ->
 
 
 def _kept(settings: Settings, registry: Registry, rounds: list[RoundRecord], versions: list[VersionRecord]) -> set[str]:
-    """Digests of the newest versions, of the last that served, and of what an unfinished round needs."""
+    """Digests of the newest versions, of all that have served (a rollback may ask for any), and of what a round needs."""
     most = settings.artifacts.keep_versions
-    served = list(dict.fromkeys(champion.digest for champion in registry.promotions()))[: most + 1]
     needed = {
         name
         for record in rounds
@@ -94,7 +93,7 @@ def _kept(settings: Settings, registry: Registry, rounds: list[RoundRecord], ver
         for name in (record.candidate_version, record.champion_version)
     }
     return {
-        *served,
+        *(champion.digest for champion in registry.promotions()),
         *(version.digest for version in versions[:most]),
         *(version.digest for version in versions if version.model_version in needed),
     }
@@ -128,7 +127,7 @@ def _logs(settings: Settings, rounds: list[RoundRecord]) -> list[Leftover]:
 
 def _versions(settings: Settings, unkept: list[VersionRecord]) -> list[Leftover]:
     store, most = ArtifactStore(settings.location(settings.artifacts.url)), settings.artifacts.keep_versions
-    why = f"neither among the newest {most} versions nor among the last {most} that served (artifacts.keep_versions)"
+    why = f"it never served and is not among the newest {most} versions (artifacts.keep_versions)"
     sized = [(version, store.size(version.digest)) for version in unkept]
     return [
         Leftover(kind="version", name=version.model_version, why=why, size=size, digest=version.digest)

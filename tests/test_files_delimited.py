@@ -156,7 +156,7 @@ def test_a_quote_that_opens_in_the_last_column_swallows_nothing_silently(tmp_pat
         ("text,label\nhi,a\n".encode("utf-32-le"), "looks like UTF-32 without a byte-order mark: save it as UTF-8"),
         ("text,label\nhi,a\n".encode("utf-16")[:-1], "has the byte-order mark of UTF-16, but its last character is cut off: "
          "save it as UTF-8"),
-        (gzip.compress(b"text,label\nhi,a\n"), "holds gzip-compressed data: decompress it first"),
+        (gzip.compress(b"text,label\nhi,a\n", mtime=0), "holds gzip-compressed data: decompress it first"),
         (b"PK\x03\x04xx", "holds a ZIP archive or a spreadsheet: unpack it, or name it .xlsx"),
         (b"PAR1xx", "holds a Parquet file: name it .parquet"),
         (bytes(range(256)) * 4, "line 2: byte 0x80 is not UTF-8: this is binary data, not text"),

@@ -239,7 +239,7 @@ def tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (make's python3 may be older)
         sys.exit(
             "Ratchet needs Python 3.11 or newer, this is {}.{}: make install PYTHON=python3.12".format(
                 *sys.version_info

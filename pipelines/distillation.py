@@ -67,7 +67,7 @@ def distil(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    draw = random.Random(settings.seed)
+    draw = random.Random(settings.seed)  # noqa: S311 - the order of batches is no secret
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     wanted = _answers(teacher, encoder, unique)
     pooled_scale, output_scale = (part.var(dim=0).sum().clamp(min=1e-6) for part in wanted)

@@ -10,14 +10,12 @@ damage with a whole commit after it is refused, for setting that aside would dro
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +30,7 @@ from pipelines.event_log_tail import (
     commits,
     fault_of,
     hinted_version,
+    removed_files,
     version_of,
 )
 from serving.atomic_write import sync_all
@@ -131,7 +130,7 @@ def _tail(table: Path) -> list[Commit]:
     replaced: set[str] = set()
     for n, (version, path) in enumerate(recent):
         found.append(Commit(version, path, _unless_replaced(table, path, replaced, deep=n < DEEP)))
-        replaced |= _removed(path)
+        replaced |= removed_files(path)
     damaged = [commit.version for commit in found if commit.fault]
     return [commit for commit in reversed(found) if commit.version >= min(damaged)] if damaged else []
 
@@ -145,13 +144,6 @@ def _unless_replaced(table: Path, path: Path, replaced: set[str], *, deep: bool)
         if (names := set(added_files(path))) and names <= replaced:
             return None
     return fault
-
-
-def _removed(commit: Path) -> set[str]:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        actions = [json.loads(line) for line in commit.read_bytes().splitlines()]
-        return {unquote(action["remove"]["path"]) for action in actions if "remove" in action}
-    return set()
 
 
 def _repair_checkpoints(table: Path) -> list[Path]:

@@ -7,7 +7,7 @@ power cut. event_log.py and event_log_repair.py call it. It deliberately repairs
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -40,12 +40,14 @@ def secure(table: Path, after: int, newest: int, written: str | None = None) -> 
         OSError: the disk refuses.
 
     """
-    for path in (commit_path(table, version) for version in range(after + 1, newest + 1)):
+    trusted = {written} if written else set[str]()
+    for path in (commit_path(table, version) for version in range(newest, after, -1)):
         if not path.exists():  # a checkpoint covers it, or Delta would not have read this far
             continue
-        if fault := fault_of(table, path, deep=True, known=written):
+        if fault := fault_of(table, path, deep=True, trusted=trusted):
             raise EventLogDamaged(f"event log {table.name}: {path} is {fault}")
-        sync_all([*(table / name for name in added_files(path) if name != written), path])
+        sync_all([*(table / name for name in added_files(path) if name not in trusted), path])
+        trusted |= removed_files(path)  # an earlier commit's file that was replaced since may be deleted by now
     if newest > after:
         sync_all([table, table / LOG])
 
@@ -87,8 +89,8 @@ def version_of(checkpoint: Path) -> int:
     return int(checkpoint.name.partition(".")[0])
 
 
-def fault_of(table: Path, path: Path, *, deep: bool, known: str | None = None) -> str | None:
-    """Return what is wrong with a commit, its files included; None if nothing is. `deep`: read the files to their end."""
+def fault_of(table: Path, path: Path, *, deep: bool, trusted: Collection[str] = ()) -> str | None:
+    """Return what is wrong with a commit or its files, but for `trusted` ones; `deep`: read the files to their end."""
     text = path.read_bytes()
     if not text:
         return "empty"
@@ -105,7 +107,7 @@ def fault_of(table: Path, path: Path, *, deep: bool, known: str | None = None) -
     for action in actions:
         if (
             "add" in action
-            and action["add"]["path"] != known
+            and unquote(action["add"]["path"]) not in trusted
             and (fault := _file_fault(table, action["add"], deep=deep))
         ):
             return fault
@@ -152,6 +154,14 @@ def added_files(commit: Path) -> list[str]:
     """Return the names of the files that a commit adds. Raises ValueError if it is not JSON."""
     actions = (json.loads(line) for line in commit.read_bytes().splitlines())
     return [unquote(action["add"]["path"]) for action in actions if "add" in action]
+
+
+def removed_files(commit: Path) -> set[str]:
+    """Return the names of the files that a commit removes; none of one that cannot be read."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        actions = [json.loads(line) for line in commit.read_bytes().splitlines()]
+        return {unquote(action["remove"]["path"]) for action in actions if "remove" in action}
+    return set()
 
 
 def hinted_version(hint: Path) -> int | None:

@@ -132,7 +132,7 @@ class Evidence(ABC):
         """Before calibration, where that is known."""
         return Uncalibrated()
 
-    def confusion(self, most: int) -> list[Confusion]:
+    def confusion(self, most: int) -> list[Confusion]:  # noqa: ARG002 - where one label is mistaken for another
         """Wrong answers, the most frequent first."""
         return []
 

@@ -116,11 +116,11 @@ class TextEvidence(Evidence):
         """None: a text has no set around it."""
         return ()
 
-    def held(self, coverage: float) -> Bools:
+    def held(self, coverage: float) -> Bools:  # noqa: ARG002
         """Nothing is promised."""
         return np.zeros(len(self.rows), dtype=bool)
 
-    def width(self, coverage: float) -> float:
+    def width(self, coverage: float) -> float:  # noqa: ARG002
         """Nothing is promised."""
         return 0.0
 

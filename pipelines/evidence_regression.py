@@ -134,7 +134,7 @@ def score_number(
     version: str,
     split: str,
     calibration: Calibration | None = None,
-    raw: Floats | None = None,
+    raw: Floats | None = None,  # noqa: ARG001 - intervals leave the numbers as they are
 ) -> NumberEvidence:
     """Score numbers.
 

@@ -153,7 +153,7 @@ def trainable(feedback: pa.Table, predictions: pa.Table, *, rejections: bool) ->
     with duckdb.connect() as connection:
         connection.register("feedback", feedback)
         connection.register("predictions", predictions)
-        query = f"SELECT count(*) FILTER (known), count(*) FILTER (NOT known) FROM ({_TRAINABLE})"
+        query = f"SELECT count(*) FILTER (known), count(*) FILTER (NOT known) FROM ({_TRAINABLE})"  # noqa: S608
         found = connection.execute(query, {"rejections": rejections}).fetchone()
     return (int(found[0]), int(found[1])) if found else (0, 0)
 

@@ -58,7 +58,7 @@ class EventTimeOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # feast ha
             for feature, value in values.items()
         ]
         statement = (
-            f'INSERT INTO "{name}" (entity_key, feature_name, value, event_ts, created_ts) '
+            f'INSERT INTO "{name}" (entity_key, feature_name, value, event_ts, created_ts) '  # noqa: S608
             "VALUES (?, ?, ?, ?, ?) ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
             "event_ts = excluded.event_ts, created_ts = excluded.created_ts WHERE excluded.created_ts >= created_ts"
         )
@@ -74,8 +74,8 @@ class EventTimeOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # feast ha
         Rows lie about in the order of their first event, so that the oldest are looked at and no index is needed.
         """
         name = _table_id(config.project, table, config.registry.enable_online_feature_view_versioning)
-        oldest = f'SELECT rowid FROM "{name}" ORDER BY rowid LIMIT {FORGET_ROWS}'
-        statement = f'DELETE FROM "{name}" WHERE rowid IN ({oldest}) AND created_ts < ?'
+        oldest = f'SELECT rowid FROM "{name}" ORDER BY rowid LIMIT {FORGET_ROWS}'  # noqa: S608
+        statement = f'DELETE FROM "{name}" WHERE rowid IN ({oldest}) AND created_ts < ?'  # noqa: S608
         connection, deadline, total = self._get_conn(config), time.monotonic() + seconds, 0
         while time.monotonic() < deadline:
             with connection:

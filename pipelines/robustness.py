@@ -23,7 +23,7 @@ WORDS_A_TYPO = 8
 
 def typo(text: str) -> str:
     """Two neighbouring letters swapped, inside one of every eight words of four letters or more; one at least."""
-    draw = random.Random(hashlib.sha256(text.encode()).digest())
+    draw = random.Random(hashlib.sha256(text.encode()).digest())  # noqa: S311 - the same each time, no secret
     words = [match for match in re.finditer(r"[^\W\d_]{4,}", text) if len(set(match.group()[1:-1])) > 1]
     letters = list(text)
     for match in draw.sample(words, min(len(words), 1 + len(words) // WORDS_A_TYPO)):

@@ -204,7 +204,7 @@ def _use_utf8() -> None:
         environment = {**os.environ, "PYTHONUTF8": "1"}
         environment.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - ourselves
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -214,7 +214,7 @@ def _keep_docstrings() -> None:
     """Start anew with docstrings where `python -OO` took them away: transformers reads its own, and so does our help."""
     if sys.flags.optimize > 1:
         os.environ["PYTHONOPTIMIZE"] = "1"
-        os.execv(sys.executable, [sys.executable, *(word for word in sys.orig_argv[1:] if word != "-OO")])
+        os.execv(sys.executable, [sys.executable, *(word for word in sys.orig_argv[1:] if word != "-OO")])  # noqa: S606 - ourselves
 
 
 def _run() -> int:

@@ -110,7 +110,7 @@ def export(
 @click.option("--dlq", is_flag=True, required=True, help="the dead letters of this project")
 @config_option
 @json_option
-def replay_command(dlq: bool, config: Path, as_json: bool) -> None:
+def replay_command(dlq: bool, config: Path, as_json: bool) -> None:  # noqa: ARG001 - the flag says what it costs
     """Publish dead letters again that can be read by now, after a fix; the others stay dead letters."""
     from services.dead_letters import replay
     from services.feedback_gate import FeedbackGate

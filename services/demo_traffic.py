@@ -59,7 +59,7 @@ class Traffic:
         self._url = url
         self._headers = {"Authorization": f"Bearer {api_key}"}
         self._topics = list(topics)
-        self._draw = random.Random(11)
+        self._draw = random.Random(11)  # noqa: S311 - a simulation
         self._callers = self._spread(workers)
         self._pool = ThreadPoolExecutor(CALLERS)
 

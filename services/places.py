@@ -33,7 +33,7 @@ def settle(settings: Settings, environ: MutableMapping[str, str]) -> None:
 
 def tempfile_default() -> str | None:
     """The first of the machine's folders for temporary files that can be written; None if there is none."""
-    return next((folder for folder in ("/tmp", "/var/tmp", "/usr/tmp") if _writable(folder)), None)
+    return next((folder for folder in ("/tmp", "/var/tmp", "/usr/tmp") if _writable(folder)), None)  # noqa: S108 - looked at
 
 
 def _writable(folder: str | None) -> bool:

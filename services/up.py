@@ -169,7 +169,7 @@ class Supervisor:
 
     def _train(self) -> None:
         command = [*_module("services.cli"), "round", "run", "--bootstrap", "-c", self._config]
-        child = subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, preexec_fn=die_with_parent)
+        child = subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, preexec_fn=die_with_parent)  # noqa: PLW1509
         try:
             while child.poll() is None and not self.stop.wait(LOOK_S):
                 self._watch()

@@ -102,7 +102,7 @@ class OutboxDisk:
         try:
             with contextlib.closing(open_disk(path, "FULL")) as orphan:
                 make_table(orphan)
-                rows = orphan.execute(f"SELECT {EVENT} FROM events ORDER BY sequence").fetchall()
+                rows = orphan.execute(f"SELECT {EVENT} FROM events ORDER BY sequence").fetchall()  # noqa: S608
                 if rows:
                     mine.take_over(rows)
                     orphan.execute("DELETE FROM events")

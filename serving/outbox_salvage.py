@@ -94,7 +94,7 @@ def _first_page(path: Path) -> bytes:
 def _readable(path: Path) -> list[Row]:
     """Rows from the first on until a damaged page, and from the last on back."""
     found: dict[int, Row] = {}
-    query = f"SELECT sequence, {EVENT} FROM events NOT INDEXED ORDER BY sequence "
+    query = f"SELECT sequence, {EVENT} FROM events NOT INDEXED ORDER BY sequence "  # noqa: S608
     with contextlib.closing(sqlite3.connect(path)) as disk:
         for order in ("ASC", "DESC"):
             for sequence, *row in _until_error(disk, query + order):

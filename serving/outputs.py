@@ -120,7 +120,7 @@ class OneNumber:
         """The numbers [n, 1] as they are: what was fitted is their intervals."""
         return logits.astype(np.float64)
 
-    def sets(self, outputs: Floats, coverage: float) -> NDArray[np.bool_]:
+    def sets(self, outputs: Floats, coverage: float) -> NDArray[np.bool_]:  # noqa: ARG002 - as the protocol has it
         """None."""
         return np.zeros((len(outputs), 0), dtype=bool)
 

@@ -174,8 +174,8 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
     connect_args = {
         "connect_timeout": CONNECT_SECONDS,
         "tcp_user_timeout": int(BUSY_SECONDS * 1000),  # a peer that vanished is an error, not an endless wait
-        "keepalives_idle": int(BUSY_SECONDS),  # also one that vanished while its answer was awaited
-        "keepalives_interval": int(BUSY_SECONDS / 2),
+        "keepalives_idle": max(1, int(BUSY_SECONDS)),  # also one that vanished while its answer was awaited
+        "keepalives_interval": max(1, int(BUSY_SECONDS / 2)),
         "options": f"{url.query.get('options', '')} {bounds}".strip(),
     }
     # A pooled connection may be older than the server's last restart: ask it first.

@@ -57,14 +57,14 @@ def _of_sqlite(path: str, model_name: str) -> Glance:
         now = datetime.now(UTC)
         since, until = ((now + sign * WORKERS_WITHIN).isoformat(timespec="microseconds") for sign in (-1, 1))
         champions = rows("SELECT * FROM promotions WHERE model_name = ? ORDER BY generation DESC LIMIT 1")
-        unfinished = rows(f"SELECT record FROM rounds WHERE model_name = ? AND {_UNFINISHED}")
+        unfinished = rows(f"SELECT record FROM rounds WHERE model_name = ? AND {_UNFINISHED}")  # noqa: S608
         last = rows(
             "SELECT record FROM rounds WHERE model_name = ? AND state <> 'failed' ORDER BY sequence DESC LIMIT 1"
         )
         near = "SELECT * FROM heartbeats WHERE model_name = ? AND seen_at BETWEEN ? AND ? ORDER BY host, worker"
         workers = rows(near, since, until)
         times = [
-            rows(f"SELECT max({column}) AS newest FROM {table} WHERE model_name = ?")[0]["newest"]
+            rows(f"SELECT max({column}) AS newest FROM {table} WHERE model_name = ?")[0]["newest"]  # noqa: S608
             for table, column in _TIMES.items()
         ]
     return Glance(

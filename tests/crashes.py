@@ -15,9 +15,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-import pipelines.feature_repo.definitions
-import pipelines.offline_store
-import pipelines.online_store
 from pipelines.event_log import SCHEMAS
 from pipelines.features import FeatureStore, default_feature_store_yaml
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings

@@ -15,8 +15,9 @@ from services.cli import _one_line, cli
 from services.cli_project import one_of
 from services.crontab import crontab
 from services.executors import REPOSITORY
+from serving.artifacts import ArtifactStore, write_manifest
 from serving.registry import Registry
-from tests.registries import add_versions, begin
+from tests.registries import begin, manifest
 
 IDS = ["01a3ffff", "01a22399", "01a22372"]  # the newest first
 
@@ -60,7 +61,11 @@ def test_rounds_are_shown_and_rejected_by_prefix(tmp_path: Path) -> None:
     for given in (record.round_id, record.round_id[:8], "latest"):
         assert _run(tmp_path, "round", "show", given).output.startswith(f"{record.round_id}  running")
     assert "there is no version yet" in _run(tmp_path, "model", "rollback", "v1").output
-    add_versions(registry, "20261128-a", "20261129-b")
+    for name in ("20261128-a", "20261129-b"):
+        (tmp_path / name).mkdir()
+        write_manifest(tmp_path / name, manifest(name, model_name="shop"))
+        digest = ArtifactStore(str(tmp_path / "state/artifacts")).put(tmp_path / name)
+        registry.register_version(manifest(name, model_name="shop"), digest, servable=True)
     assert "2 versions begin with '2026'" in _run(tmp_path, "model", "rollback", "2026").output
     assert _run(tmp_path, "model", "rollback", "20261128").exit_code == 0
     champion = registry.champion()

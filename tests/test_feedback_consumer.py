@@ -497,12 +497,13 @@ def test_counts_are_of_what_is_effective_after_a_topic_was_made_anew(parts: Proj
     parts.features.write_online([prediction(n) for n in range(24)])
     said = [feedback(n) for n in range(24)]
     store(said, "old")
-    counts = LiveCounts(parts.features)
+    later = count(step=10).__next__
+    counts = LiveCounts(parts.features, later)
     counts.start(["old/0"])
     counts.write(now)
     assert live_counts(parts.features) == {"v1": {"disagreed": 24}}
     store([*said[20:], feedback(24)], "fresh")
-    restarted = LiveCounts(parts.features)
+    restarted = LiveCounts(parts.features, later)
     restarted.start(["fresh/0"])
     restarted.write(now + timedelta(seconds=5))
     assert live_counts(parts.features) == {"v1": {"disagreed": 24}}

@@ -244,7 +244,7 @@ def test_a_bad_body_costs_little_and_says_little(name: str) -> None:
     started = time.process_time()
     with pytest.raises(contract.NotValid) as caught:
         contract.read(body, shape, 256)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5, "a tenth of a second on an idle machine; validated whole it takes 10"
     assert len(caught.value.fields) <= contract.MOST_ERRORS + contract.MOST_KEYS
     assert sum(len(field) + len(message) for field, message in caught.value.fields) < 8000
 
@@ -256,7 +256,7 @@ def test_what_is_no_json_is_refused_at_once(body: bytes) -> None:
     started = time.process_time()
     with pytest.raises((contract.NotJson, contract.NotValid)):
         contract.read(body, contract.PredictRequest, 256)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5, "a tenth of a second on an idle machine; validated whole it takes 10"
 
 
 def test_feedback_has_room_for_the_longest_text_as_json() -> None:

@@ -26,7 +26,7 @@ _start: Any = None
 
 
 def _hold(start: Any) -> None:
-    global _start  # one barrier for the life of a pool's process
+    global _start  # noqa: PLW0603  # one barrier for the life of a pool's process
     _start = start
 
 

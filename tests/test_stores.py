@@ -16,7 +16,7 @@ import yaml
 from pipelines.event_log import SCHEMAS, ConcurrentCommitError, EventLog
 from pipelines.features import FeatureStore, default_feature_store_yaml
 from schemas.settings import FeatureStoreSettings, Settings
-from tests.events import feedback, prediction
+from tests.events import feedback, pid, prediction
 from tests.test_event_log import NOW, rows
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -123,9 +123,9 @@ def test_online_an_old_event_never_overwrites_a_newer_value(online: FeatureStore
     late = timedelta(milliseconds=500)
     online.write_online([prediction(1, version="v2", time=START + late), prediction(2, version="v2", time=START)])
     online.write_online([prediction(1, version="v1", time=START), prediction(2, version="v3", time=START + late)])
-    known = online.look_up(["p1", "nobody", "p2"])
-    assert {i: found["model_version"] for i, found in known.items()} == {"p1": "v2", "p2": "v3"}
-    assert known["p1"] == {"model_version": "v2", "predicted_label": "a", "user": None}
+    known = online.look_up([pid(1), "nobody", pid(2)])
+    assert {i: found["model_version"] for i, found in known.items()} == {pid(1): "v2", pid(2): "v3"}
+    assert known[pid(1)] == {"model_version": "v2", "predicted_label": "a", "user": None}
 
 
 def test_online_one_batch_with_both_keeps_the_newer(online: FeatureStore) -> None:
@@ -134,7 +134,7 @@ def test_online_one_batch_with_both_keeps_the_newer(online: FeatureStore) -> Non
         prediction(1, version="old", time=START),
     )
     online.write_online([newer, older])
-    assert online.look_up(["p1"])["p1"]["model_version"] == "new"
+    assert online.look_up([pid(1)])[pid(1)]["model_version"] == "new"
 
 
 def test_online_live_counts_are_kept_by_place(online: FeatureStore) -> None:

@@ -176,7 +176,8 @@ def test_a_round_that_was_killed_says_so_and_that_memory_is_the_likely_cause(
     timed: Registry, scheduler: TrainingScheduler, executor: LocalExecutor, clock: Clock
 ) -> None:
     round_id = claim(timed)
-    clock.now += timedelta(seconds=11)
+    scheduler.tick()
+    clock.wait(11)
     for _ in range(3):
         scheduler.tick()
         assert executor._child is not None

@@ -143,7 +143,7 @@ def test_a_child_can_be_stopped_though_sigterm_is_ignored_above(tmp_path: Path) 
     ("host", "url"),
     [
         ("127.0.0.1", "http://127.0.0.1:3000"),
-        ("0.0.0.0", "http://127.0.0.1:3000"),
+        ("0.0.0.0", "http://127.0.0.1:3000"),  # noqa: S104 - written, not bound
         ("::", "http://[::1]:3000"),
         ("::1", "http://[::1]:3000"),
         ("localhost", "http://localhost:3000"),

@@ -96,7 +96,7 @@ class EncoderTask(ABC):
         """All of them: [b, k]."""
         return np.asarray(outputs.numpy())
 
-    def settle(self, model: TextModel, held: Held, champion: Champion) -> None:
+    def settle(self, model: TextModel, held: Held, champion: Champion) -> None:  # noqa: B027 - where labels compete there is more
         """Nothing to do: no label takes from another."""
 
     def finish(self, model: TextModel) -> None:

@@ -73,7 +73,7 @@ class Fit:
         self._task, self._model, self._rows, self._own = task, model, rows, list(own)
         self._settings = settings
         self._batch = batch_size(len(self._own), settings)
-        self._draw = random.Random(settings.seed)
+        self._draw = random.Random(settings.seed)  # noqa: S311 - the order of batches is no secret
         self._stack = contextlib.ExitStack()
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.steps = -(-len(self._own) // self._batch)  # of an epoch

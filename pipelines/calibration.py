@@ -18,7 +18,7 @@ from scipy.optimize import minimize, minimize_scalar
 
 from pipelines import conformal, measures
 from schemas.artifacts import Calibration
-from serving import calibration as applied
+from serving.inference import calibration as applied
 
 LEAST_ROWS = 30
 FOLDS = 5

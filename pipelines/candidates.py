@@ -31,8 +31,8 @@ from schemas.labels import LabelMap
 from schemas.settings import Settings
 from schemas.targets import Task, labels_of
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
-from serving.loading import open_version
-from serving.runtime import Runtime
+from serving.inference.encoder_runtime import Runtime
+from serving.inference.loading import open_version
 
 log = logging.getLogger("ratchet.candidates")
 

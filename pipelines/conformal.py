@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom
 
 from schemas.artifacts import Conformal
-from serving import calibration as applied
+from serving.inference import calibration as applied
 
 MAX_SCORES = 2000
 

@@ -29,9 +29,9 @@ from schemas.artifacts import Calibration, Golden
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
 from schemas.targets import Task, labels_of
-from serving.calibration import GOLDEN_COVERAGE
-from serving.outputs import BY_TASK
-from serving.runtime import Runtime
+from serving.inference.calibration import GOLDEN_COVERAGE
+from serving.inference.encoder_runtime import Runtime
+from serving.inference.outputs import BY_TASK
 
 Sets = Literal["lac", "aps"]
 

@@ -21,7 +21,7 @@ from pipelines.training.generation import encoded
 from schemas.artifacts import Calibration, Golden
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
-from serving.generation import Writer, scored
+from serving.inference.decoder_runtime import Writer, scored
 
 log = logging.getLogger("ratchet.evaluation")
 

@@ -12,7 +12,7 @@ import orjson
 from pydantic import ValidationError
 
 from schemas.events import Event, FeedbackReceived, PredictionMade, parse_event
-from serving.broker import MAX_MESSAGE_BYTES
+from serving.messaging.publisher import MAX_MESSAGE_BYTES
 
 # How far ahead of ours a producer's clock may be and still be believed.
 CLOCK_AHEAD = timedelta(minutes=5)

@@ -19,7 +19,7 @@ from pipelines.evidence_right import RightOrWrong, all_labels, bias_of, report_o
 from schemas.artifacts import Calibration, EvaluationReport
 from schemas.reports import Confusion
 from schemas.targets import Task
-from serving import calibration as applied
+from serving.inference import calibration as applied
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pipelines.evidence import Bias, Bools, Evidence, Floats, Score, Uncalibrate
 from pipelines.evidence_right import bias_of
 from schemas.artifacts import Calibration, EvaluationReport, Measure
 from schemas.targets import Task
-from serving import calibration as applied
+from serving.inference import calibration as applied
 
 ACCEPTED = 0.5  # chrF from which on a text counts as one that people would take; an exact match always does
 FELL = 0.1  # chrF that a reviewer would miss

@@ -18,7 +18,7 @@ from pipelines.evidence import Bias, Bools, Floats, Score, Uncalibrated, slices
 from pipelines.evidence_right import RightOrWrong, all_labels, bias_of, report_of, widened
 from schemas.artifacts import Calibration, EvaluationReport
 from schemas.targets import Task, canonical, labels_of
-from serving import calibration as applied
+from serving.inference import calibration as applied
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from pipelines.dataset.files import FileRow
 from pipelines.evidence import Bias, Bools, Floats, OutputEvidence, Score, slices
 from schemas.artifacts import Calibration, EvaluationReport, IntervalCalibration, Measure, ReliabilityBin
 from schemas.targets import Task, canonical
-from serving import calibration as applied
-from serving.outputs import INTERVAL_COVERAGE
+from serving.inference import calibration as applied
+from serving.inference.outputs import INTERVAL_COVERAGE
 
 ALIKE = 0.25  # two numbers are one answer if they differ by less than this share of the errors do
 RESAMPLES = 400

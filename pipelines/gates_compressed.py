@@ -16,7 +16,7 @@ from pipelines.gates import gate_report
 from pipelines.gates_comparison import accuracy_holds
 from pipelines.policy import CompressedPolicy, Policy
 from schemas.artifacts import GateReport, GateResult, Verdict
-from serving.runtime import Runtime
+from serving.inference.encoder_runtime import Runtime
 
 STUDENT = "student-int8"
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 256, 8, 3

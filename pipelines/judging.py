@@ -23,7 +23,7 @@ from schemas.artifacts import DatasetManifest, EvaluationReport
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
 from schemas.targets import Task, labels_of
-from serving.loading import Loaded
+from serving.inference.loading import Loaded
 
 
 @dataclass(frozen=True)

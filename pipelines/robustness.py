@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.reports import Robustness
-from serving.runtime import Runtime
+from serving.inference.encoder_runtime import Runtime
 
 WORDS_A_TYPO = 8
 

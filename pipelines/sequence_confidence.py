@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from pipelines import calibration, measures
 from schemas.artifacts import SequenceCalibration
-from serving import calibration as applied
+from serving.inference import calibration as applied
 
 Floats = NDArray[np.float64]
 

@@ -47,8 +47,8 @@ def try_in_fresh_process(directory: Path) -> Tried:
 
 def main(directory: str) -> None:
     """Load, which checks hashes and golden outputs; answer some texts, one by one; print what it took."""
-    from serving.loading import open_version
-    from serving.runtime import Runtime
+    from serving.inference.encoder_runtime import Runtime
+    from serving.inference.loading import open_version
 
     runtime = open_version(Path(directory))
     texts = runtime.manifest.golden.texts or ["one text"]

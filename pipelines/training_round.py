@@ -43,9 +43,9 @@ from schemas.settings import Settings
 from schemas.toml_file import decode
 from serving.artifacts import ArtifactStore, read_manifest
 from serving.atomic_write import atomic_write
-from serving.loading import Loaded, open_version
-from serving.registry import ChampionMoved, Registry
-from serving.registry_marker import check
+from serving.inference.loading import Loaded, open_version
+from serving.registry.marker import check
+from serving.registry.registry import ChampionMoved, Registry
 
 log = logging.getLogger("ratchet.training_round")
 

@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 FeedbackKind = Literal["correction", "rating", "score", "comment", "retract"]
 FeedbackValue = str | float | list[str]
-# What JSON may hold where a label is wanted; serving/feedback.py turns it into a FeedbackValue or refuses it.
+# What JSON may hold where a label is wanted; serving/http/feedback_values.py turns it into a FeedbackValue or refuses it.
 GivenValue = str | bool | int | float | list[str | bool | int | float]
 
 

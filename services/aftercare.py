@@ -16,7 +16,7 @@ from services.consumer_metrics import ConsumerMetrics
 from services.live_counts import LiveCounts
 from services.micro_batch import MicroBatch, Source
 from services.orphans import Orphans
-from serving.broker import Outgoing
+from serving.messaging.publisher import Outgoing
 
 log = logging.getLogger("ratchet.aftercare")
 

@@ -9,7 +9,7 @@ import logging
 from schemas.artifacts import Champion
 from schemas.events import ModelPromoted, PromotionData
 from schemas.settings import Settings
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 log = logging.getLogger("ratchet.announce")
 
@@ -28,7 +28,7 @@ def announce(settings: Settings, registry: Registry, champion: Champion) -> None
 def _mark(settings: Settings, registry: Registry) -> None:
     """Note beside the artefacts how far the registry is."""
     from serving.artifacts import ArtifactStore
-    from serving.registry_marker import keep
+    from serving.registry.marker import keep
 
     try:
         keep(registry, ArtifactStore(settings.location(settings.artifacts.url)))
@@ -43,7 +43,7 @@ def _publish(settings: Settings, registry: Registry, champion: Champion) -> None
     bootstrap = settings.kafka.bootstrap_servers or (up or {}).get("broker")
     if not bootstrap:
         return
-    from serving.broker import Outgoing, Publisher, Topics
+    from serving.messaging.publisher import Outgoing, Publisher, Topics
 
     publisher = Publisher(str(bootstrap), timeout_s=TIMEOUT_S)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from schemas.artifacts import Champion
 from schemas.settings import Settings
 from serving.artifacts import ArtifactDamaged, ArtifactMissing, ArtifactStore, verify
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 MOST_EARLIER = 5  # versions that served before and are hashed: each costs a read of all its files
 

@@ -172,8 +172,8 @@ def doctor(config: Path, as_json: bool) -> None:
 
 def main() -> None:
     """Run, and turn every error into one line."""
-    from serving.log_lines import log_to
-    from serving.private_files import keep_private
+    from serving.process.log_lines import log_to
+    from serving.process.private_files import keep_private
 
     _keep_docstrings()
     _use_utf8()

@@ -35,7 +35,7 @@ def access_keys(renew: str | None, config: Path, by: str) -> None:
     given out before: renew it only if it became known.
     """
     from services.projects import open_project
-    from serving.access import API_KEY, SECRET, Keys, KeysMissing, fresh_key, keys_in, store_keys
+    from serving.http.access import API_KEY, SECRET, Keys, KeysMissing, fresh_key, keys_in, store_keys
 
     settings = open_project(config)
     path = settings.path(settings.access.keys)
@@ -62,7 +62,7 @@ def access_keys(renew: str | None, config: Path, by: str) -> None:
 def _audit(config: Path, by: str, made: list[str]) -> None:
     """Note in the audit log which keys were made, never their values; a registry that is away is no reason to fail."""
     from services.cli_project import opened
-    from serving.registry import RegistryUnavailable
+    from serving.registry.registry import RegistryUnavailable
 
     try:
         with opened(config) as (_, registry):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.features import FeatureStore
     from pipelines.training.bases import Base
     from schemas.settings import Settings
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
 
 @click.group()

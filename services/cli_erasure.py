@@ -59,8 +59,8 @@ def erase(
 
 
 def _pseudonyms(settings: "Settings", user: str) -> list[str]:
-    from serving import access
-    from serving.feedback import is_pseudonym
+    from serving.http import access
+    from serving.http.feedback_values import is_pseudonym
 
     secret = access.read_keys(settings.path(settings.access.keys)).secret
     return [access.pseudonym(secret, user), *([user] if is_pseudonym(user) else [])]
@@ -70,8 +70,8 @@ def _feedback(settings: "Settings", features: "FeatureStore", given: str, predic
     """The ids of the one feedback that is meant. Raises ClickException unless there is exactly one."""
     import pyarrow.compute as pc
 
-    from serving.access import read_keys
-    from serving.feedback import feedback_uuid
+    from serving.http.access import read_keys
+    from serving.http.feedback_values import feedback_uuid
 
     stored = feedback_uuid(lambda: read_keys(settings.path(settings.access.keys)).secret, given)
     rows = features.log_rows("feedback")

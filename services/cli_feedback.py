@@ -115,7 +115,7 @@ def replay_command(dlq: bool, config: Path, as_json: bool) -> None:  # noqa: ARG
     from services.dead_letters import replay
     from services.feedback_gate import FeedbackGate
     from services.projects import running_up
-    from serving.broker import Topics
+    from serving.messaging.publisher import Topics
 
     with opened(config) as (settings, registry):
         bootstrap = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
@@ -130,7 +130,7 @@ def replay_command(dlq: bool, config: Path, as_json: bool) -> None:  # noqa: ARG
 
 def _names(settings: "Settings", user: str | None) -> list[str] | None:
     """What a user may be called in the log: the pseudonym, or what was given if it is one."""
-    from serving import access
+    from serving.http import access
 
     if user is None:
         return None

@@ -16,7 +16,7 @@ from schemas.targets import LABELLED, BadTarget, label_name
 from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
 
 if TYPE_CHECKING:
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
 MEANWHILE = "the champion answers with its own labels until a round promotes the next version"
 

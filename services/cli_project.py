@@ -18,7 +18,7 @@ from schemas.printable import one_line
 
 if TYPE_CHECKING:
     from schemas.settings import Settings
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
 
 SHOWN = 8  # candidates named for a prefix of several ids
@@ -56,7 +56,7 @@ def opened(config: Path) -> "Iterator[tuple[Settings, Registry]]":
     """A project's settings and registry."""
     from services.places import settle
     from services.projects import open_project
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
     settings = open_project(config)
     settle(settings, os.environ)

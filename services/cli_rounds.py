@@ -19,7 +19,7 @@ from services.cli_project import by_option, config_option, json_option, opened, 
 if TYPE_CHECKING:
     from schemas.artifacts import Pace, RoundRecord
     from schemas.settings import Settings
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
 
 @click.group(name="round")

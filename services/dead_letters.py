@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pipelines.event_rows import BadMessage, read_event
 from schemas.events import FeedbackReceived
 from services.feedback_gate import FeedbackGate
-from serving.broker import MAX_MESSAGE_BYTES, Message, Outgoing, Publisher, Topics
-from serving.subscriptions import Backlog
+from serving.messaging.consumer import Backlog
+from serving.messaging.publisher import MAX_MESSAGE_BYTES, Message, Outgoing, Publisher, Topics
 
 PREFIX = "ratchet-"
 ORPHAN = "orphan: "  # begins the reason of feedback that waited in vain for its prediction

@@ -28,9 +28,9 @@ from schemas.settings import Settings, load_settings
 from services.demo_traffic import Article, Traffic
 from services.executors import REPOSITORY
 from services.projects import create_project
-from serving.access import read_keys
 from serving.artifacts import ArtifactStore
-from serving.registry import Registry
+from serving.http.access import read_keys
+from serving.registry.registry import Registry
 
 MAX_LENGTH = 64
 CHARACTERS = 450  # about 64 tokens, with room
@@ -299,7 +299,7 @@ def _measure(settings: Settings, registry: Registry, test: list[Article], record
     from pipelines.training.model import Encoder, base_model_path
     from pipelines.training.trainer import probe_outputs
     from pipelines.training_round import round_folder
-    from serving.runtime import Runtime
+    from serving.inference.encoder_runtime import Runtime
 
     assert record.candidate_version is not None
     digest = registry.version(record.candidate_version).digest

@@ -102,8 +102,8 @@ def _triggers(settings: Settings) -> Check:
 
 def _registry(settings: Settings) -> Check:
     from serving.artifacts import ArtifactStore
-    from serving.registry import Registry
-    from serving.registry_marker import RegistryLost, check
+    from serving.registry.marker import RegistryLost, check
+    from serving.registry.registry import Registry
 
     registry = Registry(settings.registry_url, settings.model.name)
     try:
@@ -122,7 +122,7 @@ def _registry(settings: Settings) -> Check:
 
 def _clock(settings: Settings) -> Check:
     from services.status import clock_line
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
     registry = Registry(settings.registry_url, settings.model.name)
     try:
@@ -148,7 +148,7 @@ def _artefacts(settings: Settings) -> Check:
 def _sums(settings: Settings, root: str) -> Check:
     """Compare the sums of the champion and of the versions that served before it with the files."""
     from services.champion_check import damaged, unservable
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
     registry = Registry(settings.registry_url, settings.model.name)
     try:
@@ -179,7 +179,7 @@ def _existing(path: Path) -> Path:
 
 def _broker(settings: Settings) -> Check:
     from services.projects import running_up
-    from serving.broker import Topics, topic_ids
+    from serving.messaging.publisher import Topics, topic_ids
 
     address = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
     if not address:
@@ -194,7 +194,7 @@ def _broker(settings: Settings) -> Check:
 def _serving(settings: Settings) -> Check:
     from services.own_address import fetch, url_of
     from services.projects import running_up
-    from serving.access import read_keys
+    from serving.http.access import read_keys
 
     up = running_up(settings)
     url = up["serving"] if up else url_of(settings.serving.host, settings.serving.port)
@@ -215,7 +215,7 @@ def _mlflow(settings: Settings) -> Check:
 
 
 def _compared(settings: Settings, url: str, served: dict[str, object]) -> Check:
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
     if served.get("name") != settings.model.name:
         return Check("serving", "FAIL", f"{url} serves {served.get('name')}, another project: set serving.port")

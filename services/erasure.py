@@ -23,8 +23,8 @@ from pipelines.features import FeatureStore
 from schemas.events import utc_now
 from schemas.settings import Settings
 from services.feedback_gate import FeedbackGate
-from serving.outbox_file import erase as erase_outboxes
-from serving.registry import Registry
+from serving.messaging.outbox_store import erase as erase_outboxes
+from serving.registry.registry import Registry
 
 AT_ONCE = 500  # ids in one predicate
 

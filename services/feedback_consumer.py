@@ -38,18 +38,11 @@ from services.feedback_gate import FeedbackGate
 from services.micro_batch import MicroBatch, Source, sort_out
 from services.signals import stop_on
 from services.stored_positions import gone, start_of
-from serving.broker import (
-    BrokerUnavailable,
-    Message,
-    Publisher,
-    Topics,
-    ensure_topics,
-    topic_ids,
-)
-from serving.log_lines import log_to
-from serving.private_files import keep_private
-from serving.registry import Registry
-from serving.subscriptions import Subscription
+from serving.messaging.consumer import Subscription
+from serving.messaging.publisher import BrokerUnavailable, Message, Publisher, Topics, ensure_topics, topic_ids
+from serving.process.log_lines import log_to
+from serving.process.private_files import keep_private
+from serving.registry.registry import Registry
 
 log = logging.getLogger("ratchet.feedback_consumer")
 

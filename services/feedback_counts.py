@@ -19,7 +19,7 @@ from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from pipelines.features import FeatureStore
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
 FILE = "state/feedback-counts.json"
 KEEP_S = 5.0  # seconds between two counts while feedback streams in

@@ -1,8 +1,8 @@
 """The door for feedback that did not come through our serving: the rules of `POST /feedback`, and what was taken out for good.
 
-Turns a `FeedbackReceived` from Kafka into the one that is stored, or raises `BadMessage`. The consumer asks for every message,
-the replay of dead letters before it publishes one again. The rules are serving/feedback.py's; a label that the taxonomy gets
-later is a dead letter until then, and `ratchet feedback replay --dlq` brings it back.
+Turns a `FeedbackReceived` from Kafka into the one that is stored, or raises `BadMessage`. The consumer asks for every
+message, the replay of dead letters before it publishes one again. The rules are serving/http/feedback_values.py's; a
+label that the taxonomy gets later is a dead letter until then, and `ratchet feedback replay --dlq` brings it back.
 """
 
 from functools import cached_property
@@ -11,10 +11,10 @@ from pipelines.event_rows import BadMessage
 from schemas.events import FeedbackReceived, PredictionMade
 from schemas.labels import LabelMap
 from schemas.settings import Settings
-from serving.access import pseudonym, read_keys
-from serving.feedback import BadFeedback, FeedbackChecker, feedback_uuid, is_pseudonym
-from serving.registry import Registry
-from serving.registry_exclusions import Excluded
+from serving.http.access import pseudonym, read_keys
+from serving.http.feedback_values import BadFeedback, FeedbackChecker, feedback_uuid, is_pseudonym
+from serving.registry.exclusions import Excluded
+from serving.registry.registry import Registry
 
 
 class FeedbackGate:

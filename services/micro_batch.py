@@ -13,8 +13,8 @@ import pyarrow as pa
 from pipelines.event_log import SCHEMAS
 from pipelines.event_rows import BadMessage, on_our_clock, read_event, row_of
 from schemas.events import FeedbackReceived, PredictionMade
-from serving.broker import Message, Topics
-from serving.registry_exclusions import Excluded
+from serving.messaging.publisher import Message, Topics
+from serving.registry.exclusions import Excluded
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.features import FeatureStore
 from schemas.events import FeedbackData, FeedbackReceived
 from services.dead_letters import ORPHAN, dead_letter
-from serving.broker import Message, Outgoing, Topics
+from serving.messaging.publisher import Message, Outgoing, Topics
 
 AT_ONCE = 1000
 

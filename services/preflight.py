@@ -37,7 +37,7 @@ class BrokenProject(ValueError):
 
 def keys(settings: Settings) -> Iterator[str]:
     """Yield what is wrong with keys.env."""
-    from serving.access import KeysMissing, read_keys
+    from serving.http.access import KeysMissing, read_keys
 
     try:
         read_keys(settings.path(settings.access.keys))
@@ -166,7 +166,7 @@ def addresses(settings: Settings) -> Iterator[str]:
     for server in (settings.kafka.bootstrap_servers or "localhost").split(","):
         if not _SERVER.fullmatch(server.strip()):
             yield f"kafka.bootstrap_servers = {server.strip()!r}: expected host:port, several parted by commas"
-    from serving.registry_database import check_url
+    from serving.registry.database import check_url
 
     try:
         check_url(settings.registry_url)

@@ -19,7 +19,7 @@ from schemas.targets import LABELLED, Task, label_name, labels_of
 if TYPE_CHECKING:
     from pipelines.dataset.files import Columns
     from services.data_summary import ProjectData
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
 LOCK = "state/up.lock"  # held by the `ratchet up` of the folder for as long as it lives
 STATE = "state/up.json"  # where its parts are, written once they are ready
@@ -106,7 +106,7 @@ def create_project(
     from pipelines.features import default_feature_store_yaml
     from pipelines.policy import default_policy, load_policy
     from services.data_summary import describe
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ProjectError(f"{folder} is not an empty folder")
@@ -182,7 +182,7 @@ def _copied(path: Path, folder: Path, name: str) -> str:
 def _finish(folder: Path, settings: Settings) -> None:
     """Write what is secret and what keeps it so, then check the whole project as `up` will. Raises BrokenProject."""
     from services.preflight import refuse_broken
-    from serving.access import write_keys
+    from serving.http.access import write_keys
 
     (folder / ".gitignore").write_text(GITIGNORE, encoding="utf-8")
     write_keys(settings.path(settings.access.keys))
@@ -204,8 +204,8 @@ def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
 def accept_registry(settings: Settings) -> None:
     """Take the project's registry for the right one, whatever the artefact store remembers of another."""
     from serving.artifacts import ArtifactStore
-    from serving.registry import Registry
-    from serving.registry_marker import accept
+    from serving.registry.marker import accept
+    from serving.registry.registry import Registry
 
     registry = Registry(settings.registry_url, settings.model.name)
     try:

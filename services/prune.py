@@ -19,7 +19,7 @@ from schemas.settings import Settings
 from services.disk_room import clear_models, disk_bytes, models
 from services.round_process import Whereabouts, lock_file, whereabouts
 from serving.artifacts import ArtifactStore
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 LOGS_BYTES = 50 * 10**6  # of rounds' outputs together; the oldest go first
 

@@ -24,7 +24,7 @@ from schemas.settings import Settings
 from services.disk_room import clear_models, in_reserve, shortage
 from services.failures import sentence
 from services.file_locks import Held, held
-from serving.registry import Registry, RoundOver
+from serving.registry.registry import Registry, RoundOver
 
 BEAT_S = 2.0
 END_S = 15.0  # what a round may do after the registry has its end: write its report, tell the promotions topic

@@ -13,8 +13,8 @@ from typing import Any
 from schemas.settings import Settings, TriggerSettings
 from services.feedback_counts import FeedbackCounts, counts
 from services.projects import open_project, running_up
-from serving.outbox_file import waiting
-from serving.registry_glance import glance
+from serving.messaging.outbox_store import waiting
+from serving.registry.glance import glance
 
 
 def look(config: Path) -> tuple[dict[str, Any], list[str]]:

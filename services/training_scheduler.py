@@ -37,10 +37,10 @@ from services.prune import leftovers, remove
 from services.round_process import Whereabouts
 from services.signals import stop_on
 from services.ticker import Ticker
-from serving.elapsed import Unchanged
-from serving.log_lines import log_to
-from serving.private_files import keep_private
-from serving.registry import Registry
+from serving.process.log_lines import log_to
+from serving.process.private_files import keep_private
+from serving.registry.elapsed import Unchanged
+from serving.registry.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")
 

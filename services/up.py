@@ -28,10 +28,10 @@ from services.file_locks import Held, held
 from services.own_address import bind_address, fetch, url_of
 from services.projects import LOCK, STATE
 from serving.artifacts import ArtifactStore
-from serving.broker import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
-from serving.private_files import close_folders
-from serving.registry import Registry
-from serving.registry_marker import check, keep
+from serving.messaging.publisher import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
+from serving.process.private_files import close_folders
+from serving.registry.marker import check, keep
+from serving.registry.registry import Registry
 
 BROKER_S = 20.0
 READY_S = 120.0

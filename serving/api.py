@@ -20,20 +20,20 @@ import orjson
 
 from schemas.events import FeedbackData, FeedbackReceived, new_id
 from schemas.settings import Settings
-from serving import access, checks, contract
-from serving.admission import QueueFull
-from serving.anonymise import anonymise
-from serving.answers import Answer, Answers, Event
-from serving.asgi import EventStream, Message, Receive, Refused, Request, Send, event
-from serving.batching import DeadlinePassed, MicroBatcher, NotReady
-from serving.cors import Cors
-from serving.feedback import BadFeedback, FeedbackChecker, prediction_uuid
-from serving.generation_queue import GenerationQueue, TextAnswer
-from serving.label_refresh import LabelRefresh, RegistryAway, checked_feedback
+from serving.http import access, contract, request_checks
+from serving.http.asgi import EventStream, Message, Receive, Refused, Request, Send, event
+from serving.http.cors import Cors
+from serving.http.feedback_values import BadFeedback, FeedbackChecker, prediction_uuid
+from serving.http.label_refresh import LabelRefresh, RegistryAway, checked_feedback
+from serving.http.metrics import Metrics
+from serving.http.responses import Answer, Answers, Event
+from serving.http.routes import Route, Router
+from serving.inference.admission import QueueFull
+from serving.inference.batching import DeadlinePassed, MicroBatcher, NotReady
+from serving.inference.generation_queue import GenerationQueue, TextAnswer
 from serving.live import LiveModel
-from serving.metrics import Metrics
-from serving.outbox import Outbox
-from serving.routes import Route, Router
+from serving.messaging.outbox import Outbox
+from serving.privacy.anonymise import anonymise
 
 log = logging.getLogger("ratchet.api")
 
@@ -110,9 +110,9 @@ class Api:
         self._authorise(request)
         self._check_load()
         asked = await self._parse(request, contract.PredictRequest)
-        texts = [anonymise(item.text) for item in checks.items(asked, self._settings.serving)]
+        texts = [anonymise(item.text) for item in request_checks.items(asked, self._settings.serving)]
         options, timeout_s = asked.options or contract.Options(), self._settings.serving.timeout_s
-        most = checks.most_tokens(asked, options, self._live.current())
+        most = request_checks.most_tokens(asked, options, self._live.current())
         try:
             if most is None:
                 answer: Answer = await request.unless_gone(self._batcher.submit(texts, timeout_s), WATCH_SECONDS)

@@ -22,9 +22,9 @@ from schemas.artifacts import Champion
 from schemas.labels import LabelMap
 from serving.artifacts import ArtifactStore
 from serving.atomic_write import atomic_write
-from serving.loading import Loaded, open_version
-from serving.registry import Registry
-from serving.registry_marker import check
+from serving.inference.loading import Loaded, open_version
+from serving.registry.marker import check
+from serving.registry.registry import Registry
 
 log = logging.getLogger("ratchet.live")
 

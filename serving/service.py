@@ -18,23 +18,23 @@ from bentoml._internal.utils import circus
 from uvicorn.protocols.http import auto
 
 from schemas.settings import Settings, load_settings
-from serving import access
 from serving.api import Api
 from serving.artifacts import ArtifactStore
-from serving.asgi import Message, Receive, Send
-from serving.batching import MicroBatcher
-from serving.broker import Topics
-from serving.connections import Limits
-from serving.front import Front
-from serving.generation_queue import GenerationQueue
-from serving.listening import open_file_limit, protocol
+from serving.http import access
+from serving.http.asgi import Message, Receive, Send
+from serving.http.connections import Limits
+from serving.http.front import Front
+from serving.http.listening import open_file_limit, protocol
+from serving.http.metrics import Metrics
+from serving.inference.batching import MicroBatcher
+from serving.inference.generation_queue import GenerationQueue
 from serving.live import LiveModel
-from serving.log_lines import OneLine
-from serving.metrics import Metrics
-from serving.outbox import Outbox
-from serving.private_files import keep_private
-from serving.process_manager import without_ports
-from serving.registry import Registry
+from serving.messaging.outbox import Outbox
+from serving.messaging.publisher import Topics
+from serving.process.log_lines import OneLine
+from serving.process.private_files import keep_private
+from serving.process.process_manager import without_ports
+from serving.registry.registry import Registry
 
 EMBEDDED = "RATCHET_EMBEDDED_BROKER"
 

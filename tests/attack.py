@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from serving.access import issue_token
+from serving.http.access import issue_token
 from tests.bench_report import Figure, write
 from tests.bench_serve_load import memory
 from tests.served import Served, broker, make_project, served

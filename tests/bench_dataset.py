@@ -35,7 +35,7 @@ from pipelines.training.model import Encoder, base_model_path
 from schemas.settings import Settings, load_settings
 from services.demo import bbc_news
 from services.projects import create_project
-from serving.registry import Registry
+from serving.registry.registry import Registry
 from tests.bench_report import Figure, write
 from tests.conftest import write_rows as write_csv
 from tests.dataset_rounds import Simulation, edited, similar_pairs

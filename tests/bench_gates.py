@@ -28,10 +28,10 @@ from pipelines.policy import DEFAULT_POLICY, Policy
 from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import Calibration, EvaluationReport, RoundRecord, Verdict
 from schemas.settings import DatasetSettings, ModelSettings, Settings
-from serving import calibration as applied
-from serving.access import write_keys
 from serving.artifacts import ArtifactStore
-from serving.registry import Registry
+from serving.http.access import write_keys
+from serving.inference import calibration as applied
+from serving.registry.registry import Registry
 from tests.bench_gates_models import KEPT, SEEDS, TRAIN, Answers, answers, split
 from tests.bench_report import Figure, write
 from tests.conftest import write_rows

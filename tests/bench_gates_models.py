@@ -28,7 +28,7 @@ from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, Golden, ModelManifest
 from schemas.settings import TrainingSettings
 from serving.artifacts import write_manifest
-from serving.runtime import Runtime
+from serving.inference.encoder_runtime import Runtime
 
 SEEDS = 5
 TRAIN, JUDGE, CALIBRATE_A_LABEL = 2000, 2000, 13

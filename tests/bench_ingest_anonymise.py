@@ -6,7 +6,7 @@ Locales and seeds that the patterns were tuned on are not these: HELD_OUT locale
 import time
 from pathlib import Path
 
-from serving.anonymise import anonymise
+from serving.privacy.anonymise import anonymise
 from tests.bench_report import Figure
 from tests.pii_sentences import HELD_OUT, TUNED, Sentence, score, sentences
 

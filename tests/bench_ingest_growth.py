@@ -14,7 +14,7 @@ from pipelines.features import FeatureStore, default_feature_store_yaml
 from schemas.events import PredictionMade, new_id
 from schemas.settings import Settings
 from services.feedback_consumer import Consumer
-from serving.broker import Message, Topics
+from serving.messaging.publisher import Message, Topics
 from tests.bench_ingest_throughput import WORDS, mixed, prediction, project
 from tests.bench_report import Figure
 from tests.events import outgoing

@@ -18,9 +18,9 @@ from pipelines.features import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, new_id
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
 from services.feedback_consumer import Consumer
-from serving.anonymise import anonymise
-from serving.broker import Outgoing, Publisher, Topics, ensure_topics
-from serving.registry import Registry
+from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics
+from serving.privacy.anonymise import anonymise
+from serving.registry.registry import Registry
 from tests.bench_report import Figure
 from tests.events import outgoing
 from tests.fakes import wait_until

@@ -14,7 +14,7 @@ import numpy as np
 
 from schemas.settings import Settings
 from serving.artifacts import ArtifactStore
-from serving.runtime import Runtime
+from serving.inference.encoder_runtime import Runtime
 
 ROWS = 3072
 BATCHES = (8, 16, 32)

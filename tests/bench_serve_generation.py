@@ -23,10 +23,10 @@ from pipelines.training.generation import Generation
 from schemas.artifacts import ModelManifest
 from schemas.settings import Settings, TrainingSettings, load_settings
 from services.projects import create_project
-from serving import prompts
 from serving.artifacts import ArtifactStore
-from serving.generation import MODEL, compute_dtype
-from serving.registry import Registry
+from serving.inference import prompts
+from serving.inference.decoder_runtime import MODEL, compute_dtype
+from serving.registry.registry import Registry
 from tests.bench_report import Figure
 from tests.bench_serve_project import CACHE, Project, ratchet
 from tests.bench_train_generation import pairs

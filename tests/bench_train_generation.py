@@ -30,7 +30,7 @@ from pipelines.training.model import Encoder, base_model_path
 from pipelines.training.trainer import train
 from schemas.settings import TrainingSettings
 from services.projects import TEXT_TRAINING
-from serving.generation import Writer
+from serving.inference.decoder_runtime import Writer
 from tests.bench_report import Figure
 from tests.versions import text_version
 

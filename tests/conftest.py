@@ -14,7 +14,7 @@ from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, Set
 from tests.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until
 
 if TYPE_CHECKING:
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def write_rows(path: Path, rows: list[tuple[str, str]], column: str = "label") -
 @pytest.fixture
 def settings(tmp_path: Path, tiny_base: Path, model_name: str) -> Settings:
     """A project's settings on a tiny model: data/seed.csv and data/reference.csv written, keys made."""
-    from serving.access import write_keys
+    from serving.http.access import write_keys
 
     write_rows(tmp_path / "data/seed.csv", toy_rows(30, seed=1))
     write_rows(tmp_path / "data/reference.csv", toy_rows(240, seed=2))
@@ -89,7 +89,7 @@ def settings(tmp_path: Path, tiny_base: Path, model_name: str) -> Settings:
 @pytest.fixture
 def registry(settings: Settings) -> "Iterator[Registry]":
     """A migrated registry on SQLite whose taxonomy is the toy topics."""
-    from serving.registry import Registry
+    from serving.registry.registry import Registry
 
     opened = Registry(settings.registry_url, settings.model.name)
     opened.migrate()
@@ -101,7 +101,7 @@ def registry(settings: Settings) -> "Iterator[Registry]":
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real broker process that keeps its topics in memory."""
-    from serving.broker import embedded_broker_command, ensure_topics
+    from serving.messaging.publisher import embedded_broker_command, ensure_topics
 
     port = free_port()
     with (tmp_path_factory.mktemp("broker") / "log").open("wb") as log:

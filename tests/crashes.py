@@ -19,8 +19,8 @@ from pipelines.event_log import SCHEMAS
 from pipelines.features import FeatureStore, default_feature_store_yaml
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
 from services.feedback_consumer import main
-from serving.broker import Outgoing, Publisher, Topics, ensure_topics
-from serving.registry import Registry
+from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics
+from serving.registry.registry import Registry
 from tests.events import feedback, outgoing, prediction
 from tests.fakes import wait_until
 from tests.kafka_tools import read_all

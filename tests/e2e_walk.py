@@ -25,7 +25,7 @@ import httpx
 
 from pipelines.dataset.files import FileRow, read_rows
 from schemas.settings import load_settings
-from serving.access import read_keys
+from serving.http.access import read_keys
 from tests.conftest import write_rows
 from tests.fakes import free_port
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, utc_now
-from serving.broker import Outgoing, Topics
+from serving.messaging.publisher import Outgoing, Topics
 
 
 def pid(n: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
-from serving.broker import embedded_broker_command, topic_ids
+from serving.messaging.publisher import embedded_broker_command, topic_ids
 from tests.fakes import free_port, wait_until
 
 

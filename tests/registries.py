@@ -23,9 +23,7 @@ from schemas.artifacts import (
     RoundRecord,
     Verdict,
 )
-from serving.registry import (
-    Registry,
-)
+from serving.registry.registry import Registry
 
 START = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 
 from schemas.settings import load_settings
-from serving.access import Keys, write_keys
 from serving.artifacts import ArtifactStore
-from serving.broker import Topics, embedded_broker_command, ensure_topics
-from serving.registry import Registry
+from serving.http.access import Keys, write_keys
+from serving.messaging.publisher import Topics, embedded_broker_command, ensure_topics
+from serving.registry.registry import Registry
 from tests.bench_serve_load import module, server
 from tests.fakes import TOPICS, free_port, tiny_base_model, wait_until
 from tests.versions import promote, tiny_version

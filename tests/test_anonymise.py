@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serving.anonymise import anonymise
+from serving.privacy.anonymise import anonymise
 from tests.pii_sentences import HELD_OUT, TUNED, score, sentences
 
 FOUND = {

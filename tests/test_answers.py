@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from schemas.events import PredictionMade, parse_event
-from serving.access import check_token
-from serving.answers import Answers
-from serving.batching import Answer
-from serving.runtime import Runtime
+from serving.http.access import check_token
+from serving.http.responses import Answers
+from serving.inference.batching import Answer
+from serving.inference.encoder_runtime import Runtime
 from tests.versions import copied
 
 TEXTS = ['the "oven" and\nthe soup', "čaj ☕ of the bank"]

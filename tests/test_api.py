@@ -11,17 +11,17 @@ from starlette.testclient import TestClient
 from pipelines.policy import DEFAULT_POLICY
 from pipelines.training_round import run_round
 from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, ServingSettings, Settings, TrainingSettings
-from serving.access import Keys, issue_token, write_keys
 from serving.api import Api
 from serving.artifacts import ArtifactStore
-from serving.batching import MicroBatcher
-from serving.broker import Topics
-from serving.feedback import feedback_uuid
-from serving.generation_queue import GenerationQueue
+from serving.http.access import Keys, issue_token, write_keys
+from serving.http.feedback_values import feedback_uuid
+from serving.http.metrics import Metrics
+from serving.inference.batching import MicroBatcher
+from serving.inference.generation_queue import GenerationQueue
 from serving.live import LiveModel
-from serving.metrics import Metrics
-from serving.outbox import Outbox
-from serving.registry import Registry
+from serving.messaging.outbox import Outbox
+from serving.messaging.publisher import Topics
+from serving.registry.registry import Registry
 from tests.conftest import write_rows
 from tests.fakes import TOPICS, forget_metrics, free_port, toy_rows
 

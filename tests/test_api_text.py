@@ -13,18 +13,18 @@ from starlette.testclient import TestClient
 
 from schemas.events import PredictionMade, parse_event
 from schemas.settings import Settings
-from serving.access import write_keys
 from serving.api import Api
 from serving.artifacts import ArtifactStore
-from serving.asgi import ClientGone, EventStream, Request, event
-from serving.batching import MicroBatcher
-from serving.broker import Topics
-from serving.generation import Writer
-from serving.generation_queue import GenerationQueue
+from serving.http.access import write_keys
+from serving.http.asgi import ClientGone, EventStream, Request, event
+from serving.http.metrics import Metrics
+from serving.inference.batching import MicroBatcher
+from serving.inference.decoder_runtime import Writer
+from serving.inference.generation_queue import GenerationQueue
 from serving.live import LiveModel
-from serving.metrics import Metrics
-from serving.outbox import Outbox
-from serving.registry import Registry
+from serving.messaging.outbox import Outbox
+from serving.messaging.publisher import Topics
+from serving.registry.registry import Registry
 from tests.fakes import free_port
 from tests.versions import copied, promote, tiny_text_version
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.admission import QueueFull
-from serving.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, _Request, cut, turn
-from serving.runtime import Runtime
+from serving.inference.admission import QueueFull
+from serving.inference.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, _Request, cut, turn
+from serving.inference.encoder_runtime import Runtime
 from tests.fakes import toy_rows
 from tests.versions import copied
 

@@ -5,7 +5,8 @@ import threading
 import pytest
 
 from services.feedback_consumer import STALL_SECONDS
-from serving.broker import (
+from serving.messaging.consumer import Subscription
+from serving.messaging.publisher import (
     MAX_MESSAGE_BYTES,
     BrokerUnavailable,
     Message,
@@ -17,8 +18,7 @@ from serving.broker import (
     ensure_topics,
     topic_ids,
 )
-from serving.registry_database import RegistryUnavailable
-from serving.subscriptions import Subscription
+from serving.registry.database import RegistryUnavailable
 from tests.fakes import free_port, wait_until
 from tests.kafka_tools import own_broker, read_all
 

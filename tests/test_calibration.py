@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from pipelines import calibration, conformal, intervals, measures, sequence_confidence
 from schemas.artifacts import Calibration, Conformal, IntervalCalibration
-from serving import calibration as applied
+from serving.inference import calibration as applied
 
 Logits = tuple[Any, Any, Any, Any]
 

@@ -11,7 +11,7 @@ from services.champion_check import damaged, unservable
 from services.failures import ending, sentence
 from serving.artifacts import ArtifactStore
 from serving.live import LiveModel
-from serving.registry import Registry
+from serving.registry.registry import Registry
 from tests.versions import copied, promote
 
 

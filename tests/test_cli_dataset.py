@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from schemas.settings import Settings, load_settings
 from services.cli import cli
 from services.projects import create_project
-from serving.registry import Registry
+from serving.registry.registry import Registry
 from tests.conftest import write_rows
 from tests.fakes import toy_rows
 

@@ -21,9 +21,9 @@ from schemas.events import FeedbackReceived, PredictionMade
 from schemas.settings import Settings
 from services.cli import cli
 from services.dead_letters import dead_letter
-from serving.access import pseudonym, read_keys, write_keys
-from serving.broker import Message, Outgoing, Publisher, Topics, ensure_topics
-from serving.registry import Registry
+from serving.http.access import pseudonym, read_keys, write_keys
+from serving.messaging.publisher import Message, Outgoing, Publisher, Topics, ensure_topics
+from serving.registry.registry import Registry
 from tests.events import feedback, fid, outgoing, pid, prediction
 from tests.kafka_tools import read_all
 

@@ -16,7 +16,7 @@ from services.cli_project import one_of
 from services.crontab import crontab
 from services.executors import REPOSITORY
 from serving.artifacts import ArtifactStore, write_manifest
-from serving.registry import Registry
+from serving.registry.registry import Registry
 from tests.registries import begin, manifest
 
 IDS = ["01a3ffff", "01a22399", "01a22372"]  # the newest first

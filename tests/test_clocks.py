@@ -20,7 +20,7 @@ from schemas.settings import ModelSettings, RegistrySettings, Settings, TriggerS
 from services.executors import LocalExecutor
 from services.live_counts import LiveCounts
 from services.training_scheduler import LEASE_SECONDS, LOCK, TrainingScheduler
-from serving.registry import Registry
+from serving.registry.registry import Registry
 from tests import registries
 from tests.events import feedback, prediction
 from tests.registries import START, Clock

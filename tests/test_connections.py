@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from serving.asgi import Message, Receive, Send
-from serving.connections import Limits, OpenConnections
-from serving.listening import open_file_limit, protocol
+from serving.http.asgi import Message, Receive, Send
+from serving.http.connections import Limits, OpenConnections
+from serving.http.listening import open_file_limit, protocol
 from tests.fakes import free_port, wait_until
 
 LIMITS = Limits(

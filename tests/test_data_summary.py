@@ -13,7 +13,7 @@ from schemas.targets import Task
 from services.cli import cli
 from services.data_summary import DataError, ProjectData, check, describe, health, read_data
 from services.projects import create_project, fill_taxonomy
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 
 def rows(*labels: str, first: int = 0) -> str:

@@ -15,7 +15,7 @@ from pipelines.training.generation import Generation, encoded
 from pipelines.training.model import BaseModelMissing, layer_of
 from pipelines.training.trainer import Trained, train
 from schemas.settings import TrainingSettings
-from serving.generation import Writer, token_logprobs
+from serving.inference.decoder_runtime import Writer, token_logprobs
 from tests.fakes import toy_rows
 
 RECIPE = TrainingSettings(epochs=3, learning_rate=2e-2, threads=1)

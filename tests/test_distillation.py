@@ -12,7 +12,7 @@ from pipelines.training.model import Encoder, TextModel, layers_of
 from pipelines.training_round import round_folder, run_round
 from schemas.settings import Settings, TrainingSettings
 from serving.artifacts import ArtifactStore, read_manifest
-from serving.registry import Registry
+from serving.registry.registry import Registry
 from tests.fakes import toy_rows
 
 RECIPE = TrainingSettings(student_layers=1, student_epochs=12, threads=1)

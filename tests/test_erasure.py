@@ -17,11 +17,11 @@ from pipelines.features import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import Settings
 from services.cli import cli
-from serving.access import pseudonym, read_keys, write_keys
-from serving.broker import Topics
-from serving.feedback import feedback_uuid
-from serving.outbox_file import make_table, open_disk, waiting, write
-from serving.registry import Registry
+from serving.http.access import pseudonym, read_keys, write_keys
+from serving.http.feedback_values import feedback_uuid
+from serving.messaging.outbox_store import make_table, open_disk, waiting, write
+from serving.messaging.publisher import Topics
+from serving.registry.registry import Registry
 from tests.events import feedback, fid, outgoing, pid, prediction
 
 EARLIER = utc_now() - timedelta(hours=1)

@@ -18,7 +18,7 @@ from pipelines.judging import Judged
 from pipelines.policy import Policy, load_policy
 from schemas.artifacts import Calibration, GateReport, GateResult, IntervalCalibration, Verdict
 from schemas.targets import canonical
-from serving import calibration as applied
+from serving.inference import calibration as applied
 from tests.test_report_page import report_of
 
 LABELS = ["a", "b", "c", "d"]

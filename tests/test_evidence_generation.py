@@ -20,7 +20,7 @@ from pipelines.policy import default_policy, load_policy
 from pipelines.training.decoder import Decoder
 from schemas.artifacts import Calibration, GateReport, GateResult, Verdict
 from schemas.settings import TrainingSettings
-from serving.generation import Writer
+from serving.inference.decoder_runtime import Writer
 from tests.test_report_page import report_of
 
 N = 200

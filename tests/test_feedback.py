@@ -9,7 +9,7 @@ from schemas.artifacts import Label
 from schemas.events import FeedbackData, GivenValue
 from schemas.labels import LabelMap
 from schemas.targets import Task
-from serving.feedback import BadFeedback, FeedbackChecker
+from serving.http.feedback_values import BadFeedback, FeedbackChecker
 
 LABELS = LabelMap(
     [

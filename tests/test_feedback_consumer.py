@@ -24,10 +24,10 @@ from services.dead_letters import replay
 from services.feedback_consumer import Consumer, Stalled, Unstorable, run
 from services.feedback_gate import FeedbackGate
 from services.live_counts import LiveCounts, live_counts
-from serving.access import pseudonym, read_keys, write_keys
-from serving.broker import MAX_MESSAGE_BYTES, Outgoing, Publisher, Topics, ensure_topics
-from serving.outbox import Outbox
-from serving.registry import Registry
+from serving.http.access import pseudonym, read_keys, write_keys
+from serving.messaging.outbox import Outbox
+from serving.messaging.publisher import MAX_MESSAGE_BYTES, Outgoing, Publisher, Topics, ensure_topics
+from serving.registry.registry import Registry
 from tests.crashes import places
 from tests.events import feedback, fid, named, outgoing, pid, prediction
 from tests.fakes import wait_until

@@ -14,9 +14,9 @@ from schemas.artifacts import RoundState
 from schemas.settings import Settings
 from services.projects import create_project, open_project
 from serving.artifacts import ArtifactStore, sha256
-from serving.broker import Outgoing
-from serving.outbox_file import claim, make_table, open_disk, waiting, write
-from serving.registry import Registry
+from serving.messaging.outbox_store import claim, make_table, open_disk, waiting, write
+from serving.messaging.publisher import Outgoing
+from serving.registry.registry import Registry
 from tests.conftest import write_rows
 from tests.fakes import TOPICS, toy_rows
 from tests.test_features import append, prediction_row, said

@@ -11,12 +11,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from schemas.settings import Settings, load_settings
-from serving import contract
-from serving.access import Keys, bearer_matches, issue_token
-from serving.asgi import Message, Receive, Refused, Request, Send, unpacked
-from serving.cors import Cors
-from serving.front import Front
-from serving.routes import Router
+from serving.http import contract
+from serving.http.access import Keys, bearer_matches, issue_token
+from serving.http.asgi import Message, Receive, Refused, Request, Send, unpacked
+from serving.http.cors import Cors
+from serving.http.front import Front
+from serving.http.routes import Router
 
 ASSETS = Path(bentoml.__file__).parent / "_internal/server/static_content"
 PREFLIGHT = {"origin": "https://app.example", "access-control-request-method": "POST"}
@@ -265,7 +265,7 @@ def test_feedback_has_room_for_the_longest_text_as_json() -> None:
 
 
 def test_tokens_that_open_nothing_are_refused_before_the_body() -> None:
-    from serving.access import TokenRefused, check_token_alone
+    from serving.http.access import TokenRefused, check_token_alone
 
     assert check_token_alone(issue_token("s", "p", 4_000_000_000)) == 4_000_000_000
     for token in (

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from schemas.artifacts import Calibration, SequenceCalibration
-from serving import prompts
 from serving.artifacts import ArtifactDamaged, read_manifest, sha256
-from serving.generation import Writer, last_logits, right_aligned, token_logprobs
-from serving.golden import GoldenMismatch
+from serving.inference import prompts
+from serving.inference.decoder_runtime import Writer, last_logits, right_aligned, token_logprobs
+from serving.inference.golden import GoldenMismatch
 from tests.fakes import tiny_causal_model
 from tests.versions import copied, rewritten
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from serving.admission import QueueFull
-from serving.batching import DeadlinePassed, NotReady
-from serving.generation import Piece, Writer, Written
-from serving.generation_queue import GenerationQueue, TextAnswer
-from serving.runtime import Runtime
+from serving.inference.admission import QueueFull
+from serving.inference.batching import DeadlinePassed, NotReady
+from serving.inference.decoder_runtime import Piece, Writer, Written
+from serving.inference.encoder_runtime import Runtime
+from serving.inference.generation_queue import GenerationQueue, TextAnswer
 
 pytestmark = pytest.mark.anyio
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.admission import Admission, QueueFull
-from serving.asgi import ClientGone, Message, Request
-from serving.batching import MicroBatcher
+from serving.http.asgi import ClientGone, Message, Request
+from serving.inference.admission import Admission, QueueFull
+from serving.inference.batching import MicroBatcher
 from tests.test_batching import TEXTS, Clock, Held
 
 pytestmark = pytest.mark.anyio

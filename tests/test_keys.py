@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from schemas.settings import Settings, render_settings
-from serving.access import Keys, KeysMissing, read_keys, store_keys, write_keys
-from serving.registry import Registry
+from serving.http.access import Keys, KeysMissing, read_keys, store_keys, write_keys
+from serving.registry.registry import Registry
 
 KEYS = Keys(api_key="key-1_a", secret="s3cret")
 

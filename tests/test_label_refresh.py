@@ -8,8 +8,8 @@ import pytest
 from schemas.artifacts import Label
 from schemas.events import FeedbackData, new_id
 from schemas.labels import LabelMap
-from serving.feedback import FeedbackChecker, LabelNotInUse
-from serving.label_refresh import LabelRefresh, RegistryAway, checked_feedback
+from serving.http.feedback_values import FeedbackChecker, LabelNotInUse
+from serving.http.label_refresh import LabelRefresh, RegistryAway, checked_feedback
 from tests.test_batching import Clock
 
 pytestmark = pytest.mark.anyio

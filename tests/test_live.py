@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from serving.artifacts import ArtifactStore
+from serving.inference.encoder_runtime import Runtime
 from serving.live import LiveModel
-from serving.registry import Registry, RegistryUnavailable
-from serving.runtime import Runtime
+from serving.registry.registry import Registry, RegistryUnavailable
 from tests.versions import copied, promote, with_golden
 
 

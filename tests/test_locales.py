@@ -9,7 +9,7 @@ import pytest
 
 from schemas.settings import render_settings
 from services.executors import REPOSITORY
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 LABELS = ["größe", "表格", "naïve"]
 

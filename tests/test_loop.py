@@ -19,9 +19,9 @@ from pipelines.features import FeatureStore
 from schemas.artifacts import RoundState
 from schemas.settings import Settings, load_settings
 from services.projects import create_project, running_up
-from serving.access import read_keys
-from serving.broker import Topics
-from serving.registry import Registry
+from serving.http.access import read_keys
+from serving.messaging.publisher import Topics
+from serving.registry.registry import Registry
 from tests.conftest import write_rows
 from tests.fakes import free_port, toy_rows, wait_until
 from tests.kafka_tools import read_all

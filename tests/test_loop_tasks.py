@@ -24,16 +24,16 @@ from services import feedback_consumer
 from services.cli import cli
 from services.feedback_consumer import Consumer, run
 from services.projects import ProjectError, create_project
-from serving.access import read_keys
 from serving.api import Api
 from serving.artifacts import ArtifactStore
-from serving.batching import MicroBatcher
-from serving.broker import Topics, ensure_topics
-from serving.generation_queue import GenerationQueue
+from serving.http.access import read_keys
+from serving.http.metrics import Metrics
+from serving.inference.batching import MicroBatcher
+from serving.inference.generation_queue import GenerationQueue
 from serving.live import LiveModel
-from serving.metrics import Metrics
-from serving.outbox import Outbox
-from serving.registry import Registry
+from serving.messaging.outbox import Outbox
+from serving.messaging.publisher import Topics, ensure_topics
+from serving.registry.registry import Registry
 from tests.fakes import FILLERS, TOPICS, forget_metrics
 
 STARS = dict(zip(TOPICS, (1.5, 3.0, 5.5), strict=True))

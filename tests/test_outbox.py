@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, parse_event
-from serving.broker import MAX_MESSAGE_BYTES, Topics, ensure_topics
-from serving.outbox import Outbox, OutboxUnavailable
-from serving.outbox_file import waiting
+from serving.messaging.outbox import Outbox, OutboxUnavailable
+from serving.messaging.outbox_store import waiting
+from serving.messaging.publisher import MAX_MESSAGE_BYTES, Topics, ensure_topics
 from tests.fakes import free_port, wait_until
 from tests.kafka_tools import own_broker, read_all
 

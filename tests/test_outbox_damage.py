@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.outbox import OutboxUnavailable
-from serving.outbox_file import waiting
+from serving.messaging.outbox import OutboxUnavailable
+from serving.messaging.outbox_store import waiting
 from tests.fakes import free_port, wait_until
 from tests.kafka_tools import own_broker
 from tests.test_outbox import REPOSITORY, TOPICS, feedback, make_topics, outbox, prediction, published

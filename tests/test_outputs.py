@@ -9,12 +9,12 @@ import pytest
 from schemas.artifacts import Calibration, Conformal, Golden, IntervalCalibration
 from schemas.events import PredictionMade, parse_event
 from schemas.targets import canonical
-from serving.answers import Answers
-from serving.batching import Answer
-from serving.contract import PREDICTIONS
-from serving.golden import GoldenMismatch
-from serving.outputs import BY_TASK, ManyLabels, OneNumber, UnknownTask
-from serving.runtime import Runtime
+from serving.http.contract import PREDICTIONS
+from serving.http.responses import Answers
+from serving.inference.batching import Answer
+from serving.inference.encoder_runtime import Runtime
+from serving.inference.golden import GoldenMismatch
+from serving.inference.outputs import BY_TASK, ManyLabels, OneNumber, UnknownTask
 from tests.versions import copied
 
 LABELS = ['a "b"', "100 %", "č"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from schemas.printable import one_line
-from serving.log_lines import OneLine
-from serving.private_files import close_folders
+from serving.process.log_lines import OneLine
+from serving.process.private_files import close_folders
 from tests.conftest import write_rows
 from tests.fakes import toy_rows
 

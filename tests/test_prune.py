@@ -14,7 +14,7 @@ from services.disk_room import NoRoom, clear_models, disk_bytes, needed_bytes, r
 from services.prune import LOGS_BYTES, Pruned, leftovers, refuse_pruned, remove
 from services.round_process import lock_file, locked
 from serving.artifacts import ArtifactStore, write_manifest
-from serving.registry import Registry
+from serving.registry.registry import Registry
 from tests.registries import manifest
 
 MODEL_BYTES = 200_000

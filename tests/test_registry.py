@@ -7,7 +7,7 @@ from schemas.artifacts import (
     Champion,
     RoundState,
 )
-from serving.registry import (
+from serving.registry.registry import (
     ChampionMoved,
     NotServable,
     Registry,

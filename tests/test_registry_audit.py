@@ -2,10 +2,8 @@
 
 import pytest
 
-from serving import registry_database
-from serving.registry import (
-    Registry,
-)
+from serving.registry import database
+from serving.registry.registry import Registry
 from tests import registries
 from tests.registries import START, Clock, statement
 
@@ -58,7 +56,7 @@ def test_a_row_rewritten_together_with_its_hash_is_named(registry: Registry, url
     statement(
         url,
         "INSERT INTO audit VALUES ('m', 3, :at, 'ada', 'look', '{\"n\": 2}', :previous, :hash)",
-        at=registry_database.iso(row.at),
+        at=database.iso(row.at),
         previous=row.previous,
         hash=row.hash,
     )

@@ -9,14 +9,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from serving import registry_database
-from serving.registry import (
-    Registry,
-    RegistryUnavailable,
-    UnknownRound,
-    UnknownSchema,
-)
-from serving.registry_tables import metadata
+from serving.registry import database
+from serving.registry.registry import Registry, RegistryUnavailable, UnknownRound, UnknownSchema
+from serving.registry.tables import metadata
 from tests import registries
 from tests.registries import add_versions, begin, postgres_schema, statement
 
@@ -96,7 +91,7 @@ def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
 def test_a_writer_that_never_ends_is_an_outage_to_others_and_readers_read_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_database, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
     with (
         contextlib.closing(Registry(f"sqlite:///{tmp_path}/registry.db", "m")) as opened,
         contextlib.closing(sqlite3.connect(tmp_path / "registry.db", isolation_level=None)) as hung,
@@ -133,7 +128,7 @@ def test_a_server_that_drops_us_is_an_outage_and_the_next_call_connects_again() 
 
 @pytest.mark.postgres
 def test_a_lock_that_is_never_freed_on_postgres_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_database, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
     with postgres_schema() as url, contextlib.closing(Registry(url, "m")) as opened:
         opened.migrate()
         with opened._write(), pytest.raises(RegistryUnavailable, match="lock timeout"):

@@ -3,9 +3,7 @@
 import random
 from datetime import timedelta
 
-from serving.registry import (
-    Registry,
-)
+from serving.registry.registry import Registry
 from tests import registries
 from tests.registries import START, Clock
 

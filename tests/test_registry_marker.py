@@ -7,8 +7,8 @@ import pytest
 
 from serving.artifacts import ArtifactStore
 from serving.live import LiveModel
-from serving.registry import Registry
-from serving.registry_marker import RegistryLost, accept, check, keep
+from serving.registry.marker import RegistryLost, accept, check, keep
+from serving.registry.registry import Registry
 from tests import registries
 from tests.registries import Clock, add_versions, statement
 from tests.versions import copied, promote

@@ -12,10 +12,7 @@ from typing import Any
 
 import pytest
 
-from serving.registry import (
-    ChampionMoved,
-    Registry,
-)
+from serving.registry.registry import ChampionMoved, Registry
 from tests import registries
 from tests.registries import add_versions, begin
 

@@ -7,11 +7,7 @@ from schemas.artifacts import (
     RoundState,
     Verdict,
 )
-from serving.registry import (
-    Registry,
-    RoundOver,
-    UnknownRound,
-)
+from serving.registry.registry import Registry, RoundOver, UnknownRound
 from tests import registries
 from tests.registries import START, Clock, add_versions, begin, gate_report
 

@@ -6,7 +6,7 @@ import pytest
 
 from schemas.artifacts import Label
 from schemas.labels import LabelMap
-from serving.registry import BadLabel, Registry
+from serving.registry.registry import BadLabel, Registry
 from tests import registries
 from tests.registries import statement
 

@@ -2,10 +2,7 @@
 
 import pytest
 
-from serving.registry import (
-    Registry,
-    UnknownVersion,
-)
+from serving.registry.registry import Registry, UnknownVersion
 from tests import registries
 from tests.registries import START, manifest
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines import robustness
-from serving.runtime import Runtime
+from serving.inference.encoder_runtime import Runtime
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from services.feedback_counts import FeedbackCounts, counts
 from services.file_locks import held
 from services.projects import LOCK, STATE
 from services.status import look, triggers_line
-from serving.registry import Registry
-from serving.registry_glance import _of_registry, _of_sqlite, glance
+from serving.registry.glance import _of_registry, _of_sqlite, glance
+from serving.registry.registry import Registry
 from tests.registries import add_versions, begin
 
 

@@ -11,7 +11,7 @@ from schemas.artifacts import RoundState
 from schemas.settings import Settings
 from services.announce import announce
 from serving.artifacts import ArtifactStore
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 
 def tracked(settings: Settings, uri: str) -> Settings:

@@ -12,8 +12,8 @@ from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings
 from services.cli_rounds import rounds
 from serving.artifacts import ArtifactStore, read_manifest, verify
-from serving.registry import ChampionMoved, NotServable, Registry, RoundOver
-from serving.runtime import Runtime
+from serving.inference.encoder_runtime import Runtime
+from serving.registry.registry import ChampionMoved, NotServable, Registry, RoundOver
 from tests.fakes import killed_round
 
 

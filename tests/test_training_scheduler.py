@@ -19,7 +19,7 @@ from services import training_scheduler
 from services.executors import REPOSITORY, LocalExecutor, round_mark
 from services.round_process import lock_file, locked
 from services.training_scheduler import TrainingScheduler
-from serving.registry import Registry
+from serving.registry.registry import Registry
 from tests.fakes import wait_until
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -12,8 +12,8 @@ import numpy as np
 from schemas.artifacts import Calibration, Golden, ModelManifest
 from schemas.settings import TrainingSettings
 from serving.artifacts import ArtifactStore, read_manifest, write_manifest
-from serving.registry import Registry
-from serving.runtime import Runtime
+from serving.inference.encoder_runtime import Runtime
+from serving.registry.registry import Registry
 
 GOLDEN = ["oven and butter", "a goal for the team", "the bank and the loan of many people"]
 
@@ -55,7 +55,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
     import torch
 
     from pipelines.training.decoder import Decoder, trainable_copy
-    from serving.generation import Writer
+    from serving.inference.decoder_runtime import Writer
 
     decoder = Decoder(base, 48, 12, torch.float32)
     adapted = trainable_copy(decoder, TrainingSettings())

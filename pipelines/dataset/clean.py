@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.dataset.examples import Drops, Example
 from schemas.targets import Task, labels_of
-from serving.anonymise import anonymise
+from serving.privacy.anonymise import anonymise
 
 PASSES = 4
 SURE = 0.9  # probability at which another language is believed

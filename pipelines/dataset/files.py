@@ -15,7 +15,7 @@ from pipelines.files.layouts import one_hot, plain
 from pipelines.files.reading import read_tables
 from pipelines.files.records import BadFile, Columns, Table, counted, listed
 from schemas.targets import COLUMNS, Task, labels_of
-from serving.anonymise import anonymise
+from serving.privacy.anonymise import anonymise
 
 __all__ = ["BadFile", "Columns", "FileRow", "FileRows", "read_file", "read_rows"]
 BY_NAME = Columns()

@@ -16,7 +16,7 @@ from pipelines.dataset.profile_page import render
 from pipelines.dataset.rows import ROWS, training_rows
 from pipelines.pages import write_page
 from schemas.settings import Settings
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 if TYPE_CHECKING:
     from pipelines.training.bases import Base

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pipelines.training.base_files import installed_base
 from pipelines.training.model import NORM, BaseModelMissing, base_model_path, base_model_sha256, layer_of, shared_copy
 from schemas.settings import TrainingSettings
-from serving import prompts
 from serving.artifacts import sha256
-from serving.generation import MODEL, compute_dtype
+from serving.inference import prompts
+from serving.inference.decoder_runtime import MODEL, compute_dtype
 
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 

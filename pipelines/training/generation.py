@@ -24,8 +24,8 @@ from pipelines.training.model import shared_copy
 from pipelines.training.tasks import Batch, Rows
 from pipelines.training.token_rows import TokenRows
 from schemas.settings import TrainingSettings
-from serving import prompts
-from serving.generation import Writer, ends
+from serving.inference import prompts
+from serving.inference.decoder_runtime import Writer, ends
 
 
 def encoded(base: Decoder | Writer, text: str, completion: str) -> tuple[list[int], int]:

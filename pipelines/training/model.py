@@ -157,7 +157,7 @@ class TextModel(nn.Module):  # type: ignore[misc]  # torch is not followed
 
 def computes_bf16() -> bool:
     """Whether this processor multiplies bfloat16 itself; where it does not, training in it is slower, not faster."""
-    from serving.generation import compute_dtype
+    from serving.inference.decoder_runtime import compute_dtype
 
     return compute_dtype() is torch.bfloat16
 

@@ -19,7 +19,7 @@ from torch import nn
 from pipelines.training.lower_layers import Passthrough
 from pipelines.training.model import layer_of
 from pipelines.training.tasks import Forward
-from serving.generation import token_logprobs
+from serving.inference.decoder_runtime import token_logprobs
 
 BATCH = 32
 

@@ -1,0 +1,47 @@
+"""Cross-origin requests (WHATWG Fetch, "CORS protocol"): which pages in a browser may read our answers.
+
+Turns a request's Origin into response headers. api.py asks. It deliberately knows no routes. Browsers are told no
+credentials: keys and feedback tokens travel in headers that a page sets itself.
+"""
+
+from collections.abc import Collection, Mapping
+
+from serving.http.asgi import Headers
+
+ALLOWED_HEADERS = b"authorization, content-type, content-encoding, x-feedback-token"
+EXPOSED_HEADERS = b"x-ratchet-worker, retry-after, www-authenticate"
+REMEMBERED_S = b"600"
+
+
+class Cors:
+    """The origins of one project; none: no header is ever added."""
+
+    def __init__(self, origins: Collection[str]) -> None:
+        self._origins = frozenset(origin.encode("latin-1", "ignore") for origin in origins)
+        self._any = b"*" in self._origins
+
+    def headers(self, request: Mapping[bytes, bytes]) -> Headers:
+        """Return the headers of an answer to a request with these headers."""
+        if not self._origins:
+            return []
+        vary: Headers = [] if self._any else [(b"vary", b"Origin")]
+        origin = request.get(b"origin")
+        if origin is None or not self.allows(origin):
+            return vary
+        allowed = b"*" if self._any else origin
+        return [(b"access-control-allow-origin", allowed), (b"access-control-expose-headers", EXPOSED_HEADERS), *vary]
+
+    def allows(self, origin: bytes) -> bool:
+        """Return whether pages of this origin may call."""
+        return self._any or origin.lower() in self._origins
+
+    def preflight(self, request: Mapping[bytes, bytes], methods: bytes) -> Headers:
+        """Return what the answer to a preflight request adds to `headers`; nothing if it is none, or its origin may not call."""
+        origin = request.get(b"origin")
+        if origin is None or b"access-control-request-method" not in request or not self.allows(origin):
+            return []
+        return [
+            (b"access-control-allow-methods", methods),
+            (b"access-control-allow-headers", ALLOWED_HEADERS),
+            (b"access-control-max-age", REMEMBERED_S),
+        ]

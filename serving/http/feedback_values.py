@@ -1,0 +1,144 @@
+"""The one checker of feedback: what arrives over HTTP and what arrives in Kafka passes the same rules.
+
+Turns `FeedbackData` as somebody sent it into the `FeedbackData` that is stored, or raises `BadFeedback` naming field and rule.
+api.py answers 422 with it, the feedback consumer writes a dead letter. It deliberately does not know whether the prediction
+exists: the event log finds out.
+
+What a sender types freely does not reach the log: texts are anonymised, users are pseudonyms, and a feedback_id that is no UUID
+becomes one by a keyed hash. All three leave alone what has passed them before.
+"""
+
+import re
+import uuid
+from collections.abc import Callable
+
+from schemas import targets
+from schemas.events import FeedbackData, FeedbackValue, GivenValue
+from schemas.labels import LabelMap
+from schemas.targets import Task
+from serving.http import access
+from serving.privacy.anonymise import anonymise
+
+MAX_USER_CHARS, MAX_ID_CHARS = 256, 128
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_PSEUDONYM = re.compile(r"[0-9a-f]{32}")
+
+
+class BadFeedback(ValueError):
+    """Feedback that breaks a rule: `error` in short, the `field`, and the `rule`."""
+
+    def __init__(self, error: str, field: str, rule: str) -> None:
+        super().__init__(f"data.{field}: {rule}")
+        self.error, self.field, self.rule = error, field, rule
+
+
+class LabelNotInUse(BadFeedback):
+    """A correction names a label that the taxonomy does not have, or has retired."""
+
+
+class FeedbackChecker:
+    """The rules of one project.
+
+    Args:
+        model_name: whose feedback it is.
+        task: of its model.
+        secret: the project's secret, read when it is needed.
+        max_chars: of a comment, or of a text that corrects one.
+        labels: the taxonomy as last read.
+
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        task: Task,
+        *,
+        secret: Callable[[], str],
+        max_chars: int,
+        labels: Callable[[], LabelMap],
+    ) -> None:
+        self._model_name, self._task, self._max_chars = model_name, task, max_chars
+        self._secret, self._labels = secret, labels
+
+    def checked(self, data: FeedbackData) -> FeedbackData:
+        """Return the feedback as it is stored. Raises BadFeedback."""
+        if data.model_name != self._model_name:
+            raise BadFeedback("another model's feedback", "model_name", f"expected {self._model_name}")
+        if data.user is not None and not 0 < len(data.user) <= MAX_USER_CHARS:
+            raise BadFeedback("not a valid user", "user", f"expected 1 to {MAX_USER_CHARS} characters")
+        changed: dict[str, object] = {
+            "prediction_id": prediction_uuid(data.prediction_id),
+            "feedback_id": feedback_uuid(self._secret, data.feedback_id),
+            "value": self._value(data),
+        }
+        if data.user is not None and not is_pseudonym(data.user):
+            changed["user"] = access.pseudonym(self._secret(), data.user)
+        return data.model_copy(update=changed)
+
+    def _value(self, data: FeedbackData) -> FeedbackValue:
+        """The value by its kind: free text anonymised, the id that a retraction names as it is stored."""
+        value = data.value
+        if data.kind == "correction":
+            return self._target(value)
+        if data.kind == "score":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise BadFeedback("not a score", "value", "expected a number between 0 and 1")
+            return float(value)
+        if not isinstance(value, str) or not value:
+            raise BadFeedback("not a valid value", "value", f"a {data.kind} takes a text")
+        if data.kind == "rating" and value not in ("up", "down"):
+            raise BadFeedback("not a rating", "value", 'expected "up" or "down"')
+        if data.kind == "retract":
+            if len(value) > MAX_ID_CHARS:
+                raise BadFeedback("not a feedback id", "value", f"at most {MAX_ID_CHARS} characters")
+            return feedback_uuid(self._secret, value)
+        return self._text(value) if data.kind == "comment" else value
+
+    def _target(self, value: GivenValue) -> FeedbackValue:
+        """A correction in its canonical form: present names of labels, in order and once each; texts anonymised."""
+        try:
+            target = targets.canonical(self._task, value)
+        except targets.BadTarget as error:
+            raise BadFeedback("not a valid value", "value", _short(str(error))) from error
+        if self._task == "generation":
+            return self._text(target)
+        try:
+            target = self._labels().checked(self._task, target)
+        except targets.BadTarget as error:
+            raise LabelNotInUse("not a label in use", "value", str(error)) from error
+        return targets.value_of(self._task, target)
+
+    def _text(self, value: str) -> str:
+        if len(value) > self._max_chars:
+            raise BadFeedback("the text is too long", "value", f"at most {self._max_chars} characters")
+        return anonymise(value)
+
+
+def prediction_uuid(given: str) -> str:
+    """Return a prediction's id in its one spelling. Raises BadFeedback."""
+    try:
+        return str(uuid.UUID(given))
+    except ValueError as error:
+        raise BadFeedback("not a prediction id", "prediction_id", "expected a UUID") from error
+
+
+def is_pseudonym(user: str) -> bool:
+    """Whether a user is named as access.pseudonym does."""
+    return _PSEUDONYM.fullmatch(user) is not None
+
+
+def feedback_uuid(secret: Callable[[], str], given: str) -> str:
+    """Return the id that a feedback is stored under: a UUID as it is, anything else as a UUIDv8 by a keyed hash.
+
+    Source of the layout: RFC 9562, section 5.8.
+    """
+    lower = given.lower()
+    if _UUID.fullmatch(lower):
+        return lower
+    number = int.from_bytes(access.keyed_hash(secret(), "feedback_id", given)[:16])
+    number = number & ~(0xF << 76) & ~(0b11 << 62) | 0x8 << 76 | 0b10 << 62
+    return str(uuid.UUID(int=number))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:48]} ... {text[-48:]}"

@@ -1,0 +1,108 @@
+"""A glance at the registry: champion, unfinished round, workers and the last cut, for `ratchet status`.
+
+Turns a registry's URL into JSON values. A SQLite registry is read with Python's own driver, because to load SQLAlchemy takes
+longer than a status may; any other, and one that cannot be read so, is asked through `Registry`. Both ways answer alike.
+"""
+
+import contextlib
+import json
+import sqlite3
+import urllib.parse
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+WORKERS_WITHIN = timedelta(seconds=30)
+CLOCK_SLACK_S = 60.0
+_SQLITE = "sqlite:///"
+_TIMES = {
+    "leases": "expires_at",
+    "heartbeats": "seen_at",
+    "promotions": "promoted_at",
+    "versions": "created_at",
+    "audit": "at",
+}
+_UNFINISHED = "state IN ('claimed', 'running', 'awaiting approval')"
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What the registry holds now, each as the JSON of its record."""
+
+    champion: dict[str, Any] | None = None
+    unfinished: dict[str, Any] | None = None
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    last_cut: dict[str, int] = field(default_factory=dict)
+    ahead_s: float = 0.0  # how far the newest time that it holds is ahead of this clock
+
+
+def glance(url: str, model_name: str) -> Glance:
+    """Return a glance at the registry. Raises RegistryUnavailable."""
+    if url.startswith(_SQLITE):
+        with contextlib.suppress(sqlite3.Error, ValueError):
+            return _of_sqlite(url.removeprefix(_SQLITE), model_name)
+    return _of_registry(url, model_name)
+
+
+def _of_sqlite(path: str, model_name: str) -> Glance:
+    file = urllib.parse.unquote(path.partition("?")[0])
+    uri = f"file:{urllib.parse.quote(file)}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as database:
+        database.row_factory = sqlite3.Row
+
+        def rows(query: str, *values: object) -> list[dict[str, Any]]:
+            return [dict(row) for row in database.execute(query, (model_name, *values))]
+
+        now = datetime.now(UTC)
+        since, until = ((now + sign * WORKERS_WITHIN).isoformat(timespec="microseconds") for sign in (-1, 1))
+        champions = rows("SELECT * FROM promotions WHERE model_name = ? ORDER BY generation DESC LIMIT 1")
+        unfinished = rows(f"SELECT record FROM rounds WHERE model_name = ? AND {_UNFINISHED}")  # noqa: S608
+        last = rows(
+            "SELECT record FROM rounds WHERE model_name = ? AND state <> 'failed' ORDER BY sequence DESC LIMIT 1"
+        )
+        near = "SELECT * FROM heartbeats WHERE model_name = ? AND seen_at BETWEEN ? AND ? ORDER BY host, worker"
+        workers = rows(near, since, until)
+        times = [
+            rows(f"SELECT max({column}) AS newest FROM {table} WHERE model_name = ?")[0]["newest"]  # noqa: S608
+            for table, column in _TIMES.items()
+        ]
+    return Glance(
+        champion=_plain(champions[0]) if champions else None,
+        unfinished=json.loads(unfinished[0]["record"]) if unfinished else None,
+        workers=[_plain(worker) for worker in workers],
+        last_cut=json.loads(last[0]["record"]).get("cut", {}) if last else {},
+        ahead_s=seconds_ahead(times, now),
+    )
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as its record's JSON: without the model's name, times ending in Z."""
+    return {
+        name: value.replace("+00:00", "Z") if name.endswith("_at") else value
+        for name, value in row.items()
+        if name != "model_name"
+    }
+
+
+def _of_registry(url: str, model_name: str) -> Glance:
+    from serving.registry.registry import Registry
+
+    registry = Registry(url, model_name)
+    try:
+        champion, unfinished = registry.champion(), registry.unfinished_round()
+        return Glance(
+            champion=champion.model_dump(mode="json") if champion else None,
+            unfinished=unfinished.model_dump(mode="json") if unfinished else None,
+            workers=[worker.model_dump(mode="json") for worker in registry.workers()],
+            last_cut=registry.last_cut(),
+            ahead_s=registry.seconds_ahead(),
+        )
+    finally:
+        registry.close()
+
+
+def seconds_ahead(times: Iterable[str | None], now: datetime) -> float:
+    """Return by how many seconds the newest of some ISO times is ahead of `now`; 0 below CLOCK_SLACK_S."""
+    ahead = max(((datetime.fromisoformat(time) - now).total_seconds() for time in times if time), default=0.0)
+    return ahead if ahead > CLOCK_SLACK_S else 0.0

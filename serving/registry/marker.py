@@ -1,0 +1,95 @@
+"""A note of the registry beside the artefacts, by which a lost, replaced or older registry is noticed.
+
+Turns a registry's identity, generation and audit log into `registry-<model>.json` in the artefact store, and a
+disagreement between both into one line. Promotions write it; `ratchet up`, `doctor`, rounds and serving compare. It
+deliberately repairs nothing: which of both is right, a person knows.
+"""
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from serving.artifacts import ArtifactStore
+from serving.registry.registry import Registry
+
+WAY_OUT = "restore the registry from its newest backup, or accept this one with `ratchet up --new-registry`"
+
+
+class RegistryLost(ValueError):
+    """The registry is not the one that promoted what the artefact store holds, or an older state of it."""
+
+
+class Marker(BaseModel):
+    """What the artefact store remembers of a registry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    model_name: str
+    registry_id: str
+    generation: int
+    audit_rows: int
+    audit_head: str
+
+
+def check(registry: Registry, store: ArtifactStore) -> None:
+    """Compare a registry with the marker of its model; without a marker there is nothing to compare.
+
+    Raises:
+        RegistryLost: the registry is empty, another one, or behind the marker; or its audit log is cut off or rewritten.
+        RegistryUnavailable, ArtifactStoreUnavailable: one of both cannot be reached.
+
+    """
+    if (marker := _read(registry, store)) and (fault := _fault(marker, registry)):
+        raise RegistryLost(f"{fault}, says {store.place_of(_name(registry))}: {WAY_OUT}")
+
+
+def keep(registry: Registry, store: ArtifactStore) -> None:
+    """Write how far a registry is, after a promotion. Raises as `check` does, and OSError."""
+    check(registry, store)
+    accept(registry, store)
+
+
+def accept(registry: Registry, store: ArtifactStore) -> None:
+    """Take a registry for the right one from now on, whatever the marker says. Raises OSError."""
+    rows, head, first = registry.audit_head()
+    champion = registry.champion()
+    if champion is None or first is None or head is None:
+        store.remove_note(_name(registry))
+        return
+    marker = Marker(
+        model_name=registry.model_name,
+        registry_id=first,
+        generation=champion.generation,
+        audit_rows=rows,
+        audit_head=head,
+    )
+    store.write_note(_name(registry), marker.model_dump_json(indent=2).encode())
+
+
+def _name(registry: Registry) -> str:
+    return f"registry-{registry.model_name}.json"
+
+
+def _read(registry: Registry, store: ArtifactStore) -> Marker | None:
+    content = store.read_note(_name(registry))
+    try:
+        return Marker.model_validate_json(content) if content is not None else None
+    except ValidationError as error:
+        place = store.place_of(_name(registry))
+        raise RegistryLost(f"{place} cannot be read: restore it from a backup, or remove it") from error
+
+
+def _fault(marker: Marker, registry: Registry) -> str | None:
+    """What sets a registry apart from its marker; None if nothing does."""
+    champion = registry.champion()
+    generation = champion.generation if champion else 0
+    rows, _, first = registry.audit_head()
+    if generation < marker.generation:
+        state = f"is at generation {generation}" if generation else "has no champion"
+        return f"the registry is lost or an older copy: it {state}, and generation {marker.generation} was promoted"
+    if rows < marker.audit_rows:
+        return f"the audit log of {registry.model_name} has {rows} rows, and had {marker.audit_rows}"
+    if first != marker.registry_id:
+        return f"the registry is another one than that which promoted generation {marker.generation}"
+    if registry.audit_hash(marker.audit_rows) != marker.audit_head:
+        return f"the audit log of {registry.model_name} was rewritten up to row {marker.audit_rows}"
+    return None

@@ -14,18 +14,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pipelines import compression, distillation, gates_compressed
+from pipelines.compression import distillation, export
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
-from pipelines.evaluation import evaluation_threads, judged_task
-from pipelines.policy import Policy
-from pipelines.training.bases import Base, base_name
-from pipelines.training.champion import CannotContinue, Champion, open_champion
-from pipelines.training.choose import task_for
-from pipelines.training.decoder import Decoder, save
-from pipelines.training.log import History, Progress
-from pipelines.training.model import Encoder
+from pipelines.evaluation.evaluators import evaluation_threads, judged_task
+from pipelines.gates import compressed
+from pipelines.gates.policy import Policy
+from pipelines.models.base_models import Base, base_name
+from pipelines.models.decoder import Decoder, save
+from pipelines.models.encoder import Encoder
+from pipelines.training.history import History, Progress
+from pipelines.training.tasks.choose import task_for
 from pipelines.training.trainer import train
+from pipelines.training.warm_start import CannotContinue, Champion, open_champion
 from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, Pace, RoundRecord
 from schemas.labels import LabelMap
 from schemas.settings import Settings
@@ -78,7 +79,7 @@ def make(
             if not _is_finished(smaller[1], dataset):
                 told = partial(progress, "distillation")
                 _distil(full, smaller[1], _unjudged(traffic(TRAFFIC_TEXTS), dataset), dataset, base, settings, told)
-        tried = [gates_compressed.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
+        tried = [compressed.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
         passed = [(trial.seconds, path) for trial, path in zip(tried, smaller, strict=True) if trial.passed]
         chosen = min(passed)[1] if passed else full
     (folder / TRIALS).write_text(
@@ -127,8 +128,8 @@ def _full_precision(
         artifact = save(trained.model, base, target)
     else:
         artifact = "fp32"
-        compression.save_weights(trained.model, target)
-        compression.export(trained.model, base, target)
+        export.save_weights(trained.model, target)
+        export.export(trained.model, base, target)
     (target / "dataset.json").write_text(dataset.manifest.model_dump_json(indent=2), encoding="utf-8")
     (target / "history.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in [*note, *trained.history]), encoding="utf-8"
@@ -186,7 +187,7 @@ def _compress(full: Path, model: Path, target: Path, artifact: str, dataset: Dat
     """The same version with an ONNX `model` as int8, calibrated anew: a calibration belongs to the exact artefact."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(full, target, ignore=shutil.ignore_patterns("manifest.json", "model.onnx"))
-    compression.quantise(model, target / "model.onnx")
+    export.quantise(model, target / "model.onnx")
     golden = Golden(texts=[], probabilities=[], tolerance=TOLERANCES["int8"])
     changes = {"artifact": artifact, "calibration": Calibration(), "golden": golden}
     manifest = verify(full).model_copy(update=changes)
@@ -208,8 +209,8 @@ def _distil(
     teacher = distillation.load_teacher(full, encoder, settings.training)
     student = distillation.distil(teacher, encoder, texts, settings.training, progress)
     with tempfile.TemporaryDirectory(dir=full.parent) as exported:
-        compression.export(student, encoder, Path(exported))
-        _compress(full, Path(exported) / "model.onnx", target, gates_compressed.STUDENT, dataset, settings)
+        export.export(student, encoder, Path(exported))
+        _compress(full, Path(exported) / "model.onnx", target, compressed.STUDENT, dataset, settings)
 
 
 def _unjudged(texts: Sequence[str], dataset: Dataset) -> list[str]:

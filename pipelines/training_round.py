@@ -19,15 +19,18 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from pipelines import candidates, gates, judging, round_report, tracking
+from pipelines import candidates
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import read_rows
-from pipelines.dataset.report import write_report
-from pipelines.dataset.rows import collect_and_build, columns_of, write_rows
-from pipelines.evaluation import evaluation_threads, judged_task
-from pipelines.features import FeedbackRow
-from pipelines.policy import Policy, load_policy
-from pipelines.training.bases import Base, open_base
+from pipelines.dataset.project_dataset import collect_and_build, columns_of, write_rows
+from pipelines.dataset.report.write import write_report
+from pipelines.evaluation.evaluators import evaluation_threads, judged_task
+from pipelines.feature_store.store import FeedbackRow
+from pipelines.gates import evidence_and_facts
+from pipelines.gates import verdict as gates
+from pipelines.gates.policy import Policy, load_policy
+from pipelines.models.base_models import Base, open_base
+from pipelines.report import mlflow_tracking, round_report
 from schemas.artifacts import (
     Champion,
     DatasetManifest,
@@ -140,7 +143,7 @@ def run_round(
     sealed = round_report.sealed_folder(directory)
     digest = store.put(sealed)
     registry.register_version(manifest, digest, servable=verdict.verdict is Verdict.PASS)
-    tracking.log_version(settings, sealed)
+    mlflow_tracking.log_version(settings, sealed)
     _crash_at("promotion")
     if verdict.verdict is not Verdict.PASS:
         state = RoundState.REJECTED if verdict.verdict is Verdict.FAIL else RoundState.INSUFFICIENT
@@ -198,7 +201,7 @@ def _judge(
     candidate, champion = _runtimes(directory, record, registry, store, settings)
     registry.update_round(record.round_id, step="evaluation", candidate_version=candidate.version)
     task = judged_task(settings.model.task)
-    judged = judging.gather(
+    judged = evidence_and_facts.gather(
         task,
         candidate,
         champion,
@@ -220,7 +223,7 @@ def _judge(
     must_pass = [replace(row, label=names.target(settings.model.task, row.label)) for row in must_pass]
     taught = _taught(champion, names)
     before = _renamed(_dataset_of(record.champion_version, registry), names)
-    facts = judging.facts(
+    facts = evidence_and_facts.facts(
         task,
         judged,
         candidate,

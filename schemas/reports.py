@@ -1,7 +1,7 @@
 """The report of a round: everything that a reviewer reads, and everything that the page shows.
 
-judging.py fills it, report_page.py renders it, a version carries it as `report.json`. It deliberately holds no times: it
-is part of a hashed directory.
+gates/evidence_and_facts.py fills it, report/page.py renders it, a version carries it as `report.json`. It deliberately
+holds no times: it is part of a hashed directory.
 """
 
 from typing import Literal

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from pipelines.features import FeatureStore
+from pipelines.feature_store.store import FeatureStore
 from schemas.settings import Settings
 from services.consumer_metrics import ConsumerMetrics
 from services.live_counts import LiveCounts

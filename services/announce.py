@@ -20,7 +20,7 @@ def announce(settings: Settings, registry: Registry, champion: Champion) -> None
     """Publish, if there is a broker to publish to, mark the registry's state, then move MLflow's alias. Never raises."""
     _publish(settings, registry, champion)
     _mark(settings, registry)
-    from pipelines.tracking import follow_champion
+    from pipelines.report.mlflow_tracking import follow_champion
 
     follow_champion(settings, champion.model_version)
 

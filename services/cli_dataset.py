@@ -16,8 +16,8 @@ from services.exports import WRITERS, kind_of, write
 if TYPE_CHECKING:
     from pipelines.dataset.build import Dataset
     from pipelines.dataset.files import FileRow
-    from pipelines.features import FeatureStore
-    from pipelines.training.bases import Base
+    from pipelines.feature_store.store import FeatureStore
+    from pipelines.models.base_models import Base
     from schemas.settings import Settings
     from serving.registry.registry import Registry
 
@@ -33,8 +33,8 @@ def dataset() -> None:
 @json_option
 def dataset_build(out: Path, config: Path, as_json: bool) -> None:
     """What a round would train on if it began now: rows.jsonl, dataset.json and dataset.html, for looking at."""
-    from pipelines.dataset.report import write_report
-    from pipelines.dataset.rows import write_rows
+    from pipelines.dataset.project_dataset import write_rows
+    from pipelines.dataset.report.write import write_report
 
     with opened(config) as (settings, registry):
         built, base, features = _build(settings, registry)
@@ -65,7 +65,7 @@ def dataset_export(round_id: str | None, kind: str | None, out: Path, config: Pa
     In a CSV, cells that a spreadsheet would run as a formula begin with an apostrophe.
     """
     from pipelines.dataset.formats import chat_lines, check_chat
-    from pipelines.dataset.rows import training_rows
+    from pipelines.dataset.project_dataset import training_rows
     from pipelines.training_round import round_folder
     from schemas.targets import COLUMNS, value_of
 
@@ -172,9 +172,9 @@ class _Preview:
 
 
 def _build(settings: "Settings", registry: "Registry") -> "tuple[Dataset, Base, FeatureStore | None]":
-    from pipelines.dataset.rows import collect_and_build
-    from pipelines.features import FeatureStore
-    from pipelines.training.bases import open_base
+    from pipelines.dataset.project_dataset import collect_and_build
+    from pipelines.feature_store.store import FeatureStore
+    from pipelines.models.base_models import open_base
 
     champion = registry.champion()
     features = FeatureStore(settings) if champion else None  # before, there is no feedback, and no store to open

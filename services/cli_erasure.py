@@ -13,7 +13,7 @@ import click
 from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
 
 if TYPE_CHECKING:
-    from pipelines.features import FeatureStore
+    from pipelines.feature_store.store import FeatureStore
     from schemas.settings import Settings
 
 REMAINS = (
@@ -38,7 +38,7 @@ def erase(
     Deleted are rows of the event log with their files, events in the outboxes, what the online store knows, and the rows that
     earlier rounds wrote down.
     """
-    from pipelines.features import FeatureStore
+    from pipelines.feature_store.store import FeatureStore
     from services.erasure import Erasure
 
     if not (user or prediction or feedback_id) or (user and (prediction or feedback_id)):

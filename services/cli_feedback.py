@@ -1,7 +1,7 @@
 """`ratchet feedback`: export what people said, replay dead letters; erasing is cli_erasure.py's.
 
 Turns arguments into a file of effective feedback, or into messages published again. It deliberately does not decide what
-is effective or what is bad: pipelines/features.py and event_rows.py do.
+is effective or what is bad: pipelines/feature_store/store.py and event_rows.py do.
 """
 
 import json
@@ -86,7 +86,7 @@ def export(
     The target column (label, labels, target or completion, by task) holds what a correction or a thumbs-up says, so that the
     file is also a seed. In a CSV, cells that a spreadsheet would run as a formula begin with an apostrophe.
     """
-    from pipelines.features import FeatureStore
+    from pipelines.feature_store.store import FeatureStore
     from schemas.targets import COLUMNS as TARGETS
 
     kind = kind_of(out, kind)

@@ -103,7 +103,7 @@ def _cut(settings: "Settings", registry: "Registry") -> dict[str, int]:
     """What is stored now. Before there is a champion there is no feedback, and no store to open."""
     if registry.champion() is None:
         return {}
-    from pipelines.features import FeatureStore
+    from pipelines.feature_store.store import FeatureStore
 
     return FeatureStore(settings).current_cut()
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from pipelines.dataset.files import Columns, FileRows, read_file
 from pipelines.dataset.forecast import judging_rows
-from pipelines.dataset.rows import columns_of
+from pipelines.dataset.project_dataset import columns_of
 from pipelines.dataset.split import cluster_key
 from pipelines.files.label_checks import near_equal, near_equal_note
 from pipelines.files.records import brief, counted
-from pipelines.policy import Policy, load_policy
+from pipelines.gates.policy import Policy, load_policy
 from schemas.settings import Settings
 from schemas.targets import LABELLED, Task, labels_of, value_of
 

@@ -2,13 +2,13 @@
 
 Turns a message into its dead letter (the original bytes, key and headers, and ours saying from where and why), and
 `ratchet feedback replay --dlq` turns dead letters into messages of their topics again. It deliberately does not decide
-what is bad: pipelines/event_rows.py does.
+what is bad: pipelines/feature_store/event_rows.py does.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from pipelines.event_rows import BadMessage, read_event
+from pipelines.feature_store.event_rows import BadMessage, read_event
 from schemas.events import FeedbackReceived
 from services.feedback_gate import FeedbackGate
 from serving.messaging.consumer import Backlog

@@ -65,7 +65,7 @@ def run_demo(*, no_defences: bool, out: Path, keep: Path | None) -> int:
         if up.poll() is None:
             up.send_signal(signal.SIGTERM)
             up.wait(90)
-    from pipelines.features import FeatureStore
+    from pipelines.feature_store.store import FeatureStore
 
     report["events_stored"] = sum(FeatureStore(settings).stored_events().values())
     report["seconds"] = round(time.monotonic() - started, 1)
@@ -293,10 +293,10 @@ def _stopped_by(record: RoundRecord) -> list[str]:
 def _measure(settings: Settings, registry: Registry, test: list[Article], record: RoundRecord) -> dict[str, float]:
     """The exact artefact, and the logistic probe on the same training rows, on the test articles."""
     from pipelines.dataset.files import FileRow
-    from pipelines.dataset.rows import training_rows
-    from pipelines.evaluation import evaluate
-    from pipelines.training.classification import Classification
-    from pipelines.training.model import Encoder, base_model_path
+    from pipelines.dataset.project_dataset import training_rows
+    from pipelines.evaluation.evaluators import evaluate
+    from pipelines.models.encoder import Encoder, base_model_path
+    from pipelines.training.tasks.classification import Classification
     from pipelines.training.trainer import probe_outputs
     from pipelines.training_round import round_folder
     from serving.inference.encoder_runtime import Runtime

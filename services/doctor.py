@@ -62,7 +62,7 @@ def examine(config: Path) -> list[Check]:
 
 def _preflight(settings: Settings) -> list[Check]:
     """What `up` would refuse, and what is right instead."""
-    from pipelines.training.base_files import installed_base
+    from pipelines.models.base_files import installed_base
     from services.preflight import CHECKS, problems
 
     fine: dict[str, Callable[[Settings], Check]] = {"keys": _keys, "triggers": _triggers, "data": _data}
@@ -163,7 +163,7 @@ def _sums(settings: Settings, root: str) -> Check:
 
 
 def _feature_store(settings: Settings) -> Check:
-    from pipelines.features import FeatureStore
+    from pipelines.feature_store.store import FeatureStore
 
     return Check("feature store", "ok", f"stored: {FeatureStore(settings).stored_events()}")
 
@@ -209,7 +209,7 @@ def _serving(settings: Settings) -> Check:
 
 
 def _mlflow(settings: Settings) -> Check:
-    from pipelines.tracking import look
+    from pipelines.report.mlflow_tracking import look
 
     return Check("mlflow", "ok", look(settings))
 

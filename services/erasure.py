@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.clean import tidy
-from pipelines.dataset.rows import ROWS
-from pipelines.event_rows import BadMessage, read_event
-from pipelines.features import FeatureStore
+from pipelines.dataset.project_dataset import ROWS
+from pipelines.feature_store.event_rows import BadMessage, read_event
+from pipelines.feature_store.store import FeatureStore
 from schemas.events import utc_now
 from schemas.settings import Settings
 from services.feedback_gate import FeedbackGate

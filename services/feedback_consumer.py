@@ -25,9 +25,9 @@ from typing import TypeVar
 
 import click
 
-from pipelines.event_log import SCHEMAS
-from pipelines.event_rows import read_event
-from pipelines.features import FeatureStore
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.event_rows import read_event
+from pipelines.feature_store.store import FeatureStore
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import Settings, load_settings
 from services.aftercare import Aftercare

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from pipelines.features import FeatureStore
+    from pipelines.feature_store.store import FeatureStore
     from serving.registry.registry import Registry
 
 FILE = "state/feedback-counts.json"
@@ -48,7 +48,7 @@ def counts(settings: Settings, cut: Mapping[str, int], *, up: bool) -> FeedbackC
         fresh = up and abs(time.time() - kept.at) < BEHIND_S
         if fresh or (newest is not None and kept.version == newest):
             return kept
-    from pipelines.features import FeatureStore
+    from pipelines.feature_store.store import FeatureStore
 
     return count(settings, FeatureStore(settings), cut)
 
@@ -79,7 +79,7 @@ class CountKeeper:
 
     def open(self) -> "FeatureStore":
         """The feature store. Raises OSError when it cannot be opened."""
-        from pipelines.features import FeatureStore
+        from pipelines.feature_store.store import FeatureStore
 
         self._features = FeatureStore(self._settings)
         return self._features

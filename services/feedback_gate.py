@@ -7,7 +7,7 @@ label that the taxonomy gets later is a dead letter until then, and `ratchet fee
 
 from functools import cached_property
 
-from pipelines.event_rows import BadMessage
+from pipelines.feature_store.event_rows import BadMessage
 from schemas.events import FeedbackReceived, PredictionMade
 from schemas.labels import LabelMap
 from schemas.settings import Settings

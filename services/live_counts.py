@@ -1,12 +1,13 @@
 """Live counts: how much feedback agrees with which model version, and what waits for its prediction.
 
-Turns feedback and what the online store knows of its prediction into counts by topic-partition, kept in the online store
-for `ratchet status`, dashboards and the guard. The consumer that owns a partition keeps its counts. It deliberately
-judges nothing: feedback is no fair sample of traffic (see the design's invariant 10).
+Turns feedback and what the online store knows of its prediction into counts by topic-partition, kept in the online
+store for `ratchet status`, dashboards and the guard. The consumer that owns a partition keeps its counts. It
+deliberately judges nothing: feedback is no fair sample of traffic (see the design's invariant 10).
 
-Counts are of effective feedback (pipelines/feedback_rules.py). They are made anew from the log at each assignment, and whenever
-something came that may change what was counted: a retraction, a second word of the same author on a prediction, or a message
-that was published again. In between each new feedback adds one; the last REMEMBERED votes tell a second one.
+Counts are of effective feedback (pipelines/feature_store/effective_feedback.py). They are made anew from the log at
+each assignment, and whenever something came that may change what was counted: a retraction, a second word of the same
+author on a prediction, or a message that was published again. In between each new feedback adds one; the last
+REMEMBERED votes tell a second one.
 """
 
 import json
@@ -16,8 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from pipelines.features import FeatureStore
-from pipelines.feedback_rules import Vote, newest_votes, vote_of
+from pipelines.feature_store.effective_feedback import Vote, newest_votes, vote_of
+from pipelines.feature_store.store import FeatureStore
 from schemas.events import FeedbackReceived
 from schemas.targets import text_of
 

@@ -10,8 +10,8 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from pipelines.event_log import SCHEMAS
-from pipelines.event_rows import BadMessage, on_our_clock, read_event, row_of
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.event_rows import BadMessage, on_our_clock, read_event, row_of
 from schemas.events import FeedbackReceived, PredictionMade
 from serving.messaging.publisher import Message, Topics
 from serving.registry.exclusions import Excluded

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipelines.features import FeatureStore
+from pipelines.feature_store.store import FeatureStore
 from schemas.events import FeedbackData, FeedbackReceived
 from services.dead_letters import ORPHAN, dead_letter
 from serving.messaging.publisher import Message, Outgoing, Topics

@@ -65,7 +65,7 @@ def triggers(settings: Settings) -> Iterator[str]:
 
 def policy(settings: Settings) -> Iterator[str]:
     """Yield what is wrong with policy.toml, which a round would otherwise read only after training."""
-    from pipelines.policy import BadPolicy, load_policy
+    from pipelines.gates.policy import BadPolicy, load_policy
 
     try:
         load_policy(settings.path(settings.gates.policy).read_bytes())
@@ -115,7 +115,7 @@ def _texts(path: Path, settings: Settings) -> set[str]:
     if path.stat().st_size > READ_WHOLE_BYTES:
         return set()
     from pipelines.dataset.files import read_rows
-    from pipelines.dataset.rows import columns_of
+    from pipelines.dataset.project_dataset import columns_of
 
     return {row.text for row in read_rows(path, settings.model.task, columns_of(settings))}
 
@@ -150,7 +150,7 @@ def feature_store(settings: Settings) -> Iterator[str]:
 
 def base_model(settings: Settings) -> Iterator[str]:
     """Yield why the base model cannot be had."""
-    from pipelines.training.base_files import base_problem
+    from pipelines.models.base_files import base_problem
 
     if problem := base_problem(settings.model):
         yield problem

@@ -102,9 +102,9 @@ def create_project(
 
     """
     from pipelines.dataset.files import Columns
-    from pipelines.event_log_files import check_folder
-    from pipelines.features import default_feature_store_yaml
-    from pipelines.policy import default_policy, load_policy
+    from pipelines.feature_store.event_log_files import check_folder
+    from pipelines.feature_store.store import default_feature_store_yaml
+    from pipelines.gates.policy import default_policy, load_policy
     from services.data_summary import describe
     from serving.registry.registry import Registry
 
@@ -192,7 +192,7 @@ def _finish(folder: Path, settings: Settings) -> None:
 def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
     """Put the labels of seed and reference into a registry that has none: it was set after `ratchet init`."""
     from pipelines.dataset.files import read_rows
-    from pipelines.dataset.rows import columns_of
+    from pipelines.dataset.project_dataset import columns_of
 
     task = settings.model.task
     if task in LABELLED and not registry.labels():

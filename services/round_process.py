@@ -89,7 +89,9 @@ def run_claimed(
         folder = lock_file(settings, round_id).parent
         heart = Heart(registry, round_id, show, lambda: _out_of_room(settings, folder))
         try:
-            from pipelines.features import FeatureStore  # here, because memory may run out while they are loaded
+            from pipelines.feature_store.store import (
+                FeatureStore,  # here, because memory may run out while they are loaded
+            )
             from pipelines.training_round import run_round
             from services.preflight import refuse_broken
             from serving.artifacts import ArtifactStore

@@ -6,7 +6,7 @@ forget events by what the registry says. It deliberately moves nothing in Kafka.
 
 import logging
 
-from pipelines.event_log import SCHEMAS, EventLog
+from pipelines.feature_store.event_log import SCHEMAS, EventLog
 from serving.registry.registry import Registry
 
 log = logging.getLogger("ratchet.feedback_consumer")

@@ -27,11 +27,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.dataset.deduplicate import cluster
-from pipelines.dataset.report import write_report
-from pipelines.dataset.rows import collect_and_build, write_rows
-from pipelines.event_log import SCHEMAS
-from pipelines.features import FeatureStore
-from pipelines.training.model import Encoder, base_model_path
+from pipelines.dataset.project_dataset import collect_and_build, write_rows
+from pipelines.dataset.report.write import write_report
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.store import FeatureStore
+from pipelines.models.encoder import Encoder, base_model_path
 from schemas.settings import Settings, load_settings
 from services.demo import bbc_news
 from services.projects import create_project

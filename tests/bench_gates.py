@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import calibration, measures, paired
+from pipelines.calibration import maps
 from pipelines.dataset.files import FileRow
-from pipelines.evidence_classification import LabelEvidence
-from pipelines.gates_comparison import slice_changes, slices_hold
-from pipelines.gates_floor import calibration as calibration_gate
-from pipelines.policy import DEFAULT_POLICY, Policy
+from pipelines.evaluation.evidence.classification import LabelEvidence
+from pipelines.gates.absolute import calibration as calibration_gate
+from pipelines.gates.against_champion import slice_changes, slices_hold
+from pipelines.gates.policy import DEFAULT_POLICY, Policy
+from pipelines.metrics import paired_tests, probabilistic
 from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import Calibration, EvaluationReport, RoundRecord, Verdict
 from schemas.settings import DatasetSettings, ModelSettings, Settings
@@ -113,7 +114,7 @@ def candidate_like(champion: LabelEvidence, changes: Sequence[float], draw: np.r
 def calibration_alone() -> list[Figure]:
     """1,000 rows; what is true is drawn, so that the true calibration error is known."""
     first, n = answers(0), 1000
-    fitted = calibration.fit(first.logits["calibration"], first.truth["calibration"])
+    fitted = maps.fit(first.logits["calibration"], first.truth["calibration"])
     honest = np.log(applied.apply(fitted, first.logits["judge"][:n]))
     draw = np.random.default_rng(0)
     told = {
@@ -125,7 +126,7 @@ def calibration_alone() -> list[Figure]:
     found = {}
     for name, sharpness in told.items():
         probabilities = applied.softmax(honest * sharpness)
-        limit = measures.ece_null(probabilities.max(axis=1))
+        limit = probabilistic.ece_null(probabilities.max(axis=1))
         stopped = 0
         for _ in range(RUNS):
             truth = (truths.cumsum(axis=1) < draw.random((n, 1))).sum(axis=1).clip(0, truths.shape[1] - 1)
@@ -158,7 +159,7 @@ def equal_rivals(first: Answers, rival: Answers, n: int, draw: np.random.Generat
     """Candidate and champion on rows of their own, each honest there, judged as if on the same: no better, no worse."""
     own = applied.softmax(first.logits["test"][:n])
     other = own[draw.permutation(n)]
-    limit = measures.ece_null(own.max(axis=1))
+    limit = probabilistic.ece_null(own.max(axis=1))
     stopped = 0
     for _ in range(RUNS):
         drawn = [(p.cumsum(axis=1) < draw.random((n, 1))).sum(axis=1).clip(0, p.shape[1] - 1) for p in (own, other)]
@@ -178,13 +179,13 @@ def banking() -> list[Figure]:
     least = 99
     for seed in range(SEEDS):
         found = answers(seed)
-        fitted = calibration.fit(found.logits["calibration"], found.truth["calibration"])
+        fitted = maps.fit(found.logits["calibration"], found.truth["calibration"])
         logits, truth = found.logits["test"], found.truth["test"]
         raw, honest = applied.softmax(logits), applied.apply(fitted, logits)
-        before, after = (measures.row_nll(p, truth).mean() for p in (raw, honest))
+        before, after = (probabilistic.row_nll(p, truth).mean() for p in (raw, honest))
         confidence, right = honest.max(axis=1), honest.argmax(axis=1) == truth
-        ece, limit = measures.ece(confidence, right), measures.ece_null(confidence)
-        raw_ece = measures.ece(raw.max(axis=1), raw.argmax(axis=1) == truth)
+        ece, limit = probabilistic.ece(confidence, right), probabilistic.ece_null(confidence)
+        raw_ece = probabilistic.ece(raw.max(axis=1), raw.argmax(axis=1) == truth)
         within += int(ece <= max(limit, 0.02))
         nll_held += int(after <= before + 0.002)
         rows.append((right.mean(), before, after, raw_ece, ece, limit))
@@ -194,7 +195,7 @@ def banking() -> list[Figure]:
             flush=True,
         )
         for method in ("lac", "aps"):
-            sets = calibration.fit(found.logits["calibration"], found.truth["calibration"], method).conformal
+            sets = maps.fit(found.logits["calibration"], found.truth["calibration"], method).conformal
             assert sets is not None
             for coverage in (0.9, 0.95, 0.99):
                 inside = applied.prediction_sets(sets, honest, coverage)
@@ -311,17 +312,17 @@ def evidence(
         n=len(truth),
         accuracy=float(right.mean()),
         macro_f1=0.0,
-        nll=float(measures.row_nll(probabilities, truth).mean()),
-        brier=float(measures.row_brier(probabilities, truth).mean()),
-        ece=measures.ece(confidence, right),
-        ece_null_99=measures.ece_null(confidence) if limit is None else limit,
+        nll=float(probabilistic.row_nll(probabilities, truth).mean()),
+        brier=float(probabilistic.row_brier(probabilities, truth).mean()),
+        ece=probabilistic.ece(confidence, right),
+        ece_null_99=probabilistic.ece_null(confidence) if limit is None else limit,
     )
     return LabelEvidence(report, [], list(labels), len(labels), probabilities, truth, Calibration())
 
 
 def share(name: str, value: float, op: str, target: float, baseline: float | None = None) -> Figure:
     """A share of RUNS runs with its exact interval."""
-    low, high = paired.share_interval(round(value * RUNS), RUNS)
+    low, high = paired_tests.share_interval(round(value * RUNS), RUNS)
     return Figure(
         figure=name,
         value=value,

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import compression
+from pipelines.compression import export
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
-from pipelines.training.classification import Classification
-from pipelines.training.model import Encoder, base_model_path
+from pipelines.models.encoder import Encoder, base_model_path
+from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import train
 from schemas.artifacts import Calibration, Golden, ModelManifest
 from schemas.settings import TrainingSettings
@@ -101,7 +101,7 @@ def _artefact(rows: list[FileRow], labels: list[str], seed: int, folder: Path) -
     print(f"seed {seed}: {trained.method}, {len(missing)} labels without rows", flush=True)
     target = folder / "version"
     target.mkdir()
-    compression.export(trained.model, encoder, target)
+    export.export(trained.model, encoder, target)
     manifest = ModelManifest(
         model_version=f"bench-{seed}",
         model_name="bench",

@@ -9,8 +9,8 @@ from statistics import mean, median
 import numpy as np
 import pyarrow as pa
 
-from pipelines.event_log import SCHEMAS
-from pipelines.features import FeatureStore, default_feature_store_yaml
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.events import PredictionMade, new_id
 from schemas.settings import Settings
 from services.feedback_consumer import Consumer

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from kafka import KafkaConsumer, TopicPartition
 
-from pipelines.features import FeatureStore, default_feature_store_yaml
+from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, new_id
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
 from services.feedback_consumer import Consumer

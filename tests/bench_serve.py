@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 import psutil
 
-from pipelines.calibration import row_nll
+from pipelines.calibration.maps import row_nll
 from serving.artifacts import ArtifactStore, read_manifest
 from tests import bench_serve_bare, bench_serve_baseline, bench_serve_generation
 from tests.bench_report import Figure, write

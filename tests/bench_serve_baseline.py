@@ -26,7 +26,7 @@ class Baseline:
         from peft import PeftModel
         from transformers import AutoModel, AutoTokenizer
 
-        from pipelines.training.model import base_model_path, mean_pool
+        from pipelines.models.encoder import base_model_path, mean_pool
 
         torch.set_num_threads(THREADS)
         version = Path(os.environ["BASELINE_VERSION"])

@@ -18,8 +18,8 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.training.decoder import Decoder, decoder_path
-from pipelines.training.generation import Generation
+from pipelines.models.decoder import Decoder, decoder_path
+from pipelines.training.tasks.generation import Generation
 from schemas.artifacts import ModelManifest
 from schemas.settings import Settings, TrainingSettings, load_settings
 from services.projects import create_project

@@ -18,9 +18,10 @@ from typing import Any
 
 import psutil
 
-from pipelines import candidates, gates_compressed
-from pipelines.policy import load_policy
-from pipelines.training.model import Encoder, base_model_path
+from pipelines import candidates
+from pipelines.gates import compressed
+from pipelines.gates.policy import load_policy
+from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training_round import _dataset, round_folder, run_round
 from schemas.artifacts import WorkerHeartbeat
 from schemas.settings import Settings, load_settings
@@ -153,7 +154,7 @@ def student(bank: Project, shape: dict[str, Any]) -> tuple[str, bool]:
         made = rewritten(folder, model_version=name)
         bank.registry.register_version(read_manifest(made), store.put(made), servable=True)
     policy = load_policy(bank.settings.path(bank.settings.gates.policy).read_text(encoding="utf-8"))
-    trial = gates_compressed.stand_in(Runtime(bank.full_directory), Runtime(folder), dataset.judge, policy)
+    trial = compressed.stand_in(Runtime(bank.full_directory), Runtime(folder), dataset.judge, policy)
     print(trial.result.sentence, flush=True)
     return name, trial.passed
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.dataset.examples import Example
-from pipelines.training.classification import Classification
-from pipelines.training.model import Encoder, base_model_path
+from pipelines.models.encoder import Encoder, base_model_path
+from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import probe_outputs, train
 from schemas.settings import TrainingSettings
 from tests.bench_report import Figure

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
+from pipelines.models.encoder import Encoder
 from pipelines.training.fitting import outputs_of
-from pipelines.training.model import Encoder
-from pipelines.training.tasks import Task
+from pipelines.training.tasks.task import Task
 from schemas.settings import TrainingSettings
 
 MAX_LENGTH = 64

@@ -21,12 +21,12 @@ import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pipelines import metrics
 from pipelines.dataset.examples import Example
-from pipelines.paired import Resampled
-from pipelines.training.decoder import Decoder, decoder_path
-from pipelines.training.generation import Generation, encoded
-from pipelines.training.model import Encoder, base_model_path
+from pipelines.metrics import point
+from pipelines.metrics.paired_tests import Resampled
+from pipelines.models.decoder import Decoder, decoder_path
+from pipelines.models.encoder import Encoder, base_model_path
+from pipelines.training.tasks.generation import Generation, encoded
 from pipelines.training.trainer import train
 from schemas.settings import TrainingSettings
 from services.projects import TEXT_TRAINING
@@ -130,11 +130,11 @@ def measure() -> list[Figure]:
     }
     truth = list(asked.values())
     for name, one in answered.items():
-        shown = metrics.generation(truth, one.texts)
+        shown = point.generation(truth, one.texts)
         if one.nll is not None and one.tokens is not None:
             shown["perplexity"] = float(np.exp(one.nll.sum() / one.tokens.sum()))
         Console().print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in shown.items()))
-    chrf = {name: metrics.row_chrf(truth, one.texts) for name, one in answered.items()}
+    chrf = {name: point.row_chrf(truth, one.texts) for name, one in answered.items()}
     ours = answered["trained"]
     before = answered["untrained"]
     assert ours.nll is not None and ours.tokens is not None and before.nll is not None

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.dataset.examples import Example
-from pipelines.paired import mean_interval
-from pipelines.training.model import Encoder, base_model_path
-from pipelines.training.regression import Regression
+from pipelines.metrics.paired_tests import mean_interval
+from pipelines.models.encoder import Encoder, base_model_path
+from pipelines.training.tasks.regression import Regression
 from pipelines.training.trainer import probe_outputs, train
 from schemas.settings import TrainingSettings
 from schemas.targets import canonical

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import compression
+from pipelines.compression import export
 from pipelines.dataset.balance import MOST_WEIGHT
 from pipelines.dataset.examples import Example
-from pipelines.training.champion import Champion
-from pipelines.training.classification import Classification
-from pipelines.training.model import Encoder, base_model_path
+from pipelines.models.encoder import Encoder, base_model_path
+from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import Trained, train
+from pipelines.training.warm_start import Champion
 from schemas.settings import TrainingSettings
 from tests.bench_report import Figure
 from tests.bench_train_data import MAX_LENGTH, all_threads, answers, bank_rows, by_label, right
@@ -55,7 +55,7 @@ def measure(seed: int = 0) -> list[Figure]:
             trained = _round(encoder, own, seen, "champion" if champion else "base", champion)
             folder = Path(scratch) / f"v{number}"
             folder.mkdir()
-            compression.save_weights(trained.model, folder)
+            export.save_weights(trained.model, folder)
             champion = Champion(folder, folder.name, list(seen))
             after.append(_right(encoder, trained, test, seen))
             print(f"round {number + 1}: accuracy by group {_by_group(after[-1], test, groups)}", flush=True)

@@ -15,10 +15,10 @@ import torch
 from datasets import Dataset
 
 from pipelines.dataset.examples import Example
-from pipelines.training.classification import Classification
+from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.fitting import Fit
 from pipelines.training.label_names import label_rows
-from pipelines.training.model import Encoder, base_model_path
+from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import train
 from schemas.settings import TrainingSettings
 from tests.bench_report import Figure

@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from pipelines.event_log import SCHEMAS
-from pipelines.features import FeatureStore, default_feature_store_yaml
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
 from services.feedback_consumer import main
 from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics

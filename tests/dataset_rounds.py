@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.dataset.build import Dataset, build
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
-from pipelines.features import FeedbackRow
+from pipelines.feature_store.store import FeedbackRow
 from schemas.settings import DatasetSettings, ModelSettings, Settings
 from tests.fakes import FILLERS, TOPICS
 

@@ -199,7 +199,7 @@ def main() -> None:
             if up.poll() is None:
                 up.send_signal(signal.SIGTERM)
             must(up.wait(120) == 0, "SIGTERM stops it with exit 0")
-        from pipelines.features import FeatureStore
+        from pipelines.feature_store.store import FeatureStore
 
         stored, accepted = FeatureStore(walk.settings).stored_events(), walk.accepted
         lost = accepted["/predict"] - stored["predictions"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from pipelines.policy import DEFAULT_POLICY
+from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.training_round import run_round
 from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, ServingSettings, Settings, TrainingSettings
 from serving.api import Api

@@ -8,7 +8,8 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from pipelines import calibration, conformal, intervals, measures, sequence_confidence
+from pipelines.calibration import conformal, intervals, maps, sequence_confidence
+from pipelines.metrics import probabilistic
 from schemas.artifacts import Calibration, Conformal, IntervalCalibration
 from serving.inference import calibration as applied
 
@@ -39,17 +40,17 @@ def tumours(sharpness: float = 2.0) -> Logits:
 
 
 def nll(fitted: Calibration, logits: Any, truth: Any) -> float:
-    return float(measures.row_nll(applied.apply(fitted, logits), truth).mean())
+    return float(probabilistic.row_nll(applied.apply(fitted, logits), truth).mean())
 
 
 def test_an_over_confident_model_is_cooled() -> None:
     own, truth, other, other_truth = digits()
-    fitted = calibration.fit(own, truth)
+    fitted = maps.fit(own, truth)
     assert fitted.kind in ("temperature", "vector")
     assert nll(fitted, other, other_truth) < nll(Calibration(), other, other_truth) - 0.05
     probabilities = applied.apply(fitted, other)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == other_truth
-    assert measures.ece(confidence, right) <= measures.ece_null(confidence)
+    assert probabilistic.ece(confidence, right) <= probabilistic.ece_null(confidence)
     assert set(fitted.held_out_nll) == {"none", "temperature", "vector"}
     assert fitted.nll_after is not None
     assert fitted.nll_before is not None
@@ -60,7 +61,7 @@ def test_a_calibrated_model_is_left_alone_or_nearly_so() -> None:
     draw = np.random.default_rng(0)
     logits = draw.normal(0, 2, (2000, 4))
     truth = np.array([draw.choice(4, p=row) for row in applied.softmax(logits)])
-    fitted = calibration.fit(logits, truth)
+    fitted = maps.fit(logits, truth)
     assert fitted.kind in ("none", "temperature")
     assert fitted.temperature == pytest.approx(1, abs=0.05)
 
@@ -70,7 +71,7 @@ def test_a_vector_map_is_chosen_where_labels_are_biased() -> None:
     logits = draw.normal(0, 2, (1500, 4))
     truth = np.array([draw.choice(4, p=row) for row in applied.softmax(logits)])
     biased = logits + np.array([2.0, -2.0, 0.0, 0.0])
-    fitted = calibration.fit(biased, truth)
+    fitted = maps.fit(biased, truth)
     assert fitted.kind == "vector"
     assert np.array(fitted.shift) - fitted.shift[2] == pytest.approx(np.array([-2.0, 2.0, 0.0, 0.0]), abs=0.4)
     shifted = biased + draw.normal(0, 5, (1500, 1))
@@ -82,7 +83,7 @@ def test_a_vector_map_is_chosen_where_labels_are_biased() -> None:
 @pytest.mark.parametrize("kind", ["temperature", "platt", "isotonic"])
 def test_maps_for_two_labels(kind: Any) -> None:
     own, truth, other, other_truth = tumours()
-    fitted = calibration.fit_kind(kind, own, truth)
+    fitted = maps.fit_kind(kind, own, truth)
     probabilities = applied.apply(fitted, other)
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(len(other)))
     assert (probabilities > 0).all()
@@ -92,7 +93,7 @@ def test_maps_for_two_labels(kind: Any) -> None:
 
 def test_two_labels_choose_among_their_maps() -> None:
     own, truth, other, other_truth = tumours()
-    fitted = calibration.fit(own, truth)
+    fitted = maps.fit(own, truth)
     assert set(fitted.held_out_nll) == {"none", "temperature", "platt", "isotonic"}
     assert nll(fitted, other, other_truth) <= nll(Calibration(), other, other_truth)
 
@@ -105,24 +106,24 @@ def test_platt_is_logistic_regression_on_softened_targets() -> None:
     twice = np.vstack([difference, difference])
     model = LogisticRegression(C=1e9, max_iter=1000, tol=1e-10)
     model.fit(twice, np.repeat([1, 0], len(truth)), sample_weight=np.concatenate([target, 1 - target]))
-    fitted = calibration.fit_kind("platt", own, truth)
+    fitted = maps.fit_kind("platt", own, truth)
     assert fitted.scale[0] == pytest.approx(float(model.coef_[0, 0]), rel=1e-2)
     assert fitted.shift[0] == pytest.approx(float(model.intercept_[0]), abs=1e-2)
 
 
 def test_few_rows_choose_no_map() -> None:
     own, truth, *_ = digits()
-    few = calibration.fit(own[:20], truth[:20])
+    few = maps.fit(own[:20], truth[:20])
     assert (few.kind, few.fitted_rows) == ("none", 20)
     assert few.conformal is not None
     assert len(few.conformal.scores) == 20
-    assert calibration.fit(own[:0], truth[:0]).conformal is None
+    assert maps.fit(own[:0], truth[:0]).conformal is None
 
 
 def test_a_label_without_rows_is_no_trouble() -> None:
     own, truth, *_ = digits()
     kept = truth != 3
-    fitted = calibration.fit(own[kept], truth[kept])
+    fitted = maps.fit(own[kept], truth[kept])
     assert np.isfinite(applied.apply(fitted, own)).all()
 
 
@@ -146,7 +147,7 @@ def test_scores_by_hand() -> None:
 @pytest.mark.parametrize("coverage", [0.5, 0.9, 0.95])
 def test_sets_hold_the_truth_as_often_as_they_say(method: Any, coverage: float) -> None:
     own, truth, other, other_truth = digits()
-    fitted = calibration.fit(own, truth, method)
+    fitted = maps.fit(own, truth, method)
     assert fitted.conformal is not None
     inside = applied.prediction_sets(fitted.conformal, applied.apply(fitted, other), coverage)
     assert inside.any(axis=1).all(), "never empty"

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.dataset.files import read_rows
-from pipelines.event_log import SCHEMAS
-from pipelines.event_rows import row_of
-from pipelines.features import FeatureStore, default_feature_store_yaml
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.event_rows import row_of
+from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackReceived, PredictionMade
 from schemas.settings import Settings
 from services.cli import cli

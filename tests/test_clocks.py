@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.event_log import SCHEMAS
-from pipelines.event_rows import row_of
-from pipelines.features import FeatureStore, default_feature_store_yaml
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.event_rows import row_of
+from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.artifacts import RoundState
 from schemas.settings import ModelSettings, RegistrySettings, Settings, TriggerSettings
 from services.executors import LocalExecutor

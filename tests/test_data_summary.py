@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.dataset.files import Columns
-from pipelines.policy import Policy
+from pipelines.gates.policy import Policy
 from schemas.settings import Settings, load_settings
 from schemas.targets import Task
 from services.cli import cli

@@ -12,7 +12,7 @@ from pipelines.dataset.build import Dataset, build
 from pipelines.dataset.deduplicate import jaccard
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import BadFile, FileRow, read_rows
-from pipelines.features import FeedbackRow
+from pipelines.feature_store.store import FeedbackRow
 from schemas.settings import DatasetSettings, ModelSettings, Settings
 from tests.fakes import FILLERS, TOPICS, toy_rows
 

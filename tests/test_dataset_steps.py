@@ -16,9 +16,9 @@ from pipelines.dataset.aggregate import aggregate
 from pipelines.dataset.clean import Tokens, clean, is_language, tidy
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import BadFile, FileRow, read_rows
-from pipelines.dataset.profile import profile, psi, two_sample
-from pipelines.dataset.profile_page import render
 from pipelines.dataset.quarantine import EMBEDDED_ROWS, quarantined
+from pipelines.dataset.report.page import render
+from pipelines.dataset.report.profile import profile, psi, two_sample
 from tests.dataset_rounds import LABELS, Simulation, said
 from tests.fakes import toy_rows
 

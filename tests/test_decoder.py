@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from pipelines.dataset.examples import Example
-from pipelines.training.champion import open_champion
-from pipelines.training.choose import task_for
-from pipelines.training.decoder import Decoder, adapter_targets, decoder_path, save, trainable_copy
+from pipelines.models.decoder import Decoder, adapter_targets, decoder_path, save, trainable_copy
+from pipelines.models.encoder import BaseModelMissing, layer_of
 from pipelines.training.fitting import Fit
-from pipelines.training.generation import Generation, encoded
-from pipelines.training.model import BaseModelMissing, layer_of
+from pipelines.training.tasks.choose import task_for
+from pipelines.training.tasks.generation import Generation, encoded
 from pipelines.training.trainer import Trained, train
+from pipelines.training.warm_start import open_champion
 from schemas.settings import TrainingSettings
 from serving.inference.decoder_runtime import Writer, token_logprobs
 from tests.fakes import toy_rows

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import candidates, distillation
-from pipelines.policy import DEFAULT_POLICY
-from pipelines.training.model import Encoder, TextModel, layers_of
+from pipelines import candidates
+from pipelines.compression import distillation
+from pipelines.gates.policy import DEFAULT_POLICY
+from pipelines.models.encoder import Encoder, TextModel, layers_of
 from pipelines.training_round import round_folder, run_round
 from schemas.settings import Settings, TrainingSettings
 from serving.artifacts import ArtifactStore, read_manifest

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from pipelines.event_log import SCHEMAS, ConcurrentCommitError, EventLog
-from pipelines.event_rows import row_of
-from pipelines.features import FeatureStore, default_feature_store_yaml
+from pipelines.feature_store.event_log import SCHEMAS, ConcurrentCommitError, EventLog
+from pipelines.feature_store.event_rows import row_of
+from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import Settings
 from services.cli import cli

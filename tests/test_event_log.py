@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.event_log import SCHEMAS, ConcurrentCommitError, EventLog
+from pipelines.feature_store.event_log import SCHEMAS, ConcurrentCommitError, EventLog
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

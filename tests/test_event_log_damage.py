@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.event_log import EventLog, snapshot
-from pipelines.event_log_repair import DAMAGED
-from pipelines.event_log_tail import EventLogDamaged
+from pipelines.feature_store.event_log import EventLog, snapshot
+from pipelines.feature_store.event_log_repair import DAMAGED
+from pipelines.feature_store.event_log_tail import EventLogDamaged
 from tests.test_event_log import rows
 
 BATCH, COMMITS = 20, 6

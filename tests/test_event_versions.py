@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from pipelines.event_rows import BadMessage, read_event, row_of
+from pipelines.feature_store.event_rows import BadMessage, read_event, row_of
 from schemas.events import FeedbackReceived, PredictionMade
 
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.json"))

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from pipelines import calibration, conformal, intervals, measures, paired, report_page
+from pipelines.calibration import conformal, intervals, maps
 from pipelines.dataset.files import FileRow
-from pipelines.evidence import Evidence
-from pipelines.evidence_multilabel import LabelsEvidence, score_labels
-from pipelines.evidence_regression import NumberEvidence, score_number
-from pipelines.gates import Facts, judge
-from pipelines.gates_compressed import judge_compressed
-from pipelines.judging import Judged
-from pipelines.policy import Policy, load_policy
+from pipelines.evaluation.evidence.evidence import Evidence
+from pipelines.evaluation.evidence.multilabel import LabelsEvidence, score_labels
+from pipelines.evaluation.evidence.regression import NumberEvidence, score_number
+from pipelines.gates.compressed import judge_compressed
+from pipelines.gates.evidence_and_facts import Judged
+from pipelines.gates.policy import Policy, load_policy
+from pipelines.gates.verdict import Facts, judge
+from pipelines.metrics import paired_tests, probabilistic
+from pipelines.report import page as report_page
 from schemas.artifacts import Calibration, GateReport, GateResult, IntervalCalibration, Verdict
 from schemas.targets import canonical
 from serving.inference import calibration as applied
@@ -31,7 +33,7 @@ def labels(noise: float, *, n: int = 600, sharpness: float = 1.0, seed: int = 0,
     logits = draw.normal(-1, 2.5, (2 * n, len(LABELS)))
     truth = draw.random(logits.shape) < applied.sigmoid(logits)
     seen = (logits + other.normal(0, noise, logits.shape)) * sharpness
-    own = calibration.fit_each(seen[n:], truth[n:]) if fitted else Calibration()
+    own = maps.fit_each(seen[n:], truth[n:]) if fitted else Calibration()
     named = [canonical("multilabel", [LABELS[k] for k in np.flatnonzero(row)]) for row in truth]
     rows = [FileRow(f"text {i}", named[i], {"channel": ["web", "ios"][i % 2]}) for i in range(n)]
     probabilities = applied.apply_to_each(own, seen[:n])
@@ -154,12 +156,14 @@ def test_labels_that_do_not_exclude_each_other_are_calibrated() -> None:
     draw = np.random.default_rng(0)
     logits = draw.normal(-1, 1.5, (3000, 3))
     truth = draw.random(logits.shape) < applied.sigmoid(logits)
-    fitted = calibration.fit_each(4 * logits[:1000], truth[:1000])
+    fitted = maps.fit_each(4 * logits[:1000], truth[:1000])
     assert fitted.kind == "temperature"
     assert fitted.temperature == pytest.approx(4, rel=0.1)
-    shifted = calibration.fit_each(logits[:1000] * [1, 3, 1] + [2, 0, -2], truth[:1000])
+    shifted = maps.fit_each(logits[:1000] * [1, 3, 1] + [2, 0, -2], truth[:1000])
     assert shifted.kind == "vector"
-    found = measures.measure_each(applied.apply_to_each(shifted, logits[1000:] * [1, 3, 1] + [2, 0, -2]), truth[1000:])
+    found = probabilistic.measure_each(
+        applied.apply_to_each(shifted, logits[1000:] * [1, 3, 1] + [2, 0, -2]), truth[1000:]
+    )
     assert found["ece"].null_99 is not None
     assert found["ece"].value <= 1.2 * found["ece"].null_99
     assert found["accuracy"].low < found["accuracy"].value < found["accuracy"].high
@@ -167,7 +171,7 @@ def test_labels_that_do_not_exclude_each_other_are_calibrated() -> None:
     inside = applied.outer_sets(fitted.conformal, applied.apply_to_each(fitted, 4 * logits[1000:]), 0.9)
     held = int((inside | ~truth[1000:]).all(axis=1).sum())
     assert conformal.p_covered(fitted.conformal.scores, held, 2000, 0.9) > 0.001
-    assert calibration.fit_each(logits[:9], truth[:9]).kind == "none"
+    assert maps.fit_each(logits[:9], truth[:9]).kind == "none"
 
 
 def test_a_label_that_the_model_does_not_know_is_never_right() -> None:
@@ -181,7 +185,7 @@ def test_a_label_that_the_model_does_not_know_is_never_right() -> None:
 
 def test_saved_loss_agrees_with_another_test_of_it() -> None:
     draw = np.random.default_rng(0)
-    saved = paired.Saved(draw.normal(0.1, 1, 500), "{}")
+    saved = paired_tests.Saved(draw.normal(0.1, 1, 500), "{}")
     assert saved.p_better == pytest.approx(wilcoxon(saved.saved, alternative="greater").pvalue, abs=0.02)
     assert saved.p_better + saved.p_worse == pytest.approx(1)
     low, high = saved.interval()
@@ -189,9 +193,9 @@ def test_saved_loss_agrees_with_another_test_of_it() -> None:
     assert saved.harm_probability(-low) == pytest.approx(0.025, abs=0.005)
     needed = saved.rows_to_show(0.0, 0.05)
     assert needed is not None
-    shown = [paired.Saved(draw.normal(saved.observed, 1, needed), "{}").p_better <= 0.05 for _ in range(400)]
+    shown = [paired_tests.Saved(draw.normal(saved.observed, 1, needed), "{}").p_better <= 0.05 for _ in range(400)]
     assert 0.4 < np.mean(shown) < 0.6
-    assert paired.Saved(np.zeros(9), "{}").harm_probability(0.01) == 0
+    assert paired_tests.Saved(np.zeros(9), "{}").harm_probability(0.01) == 0
 
 
 @pytest.mark.parametrize(

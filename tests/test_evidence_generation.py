@@ -6,18 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import report_page, sequence_confidence
+from pipelines.calibration import sequence_confidence
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
 from pipelines.dataset.quarantine import quarantined
-from pipelines.evaluation_generation import MOST, ByText, likelihood
-from pipelines.evidence import Evidence
-from pipelines.evidence_generation import Likelihood, TextEvidence, accepted, score_text
-from pipelines.gates import Facts, judge
-from pipelines.judging import Judged
-from pipelines.policy import default_policy, load_policy
-from pipelines.training.decoder import Decoder
+from pipelines.evaluation.evidence.evidence import Evidence
+from pipelines.evaluation.evidence.generation import Likelihood, TextEvidence, accepted, score_text
+from pipelines.evaluation.text_evaluator import MOST, ByText, likelihood
+from pipelines.gates.evidence_and_facts import Judged
+from pipelines.gates.policy import default_policy, load_policy
+from pipelines.gates.verdict import Facts, judge
+from pipelines.models.decoder import Decoder
+from pipelines.report import page as report_page
 from schemas.artifacts import Calibration, GateReport, GateResult, Verdict
 from schemas.settings import TrainingSettings
 from serving.inference.decoder_runtime import Writer

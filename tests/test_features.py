@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.event_log import SCHEMAS
-from pipelines.feature_repo.definitions import ENTITIES, TIMES, definitions
-from pipelines.features import FeatureStore, FeedbackRow, default_feature_store_yaml
+from pipelines.feature_store.definitions import ENTITIES, TIMES, definitions
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.store import FeatureStore, FeedbackRow, default_feature_store_yaml
 from schemas.events import PredictionData, PredictionMade
 from schemas.settings import FeatureStoreSettings, ModelSettings, Settings
 

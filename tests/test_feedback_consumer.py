@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.event_log import SCHEMAS
-from pipelines.event_rows import BadMessage, read_event, row_of
-from pipelines.features import FeatureStore, default_feature_store_yaml
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.event_rows import BadMessage, read_event, row_of
+from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
 from services import feedback_consumer

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.event_log import EventLog
-from pipelines.event_log_files import UnusableFolder
-from pipelines.features import FeatureStore
+from pipelines.feature_store.event_log import EventLog
+from pipelines.feature_store.event_log_files import UnusableFolder
+from pipelines.feature_store.store import FeatureStore
 from pipelines.training_round import run_round
 from schemas.artifacts import RoundState
 from schemas.settings import Settings

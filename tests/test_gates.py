@@ -9,11 +9,11 @@ import pytest
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
-from pipelines.evidence_classification import LabelEvidence, score_label
-from pipelines.gates import Facts, judge
-from pipelines.gates_compressed import judge_compressed
-from pipelines.judging import vanished
-from pipelines.policy import DEFAULT_POLICY, BadPolicy, Policy, changes, load_policy
+from pipelines.evaluation.evidence.classification import LabelEvidence, score_label
+from pipelines.gates.compressed import judge_compressed
+from pipelines.gates.evidence_and_facts import vanished
+from pipelines.gates.policy import DEFAULT_POLICY, BadPolicy, Policy, changes, load_policy
+from pipelines.gates.verdict import Facts, judge
 from schemas.artifacts import Calibration, Conformal, GateReport, GateResult, Verdict
 from schemas.reports import Robustness
 

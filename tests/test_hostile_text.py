@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dataset import profile_page
+from pipelines.dataset.report import page as profile_page
 from pipelines.pages import write_page
 from schemas.artifacts import DatasetManifest, DatasetProfile
 

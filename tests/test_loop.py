@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipelines.features import FeatureStore
+from pipelines.feature_store.store import FeatureStore
 from schemas.artifacts import RoundState
 from schemas.settings import Settings, load_settings
 from services.projects import create_project, running_up

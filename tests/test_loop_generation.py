@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from pipelines.dataset.examples import Example
-from pipelines.training.decoder import Decoder, save
-from pipelines.training.generation import Generation
+from pipelines.models.decoder import Decoder, save
+from pipelines.training.tasks.generation import Generation
 from pipelines.training.trainer import train
 from pipelines.training_round import round_folder
 from schemas.artifacts import RoundState

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from starlette.testclient import TestClient
 
-from pipelines.features import FeatureStore
+from pipelines.feature_store.store import FeatureStore
 from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, SettingsError, load_settings

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import measures, paired
-from pipelines.paired import Change
+from pipelines.metrics import paired_tests, probabilistic
+from pipelines.metrics.paired_tests import Change
 
 
 def honest(n: int, k: int, seed: int, sharpness: float = 3.0) -> tuple[Any, Any]:
@@ -21,8 +21,8 @@ def honest(n: int, k: int, seed: int, sharpness: float = 3.0) -> tuple[Any, Any]
 
 def test_nll_and_brier_by_hand() -> None:
     probabilities, truth = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]]), np.array([0, 1])
-    assert measures.row_nll(probabilities, truth) == pytest.approx([0.35667494, 1.2039728])
-    assert measures.row_brier(probabilities, truth) == pytest.approx([0.09 + 0.04 + 0.01, 0.09 + 0.49 + 0.16])
+    assert probabilistic.row_nll(probabilities, truth) == pytest.approx([0.35667494, 1.2039728])
+    assert probabilistic.row_brier(probabilities, truth) == pytest.approx([0.09 + 0.04 + 0.01, 0.09 + 0.49 + 0.16])
 
 
 def test_ece_by_hand() -> None:
@@ -30,17 +30,17 @@ def test_ece_by_hand() -> None:
     confidence = np.array([0.6] * 150 + [0.9] * 150)
     right = np.array([1.0] * 105 + [0.0] * 45 + [1.0] * 105 + [0.0] * 45)
     rows = np.random.default_rng(0).permutation(300)
-    assert measures.ece(confidence[rows], right[rows]) == pytest.approx(0.15, abs=0.03)
-    [one, *_] = measures.reliability(confidence, right.astype(bool))
+    assert probabilistic.ece(confidence[rows], right[rows]) == pytest.approx(0.15, abs=0.03)
+    [one, *_] = probabilistic.reliability(confidence, right.astype(bool))
     assert one.n == 20
     assert one.confidence == pytest.approx(0.6)
-    assert sum(b.n for b in measures.reliability(confidence, right.astype(bool))) == 300
+    assert sum(b.n for b in probabilistic.reliability(confidence, right.astype(bool))) == 300
 
 
 def test_classwise_ece_is_the_mean_of_each_labels_ece() -> None:
     probabilities, truth = honest(400, 6, seed=1)
-    by_label = [measures.ece(probabilities[:, k], (truth == k).astype(float)) for k in range(6)]
-    assert measures.classwise_ece(probabilities, truth) == pytest.approx(np.mean(by_label))
+    by_label = [probabilistic.ece(probabilities[:, k], (truth == k).astype(float)) for k in range(6)]
+    assert probabilistic.classwise_ece(probabilities, truth) == pytest.approx(np.mean(by_label))
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def test_smooth_ece_is_that_of_its_authors(n: int, power: float, shift: float, p
         confidence = draw.random(size)
         right = (draw.random(size) < np.clip(confidence**exponent - off, 0, 1)).astype(float)
         if (size, exponent, off) == (n, power, shift):
-            assert measures.smooth_ece(confidence, right) == pytest.approx(published, rel=0.02)
+            assert probabilistic.smooth_ece(confidence, right) == pytest.approx(published, rel=0.02)
 
 
 def test_the_null_of_ece_shrinks_as_the_design_notes_say() -> None:
     """A calibrated model that is right nine times in ten still shows some ECE: less with more rows."""
     draw = np.random.default_rng(3)
-    at = {n: measures.ece_null(np.clip(draw.beta(9, 1, n), 0, 1), 0.95) for n in (200, 1000, 2000)}
+    at = {n: probabilistic.ece_null(np.clip(draw.beta(9, 1, n), 0, 1), 0.95) for n in (200, 1000, 2000)}
     assert 0.05 < at[200] < 0.09
     assert 0.02 < at[1000] < 0.035
     assert at[2000] < at[1000] < at[200]
@@ -68,10 +68,10 @@ def test_the_null_of_ece_shrinks_as_the_design_notes_say() -> None:
 def test_a_bias_is_told_from_chance() -> None:
     draw = np.random.default_rng(0)
     confidence = draw.uniform(0.6, 1, 1000)
-    gap, p = measures.bias(confidence, draw.random(1000) < confidence)
+    gap, p = probabilistic.bias(confidence, draw.random(1000) < confidence)
     assert abs(gap) < 0.03
     assert p > 0.01
-    gap, p = measures.bias(confidence, draw.random(1000) < confidence - 0.06)
+    gap, p = probabilistic.bias(confidence, draw.random(1000) < confidence - 0.06)
     assert gap == pytest.approx(0.06, abs=0.03)
     assert p < 0.001
 
@@ -79,7 +79,7 @@ def test_a_bias_is_told_from_chance() -> None:
 def test_a_calibrated_model_lies_within_every_null() -> None:
     outside = 0
     for seed in range(6):
-        found = measures.measure(*honest(500, 5, seed))
+        found = probabilistic.measure(*honest(500, 5, seed))
         for name in ("nll", "brier", "ece", "classwise_ece", "smooth_ece"):
             measure = found[name]
             assert measure.null is not None
@@ -92,15 +92,15 @@ def test_a_calibrated_model_lies_within_every_null() -> None:
 def test_an_over_confident_model_lies_outside() -> None:
     probabilities, truth = honest(1000, 5, seed=1, sharpness=1.0)
     sharp = probabilities**3 / (probabilities**3).sum(axis=1, keepdims=True)
-    found = measures.measure(sharp, truth)
+    found = probabilistic.measure(sharp, truth)
     for name in ("nll", "brier", "ece", "classwise_ece", "smooth_ece"):
         assert found[name].value > (found[name].null_99 or 0), name
     assert found["accuracy"].low < found["accuracy"].value < found["accuracy"].high
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    expected = float(measures.row_nll(*honest(200_000, 4, seed=99)).mean())
-    found = [measures.measure(*honest(300, 4, seed))["nll"] for seed in range(20)]
+    expected = float(probabilistic.row_nll(*honest(200_000, 4, seed=99)).mean())
+    found = [probabilistic.measure(*honest(300, 4, seed))["nll"] for seed in range(20)]
     assert sum(one.low <= expected <= one.high for one in found) >= 16
 
 
@@ -109,7 +109,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 def test_mcnemar_is_the_exact_binomial_tail() -> None:
     champion = np.array([False] * 8 + [True] * 2)
-    moved = paired.change(champion, ~champion)
+    moved = paired_tests.change(champion, ~champion)
     assert (moved.gained, moved.lost, moved.n) == (8, 2, 10)
     assert moved.p_better == pytest.approx(56 / 1024)  # (45 + 10 + 1) / 2^10
     assert Change(0, 0, 10).p_better == 1
@@ -142,10 +142,10 @@ def test_the_rows_that_would_settle_it_do() -> None:
 
 
 def test_holm_by_hand() -> None:
-    assert paired.holm(np.array([0.01, 0.04, 0.03, 0.005]), 0.05).tolist() == [True, False, False, True]
+    assert paired_tests.holm(np.array([0.01, 0.04, 0.03, 0.005]), 0.05).tolist() == [True, False, False, True]
 
 
 def test_paired_losses_tell_a_worse_model() -> None:
     before = np.random.default_rng(0).normal(1, 0.3, 500)
-    assert paired.p_larger(before, before + 0.1 * np.random.default_rng(1).random(500)) < 1e-6
-    assert paired.p_larger(before, before) == 1
+    assert paired_tests.p_larger(before, before + 0.1 * np.random.default_rng(1).random(500)) < 1e-6
+    assert paired_tests.p_larger(before, before) == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, rankdata
 
-from pipelines import metrics
+from pipelines.metrics import point
 
 DRAW = np.random.default_rng(7)
 
@@ -26,16 +26,16 @@ def by_hand(truth: np.ndarray, answers: np.ndarray) -> dict[str, float]:
 def test_classification_metrics_are_their_definitions() -> None:
     truth = DRAW.integers(0, 5, 300)
     answers = np.where(DRAW.random(300) < 0.6, truth, DRAW.integers(0, 4, 300))
-    found = metrics.classification(truth, answers)
+    found = point.classification(truth, answers)
     one_hot = np.eye(5, dtype=bool)
     for name, value in by_hand(one_hot[truth], one_hot[answers]).items():
         assert found[name] == pytest.approx(value), name
     assert found["accuracy"] == pytest.approx((truth == answers).mean()) == pytest.approx(found["micro_f1"])
     assert found["balanced_accuracy"] == pytest.approx(found["macro_recall"])
-    counts = metrics.confusion(truth, answers, 5)
+    counts = point.confusion(truth, answers, 5)
     assert counts.trace() / counts.sum() == pytest.approx(found["accuracy"])
     assert counts.sum(axis=1).tolist() == np.bincount(truth, minlength=5).tolist()
-    assert metrics.classification(truth, truth)["macro_f1"] == 1
+    assert point.classification(truth, truth)["macro_f1"] == 1
 
 
 def test_multilabel_metrics_are_their_definitions() -> None:
@@ -43,7 +43,7 @@ def test_multilabel_metrics_are_their_definitions() -> None:
     truth[:, 5] = False
     answers = truth ^ (DRAW.random((200, 6)) < 0.1)
     answers[:, 5] = False
-    found = metrics.multilabel(truth, answers)
+    found = point.multilabel(truth, answers)
     for name, value in by_hand(truth, answers).items():
         assert found[name] == pytest.approx(value), name
     assert found["subset_accuracy"] == pytest.approx((truth == answers).all(axis=1).mean())
@@ -55,14 +55,14 @@ def test_multilabel_metrics_are_their_definitions() -> None:
 def test_regression_metrics_are_their_definitions() -> None:
     truth = DRAW.integers(1, 11, 150).astype(float)
     answers = truth + DRAW.normal(0, 2, 150).round(1)
-    found = metrics.regression(truth, answers)
+    found = point.regression(truth, answers)
     errors = answers - truth
     assert found["mae"] == pytest.approx(np.abs(errors).mean())
     assert found["rmse"] == pytest.approx(np.sqrt((errors**2).mean()))
     assert found["r2"] == pytest.approx(1 - (errors**2).sum() / ((truth - truth.mean()) ** 2).sum())
     assert found["spearman"] == pytest.approx(pearsonr(rankdata(truth), rankdata(answers)).statistic)
-    assert np.isnan(metrics.regression(truth, np.ones(150))["spearman"])
-    assert np.isnan(metrics.regression(truth[:1], answers[:1])["r2"])
+    assert np.isnan(point.regression(truth, np.ones(150))["spearman"])
+    assert np.isnan(point.regression(truth[:1], answers[:1])["r2"])
 
 
 def test_metrics_of_texts_are_their_definitions() -> None:
@@ -75,10 +75,10 @@ def test_metrics_of_texts_are_their_definitions() -> None:
         ["maybe not"],
         ["yes indeed"],
     ]
-    found = metrics.generation(given, answers)
+    found = point.generation(given, answers)
     # nltk counts a 4-gram even in texts that are too short for one
     by_words = corpus_bleu([[one.split() for one in each] for each in given[:2]], [one.split() for one in answers[:2]])
-    assert metrics.generation(given[:2], answers[:2])["bleu"] == pytest.approx(by_words)
+    assert point.generation(given[:2], answers[:2])["bleu"] == pytest.approx(by_words)
     assert found["exact_match"] == 0.25
 
     def overlap(reference: str, answer: str) -> float:
@@ -90,7 +90,7 @@ def test_metrics_of_texts_are_their_definitions() -> None:
     best = [max(overlap(one, answer) for one in each) for each, answer in zip(given, answers, strict=True)]
     assert found["rouge1"] == pytest.approx(np.mean(best))
     assert found["rouge2"] <= found["rougel"] <= found["rouge1"]
-    rows = metrics.row_chrf(given, answers)
+    rows = point.row_chrf(given, answers)
     assert rows.mean() == pytest.approx(found["chrf"])
-    assert rows[3] == pytest.approx(metrics.row_chrf([["yes indeed"]], ["Yes indeed"])[0])
-    assert list(metrics.generation([["a b c d"]], ["a b c d"]).values()) == pytest.approx([1.0] * 6)
+    assert rows[3] == pytest.approx(point.row_chrf([["yes indeed"]], ["Yes indeed"])[0])
+    assert list(point.generation([["a b c d"]], ["a b c d"]).values()) == pytest.approx([1.0] * 6)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.packing import Layout, PackedModel
-from pipelines.training.model import Encoder, TextModel, layers_of
+from pipelines.compression.packing import Layout, PackedModel
+from pipelines.models.encoder import Encoder, TextModel, layers_of
 from tests.test_training_methods import other_base
 
 TEXTS = ["short", "a text that is somewhat longer than the first", "two words", " ".join(["long"] * 40), ""]

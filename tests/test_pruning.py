@@ -11,8 +11,8 @@ import torch
 from scipy.stats import spearmanr
 from transformers import AutoConfig, AutoModel
 
-from pipelines import compression, distillation, pruning
-from pipelines.training.model import Encoder, TextModel, UnknownArchitecture, layers_of
+from pipelines.compression import distillation, export, pruning
+from pipelines.models.encoder import Encoder, TextModel, UnknownArchitecture, layers_of
 from schemas.settings import TrainingSettings
 from tests.fakes import toy_rows
 
@@ -77,8 +77,8 @@ def test_every_layer_has_the_asked_shape_and_onnx_says_the_same(
         assert layer.get_submodule(parts.merge).weight.shape == (32, 16)
         assert layer.get_submodule(parts.widen).weight.shape == (8, 32)
         assert layer.get_submodule(parts.narrow).weight.shape == (32, 8)
-    compression.export(narrow, encoder, tmp_path)
-    compression.quantise(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    export.export(narrow, encoder, tmp_path)
+    export.quantise(tmp_path / "model.onnx", tmp_path / "int8.onnx")
     inputs = {name: tensor.numpy() for name, tensor in encoder.batch(TEXTS[:6]).items()}
     wanted = outputs(encoder, narrow, TEXTS[:6])
     exact, int8 = (

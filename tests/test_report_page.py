@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import report_page, round_report
 from pipelines.dataset.counted import ticks
 from pipelines.dataset.files import FileRow
-from pipelines.evidence_classification import LabelEvidence, score_label
-from pipelines.gates import Facts, judge
-from pipelines.judging import Judged
-from pipelines.policy import DEFAULT_POLICY, Policy
+from pipelines.evaluation.evidence.classification import LabelEvidence, score_label
+from pipelines.gates.evidence_and_facts import Judged
+from pipelines.gates.policy import DEFAULT_POLICY, Policy
+from pipelines.gates.verdict import Facts, judge
+from pipelines.report import page as report_page
+from pipelines.report import round_report
 from schemas.artifacts import Calibration, Conformal, DatasetManifest, Golden, ModelManifest, RoundRecord, RoundState
 from schemas.events import utc_now
 from schemas.reports import Robustness, RoundReport

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines import robustness
+from pipelines.evaluation import robustness
 from serving.inference.encoder_runtime import Runtime
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.serving_try import try_in_fresh_process
+from pipelines.evaluation.smoke_test import try_in_fresh_process
 
 
 def test_an_artefact_that_does_not_load_is_a_reason_and_no_exception(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_kept_count_is_believed_only_of_the_log_and_the_cut_that_it_counted(
     def asked(*_: object) -> None:
         raise Counted
 
-    monkeypatch.setattr("pipelines.features.FeatureStore.__init__", asked)
+    monkeypatch.setattr("pipelines.feature_store.store.FeatureStore.__init__", asked)
     for stale in ({"t/0": 8}, {}):
         with pytest.raises(Counted):
             counts(settings, stale, up=False)

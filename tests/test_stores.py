@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from pipelines.event_log import SCHEMAS, ConcurrentCommitError, EventLog
-from pipelines.features import FeatureStore, default_feature_store_yaml
+from pipelines.feature_store.event_log import SCHEMAS, ConcurrentCommitError, EventLog
+from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.settings import FeatureStoreSettings, Settings
 from tests.events import feedback, pid, prediction
 from tests.test_event_log import NOW, rows

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.policy import BadPolicy, load_policy
+from pipelines.gates.policy import BadPolicy, load_policy
 from schemas.redact import redacted
 from schemas.settings import SettingsError, load_settings
 

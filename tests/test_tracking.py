@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import round_report, tracking
-from pipelines.policy import DEFAULT_POLICY
+from pipelines.gates.policy import DEFAULT_POLICY
+from pipelines.report import mlflow_tracking, round_report
 from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import RoundState
 from schemas.settings import Settings
@@ -44,9 +44,9 @@ def test_a_round_is_logged_once_and_the_aliases_follow(settings: Settings, regis
     client = MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
     name = settings.model.name
     for alias in ("candidate", "champion"):
-        assert client.get_model_version_by_alias(name, alias).tags[tracking.VERSION] == record.candidate_version
+        assert client.get_model_version_by_alias(name, alias).tags[mlflow_tracking.VERSION] == record.candidate_version
     sealed = round_report.sealed_folder(round_folder(settings, record.round_id) / "version")
-    tracking.log_version(settings, sealed)  # as a round that is resumed does
+    mlflow_tracking.log_version(settings, sealed)  # as a round that is resumed does
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     [logged] = client.search_runs([experiment.experiment_id])
@@ -65,7 +65,7 @@ def test_a_server_that_is_away_stops_nothing(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     settings = tracked(settings, "http://127.0.0.1:1")
-    tracking.log_version(settings, settings.root)
-    tracking.follow_champion(settings, "v")
+    mlflow_tracking.log_version(settings, settings.root)
+    mlflow_tracking.follow_champion(settings, "v")
     assert "was not logged to MLflow: MlflowException" in caplog.text
     assert "champion was not moved to v: MlflowException" in caplog.text

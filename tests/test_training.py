@@ -8,16 +8,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from pipelines import compression
-from pipelines.calibration import fit_temperature, row_nll
+from pipelines.calibration.maps import fit_temperature, row_nll
+from pipelines.compression import export
 from pipelines.dataset.examples import Example
-from pipelines.training import trainer
-from pipelines.training.classification import Classification
-from pipelines.training.errors import TrainingDiverged
-from pipelines.training.fitting import Fit, batch_size
-from pipelines.training.label_names import label_rows, words
-from pipelines.training.lower_layers import LowerStates
-from pipelines.training.model import (
+from pipelines.models.encoder import (
     NORM,
     BaseModelMissing,
     Encoder,
@@ -29,8 +23,14 @@ from pipelines.training.model import (
     mean_pool,
     trainable_copy,
 )
-from pipelines.training.probe import fit_probe
-from pipelines.training.tasks import Batch
+from pipelines.models.probe import fit_probe
+from pipelines.training import trainer
+from pipelines.training.errors import TrainingDiverged
+from pipelines.training.fitting import Fit, batch_size
+from pipelines.training.frozen_layers import LowerStates
+from pipelines.training.label_names import label_rows, words
+from pipelines.training.tasks.classification import Classification
+from pipelines.training.tasks.task import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.settings import TrainingSettings
 from tests.fakes import TOPICS, toy_rows
@@ -168,8 +168,8 @@ def test_the_adapter_and_the_export_are_the_model(encoder: Encoder, tmp_path: Pa
     trained = fit(encoder, examples(60, seed=1), examples(24, seed=2), epochs=8)
     texts = [text for text, _ in toy_rows(7, seed=3)]
     expected = answers(trained, encoder, texts)
-    compression.save_weights(trained.model, tmp_path)
-    compression.export(trained.model, encoder, tmp_path)
+    export.save_weights(trained.model, tmp_path)
+    export.export(trained.model, encoder, tmp_path)
     np.testing.assert_allclose(answers(trained, encoder, texts), expected, atol=1e-5)
     inputs = {name: tensor.numpy() for name, tensor in encoder.batch(texts).items()}
     exported = ort.InferenceSession(tmp_path / "model.onnx").run(["logits"], inputs)[0]

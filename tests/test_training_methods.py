@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from pipelines import compression
+from pipelines.compression import export
 from pipelines.dataset.examples import Example
-from pipelines.training.champion import CannotContinue, Champion, open_champion
-from pipelines.training.classification import Classification
+from pipelines.models.encoder import Encoder, base_model_sha256
 from pipelines.training.fitting import Fit, schedule
-from pipelines.training.lower_layers import first_changing
-from pipelines.training.model import Encoder, base_model_sha256
-from pipelines.training.multilabel import Multilabel
-from pipelines.training.regression import Regression
-from pipelines.training.tasks import Batch, Held
+from pipelines.training.frozen_layers import first_changing
+from pipelines.training.tasks.classification import Classification
+from pipelines.training.tasks.multilabel import Multilabel
+from pipelines.training.tasks.regression import Regression
+from pipelines.training.tasks.task import Batch, Held
 from pipelines.training.trainer import Trained, probe_outputs, train
+from pipelines.training.warm_start import CannotContinue, Champion, open_champion
 from schemas.artifacts import Calibration, Golden, ModelManifest, Pace
 from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
@@ -60,7 +60,7 @@ def saved(
 ) -> Path:
     """A version's directory as training leaves it."""
     directory.mkdir()
-    compression.save_weights(trained.model, directory)
+    export.save_weights(trained.model, directory)
     manifest = ModelManifest(
         model_version=directory.name,
         model_name="m",
@@ -122,13 +122,13 @@ def test_all_weights_learn_in_each_family_and_the_base_stays(encoder: Encoder, t
     assert losses[-1] < losses[0]
     for name, weights in base.model.state_dict().items():
         assert torch.equal(weights, before[name]), name
-    compression.save_weights(model, tmp_path)
+    export.save_weights(model, tmp_path)
     learned = load_file(tmp_path / "model.safetensors")
     assert not (tmp_path / "adapter").exists()
     for name, weights in before.items():
         if "embeddings." in name or name.endswith(("query.weight", "q_lin.weight")):
             assert np.array_equal(learned[name], weights.numpy()) == ("embeddings." in name), name
-    compression.export(model, base, tmp_path)
+    export.export(model, base, tmp_path)
     texts = [row.text for row in rows[:4]]
     inputs = {name: tensor.numpy() for name, tensor in base.batch(texts).items()}
     exported = ort.InferenceSession(tmp_path / "model.onnx").run(["logits"], inputs)[0]

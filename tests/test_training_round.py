@@ -5,8 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from pipelines.dataset.rows import training_rows
-from pipelines.policy import DEFAULT_POLICY
+from pipelines.dataset.project_dataset import training_rows
+from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings
@@ -130,7 +130,7 @@ def test_a_killed_round_is_resumed_and_promotes_once(project: Settings, registry
 
 def write_config(project: Settings) -> None:
     """The project as commands find it: ratchet.toml and feature_store.yaml."""
-    from pipelines.features import default_feature_store_yaml
+    from pipelines.feature_store.store import default_feature_store_yaml
 
     values = project.model_dump(mode="json", exclude_none=True)
     overrides = {group: dict(values[group]) for group in ("model", "dataset", "training")}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.event_log import SCHEMAS
-from pipelines.features import FeatureStore, default_feature_store_yaml
+from pipelines.feature_store.event_log import SCHEMAS
+from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, TriggerSettings, render_settings
 from services import training_scheduler

@@ -9,16 +9,16 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from pipelines import compression
+from pipelines.compression import export
 from pipelines.dataset.examples import Example
-from pipelines.training.choose import task_for
-from pipelines.training.classification import Classification
+from pipelines.models.encoder import Encoder
+from pipelines.models.probe import fit_one_vs_rest, fit_ridge
 from pipelines.training.fitting import Fit
-from pipelines.training.model import Encoder
-from pipelines.training.multilabel import Multilabel
-from pipelines.training.probe import fit_one_vs_rest, fit_ridge
-from pipelines.training.regression import Regression
-from pipelines.training.tasks import Batch
+from pipelines.training.tasks.choose import task_for
+from pipelines.training.tasks.classification import Classification
+from pipelines.training.tasks.multilabel import Multilabel
+from pipelines.training.tasks.regression import Regression
+from pipelines.training.tasks.task import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.settings import TrainingSettings
 from schemas.targets import canonical
@@ -55,7 +55,7 @@ def outputs(trained: Trained, encoder: Encoder, rows: Sequence[Example]) -> np.n
 
 
 def exported(trained: Trained, encoder: Encoder, rows: Sequence[Example], folder: Path) -> np.ndarray:
-    compression.export(trained.model, encoder, folder)
+    export.export(trained.model, encoder, folder)
     inputs = {name: tensor.numpy() for name, tensor in encoder.batch([row.text for row in rows]).items()}
     return np.asarray(ort.InferenceSession(folder / "model.onnx").run(["logits"], inputs)[0])
 

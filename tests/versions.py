@@ -20,14 +20,14 @@ GOLDEN = ["oven and butter", "a goal for the team", "the bank and the loan of ma
 
 def tiny_version(directory: Path, base: Path, name: str, labels: list[str], *, seed: int = 0, model: str = "m") -> Path:
     """Make `directory` a version called `name`."""
-    from pipelines import compression
-    from pipelines.training.model import Encoder, TextModel, trainable_copy
+    from pipelines.compression import export
+    from pipelines.models.encoder import Encoder, TextModel, trainable_copy
 
     encoder = Encoder(base, 32)
     draw = np.random.default_rng(seed)
     weight, bias = draw.normal(size=(len(labels), encoder.width)), np.zeros(len(labels))
     directory.mkdir(parents=True)
-    compression.export(
+    export.export(
         TextModel(trainable_copy(encoder, TrainingSettings()), encoder.width, weight, bias), encoder, directory
     )
     manifest = ModelManifest(
@@ -54,7 +54,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
     """Make `directory` a version that writes: a tiny decoder with adapters that say anything, merged."""
     import torch
 
-    from pipelines.training.decoder import Decoder, trainable_copy
+    from pipelines.models.decoder import Decoder, trainable_copy
     from serving.inference.decoder_runtime import Writer
 
     decoder = Decoder(base, 48, 12, torch.float32)
@@ -70,7 +70,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
 
 def text_version(directory: Path, trained: Any, base: Any, name: str, model: str) -> ModelManifest:
     """Make `directory` a version of what a decoder became, without golden answers."""
-    from pipelines.training.decoder import save
+    from pipelines.models.decoder import save
 
     manifest = ModelManifest(
         model_version=name,

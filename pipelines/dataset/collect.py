@@ -12,7 +12,7 @@ from datetime import UTC
 
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import FileRow
-from pipelines.features import FeedbackRow
+from pipelines.feature_store.store import FeedbackRow
 from schemas.targets import LABELLED, BadTarget, Task, canonical
 
 RATING_WEIGHT = 0.5

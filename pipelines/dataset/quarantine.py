@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import hypergeom, norm, rankdata
 
-from pipelines.training.probe import fit_probe
+from pipelines.models.probe import fit_probe
 from schemas.targets import Task, labels_of
 
 EMBEDDED_ROWS = 5000

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
-from pipelines.training.champion import Champion
 from pipelines.training.fitting import Fit, outputs_of
-from pipelines.training.log import Log
-from pipelines.training.tasks import Held, Rows, Task
+from pipelines.training.history import Log
+from pipelines.training.tasks.task import Held, Rows, Task
+from pipelines.training.warm_start import Champion
 from schemas.settings import TrainingSettings
 
 # Two folds cost as much as one fit on all rows; a seed of a few rows a label can't be halved, and is cheap.

@@ -4,7 +4,7 @@ Turns tokenised rows into gradient steps and outputs. trainer.py opens a `Fit`, 
 deliberately decides nothing, no validation, no choice of model; and it knows no task but by its `Task`.
 
 AdamW with warm-up and decay, rates that fall from the uppermost layer down (Howard and Ruder 2018), batches of similar length.
-What lies below the first layer that changes runs once (lower_layers.py), without dropout.
+What lies below the first layer that changes runs once (training/frozen_layers.py), without dropout.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.models.encoder import layer_of
 from pipelines.training.errors import TrainingDiverged
-from pipelines.training.model import layer_of
-from pipelines.training.tasks import Forward, Rows, Task
+from pipelines.training.tasks.task import Forward, Rows, Task
 from schemas.settings import TrainingSettings
 
 LEAST_BATCH, SMALL_BATCH = 4, 16

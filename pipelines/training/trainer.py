@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
-from pipelines.training.champion import Champion
-from pipelines.training.encoder_task import EncoderTask
+from pipelines.models.encoder import Encoder
 from pipelines.training.epoch_search import EpochSearch, as_probe, folds_of
 from pipelines.training.fitting import RATES, Fit, epochs_of
+from pipelines.training.history import History, Log, Progress
 from pipelines.training.label_names import label_rows
-from pipelines.training.log import History, Log, Progress
-from pipelines.training.model import Encoder
-from pipelines.training.tasks import Rows, Task
+from pipelines.training.tasks.encoder_task import EncoderTask
+from pipelines.training.tasks.task import Rows, Task
+from pipelines.training.warm_start import Champion
 from schemas.settings import TrainingSettings
 
 LEAST_ROWS = 8

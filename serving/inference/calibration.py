@@ -1,7 +1,7 @@
 """Apply a fitted calibration: logits in, probabilities and prediction sets out.
 
 outputs.py calls the functions of its task on every batch, and those for sets and intervals where a caller asks for coverage;
-pipelines/calibration.py, conformal.py and intervals.py fit what they apply. It deliberately cannot fit.
+pipelines/calibration/maps.py, conformal.py and intervals.py fit what they apply. It deliberately cannot fit.
 """
 
 from collections.abc import Sequence

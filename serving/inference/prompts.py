@@ -1,7 +1,7 @@
 """What stands before an answer that is to be written.
 
 Turns a text into the prompt of a causal language model: a conversation where its tokenizer knows how to write one, else
-the text itself. serving/inference/decoder_runtime.py answers prompts, pipelines/training/generation.py learns from
+the text itself. serving/inference/decoder_runtime.py answers prompts, pipelines/training/tasks/generation.py learns from
 them, so both read the same. It deliberately knows tokenizers alone, no model and no torch.
 """
 

@@ -1,0 +1,230 @@
+"""Calibration: fit the map from logits to honest probabilities, and the scores of prediction sets.
+
+Turns logits with the truth into a `Calibration`, which is part of the artefact. candidates.py calls `fit` on fair rows
+that do not judge; training uses the temperature to compare epochs. Pure functions; serving only applies what is fitted.
+
+Several kinds of map compete, "none" among them, on rows that they were not fitted on (cross-validation); a richer one has to
+beat a simpler one by a standard error. Prediction sets are fitted on the same held-out probabilities, so that a map that fits
+its own rows too well does not promise too small sets. `fit` is for labels that exclude each other, `fit_each` for those that
+don't; numbers are intervals.py's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize, minimize_scalar
+
+from pipelines.calibration import conformal
+from pipelines.metrics import probabilistic
+from schemas.artifacts import Calibration
+from serving.inference import calibration as applied
+
+LEAST_ROWS = 30
+FOLDS = 5
+# A vector map is drawn towards plain temperature scaling: standard deviation of its parameters' normal prior.
+SPREAD = 0.5
+
+Kind = Literal["none", "temperature", "vector", "platt", "isotonic"]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+def row_nll(logits: Floats, truth: Integers) -> Floats:
+    """-log softmax(logits)[truth] of each row: [n, k], [n] -> [n]."""
+    return probabilistic.row_nll(applied.softmax(logits), truth)
+
+
+def fit_temperature(logits: Floats, truth: Integers) -> float:
+    """The temperature between 0.05 and 20 that minimises NLL (Guo et al. 2017)."""
+    found = minimize_scalar(
+        lambda log_t: float(row_nll(logits / np.exp(log_t), truth).mean()),
+        bounds=(np.log(0.05), np.log(20)),
+        method="bounded",
+    )
+    return float(np.exp(found.x))
+
+
+def fit_kind(kind: Kind, logits: Floats, truth: Integers) -> Calibration:
+    """One kind of map on [n, k] logits; "platt" and "isotonic" need k = 2."""
+    match kind:
+        case "temperature":
+            return Calibration(kind=kind, temperature=fit_temperature(logits, truth))
+        case "vector":
+            return _fit_vector(logits, truth)
+        case "platt":
+            return _fit_platt(logits, truth)
+        case "isotonic":
+            return _fit_isotonic(logits, truth)
+        case _:
+            return Calibration()
+
+
+def fit(logits: Floats, truth: Integers, sets: Literal["lac", "aps"] = "lac") -> Calibration:
+    """The map with the lowest cross-validated NLL on [n, k] logits, and the scores of prediction sets.
+
+    Fewer than LEAST_ROWS rows choose no map, and there are no scores without rows.
+    """
+    n = len(truth)
+    if n < LEAST_ROWS:
+        scores = conformal.fit(sets, applied.softmax(logits), truth) if n else None
+        return Calibration(fitted_rows=n, conformal=scores)
+    rivals: list[Kind] = ["temperature", "platt", "isotonic"] if logits.shape[1] == 2 else ["temperature", "vector"]
+    order = np.argsort(truth, kind="stable")  # every label's rows are dealt out in turn
+    held_out = {kind: _held_out(kind, fit_kind, applied.apply, logits, truth, order) for kind in (*rivals, "none")}
+    losses = {kind: probabilistic.row_nll(probabilities, truth) for kind, probabilities in held_out.items()}
+    chosen = _chosen(rivals, losses)
+    fitted = fit_kind(chosen, logits, truth)
+    return fitted.model_copy(
+        update={
+            "fitted_rows": n,
+            "nll_before": float(row_nll(logits, truth).mean()),
+            "nll_after": float(probabilistic.row_nll(applied.apply(fitted, logits), truth).mean()),
+            "held_out_nll": {kind: float(loss.mean()) for kind, loss in losses.items()},
+            "conformal": conformal.fit(sets, held_out[chosen], truth),
+        }
+    )
+
+
+def fit_kind_each(kind: Kind, logits: Floats, truth: Bools) -> Calibration:
+    """One kind of map, "none", "temperature" or "vector", on [n, k] logits of labels that don't exclude each other."""
+    if kind == "none":
+        return Calibration()
+    found = minimize_scalar(
+        lambda log_t: float(_logistic_losses(logits / np.exp(log_t), truth).mean()),
+        bounds=(np.log(0.05), np.log(20)),
+        method="bounded",
+    )
+    temperature = float(np.exp(found.x))
+    if kind == "temperature":
+        return Calibration(kind=kind, temperature=temperature)
+
+    def losses(values: Floats) -> tuple[Floats, Floats]:
+        return _logistic_losses(values, truth), applied.sigmoid(values)
+
+    scale, shift = _fit_scales(logits, truth.astype(np.float64), temperature, losses)
+    return Calibration(kind="vector", scale=scale.tolist(), shift=shift.tolist())
+
+
+def fit_each(logits: Floats, truth: Bools) -> Calibration:
+    """`fit` for labels that don't exclude each other: [n, k], [n, k] true or not."""
+    n = len(truth)
+    if n < LEAST_ROWS:
+        scores = conformal.fit_outer(applied.sigmoid(logits), truth) if n else None
+        return Calibration(fitted_rows=n, conformal=scores)
+    rivals: list[Kind] = ["temperature", "vector"]
+    maps = (fit_kind_each, applied.apply_to_each)
+    held_out = {kind: _held_out(kind, *maps, logits, truth, np.arange(n)) for kind in (*rivals, "none")}
+    losses = {kind: probabilistic.row_nll_each(probabilities, truth) for kind, probabilities in held_out.items()}
+    chosen = _chosen(rivals, losses)
+    fitted = fit_kind_each(chosen, logits, truth)
+    after = probabilistic.row_nll_each(applied.apply_to_each(fitted, logits), truth)
+    return fitted.model_copy(
+        update={
+            "fitted_rows": n,
+            "nll_before": float(_logistic_losses(logits, truth).mean()),
+            "nll_after": float(after.mean()),
+            "held_out_nll": {kind: float(loss.mean()) for kind, loss in losses.items()},
+            "conformal": conformal.fit_outer(held_out[chosen], truth),
+        }
+    )
+
+
+def _chosen(rivals: Sequence[Kind], losses: Mapping[Kind, Floats]) -> Kind:
+    """By held-out losses [n], from the simplest to the richest."""
+    chosen: Kind = "none"
+    for kind in rivals:
+        gain = losses[chosen] - losses[kind]
+        # One number is hardly ever fitted too well; more have to show that they were not.
+        doubt = 0.0 if kind == "temperature" else float(gain.std(ddof=1)) / np.sqrt(len(gain))
+        if gain.mean() > doubt:
+            chosen = kind
+    return chosen
+
+
+def _held_out(
+    kind: Kind,
+    fitting: Callable[[Kind, Floats, NDArray[Any]], Calibration],
+    applying: Callable[[Calibration, Floats], Floats],
+    logits: Floats,
+    truth: NDArray[Any],
+    order: Integers,
+) -> Floats:
+    """Probabilities [n, k] of each row by a map that was fitted without it; rows are dealt out in this order."""
+    result = np.zeros_like(logits, dtype=np.float64)
+    for fold in range(FOLDS):
+        held = order[fold::FOLDS]
+        own = np.setdiff1d(order, held)
+        result[held] = applying(fitting(kind, logits[own], truth[own]), logits[held])
+    return result
+
+
+def _fit_vector(logits: Floats, truth: Integers) -> Calibration:
+    """Vector scaling (Guo et al. 2017)."""
+    n, k = logits.shape
+    logs = applied.log_softmax(logits)
+    one_hot = np.zeros((n, k))
+    one_hot[np.arange(n), truth] = 1
+
+    def losses(values: Floats) -> tuple[Floats, Floats]:
+        logarithms = applied.log_softmax(values)
+        return -(logarithms * one_hot).sum(axis=1), np.exp(logarithms)
+
+    scale, shift = _fit_scales(logs, one_hot, fit_temperature(logs, truth), losses)
+    return Calibration(kind="vector", scale=scale.tolist(), shift=shift.tolist())
+
+
+def _fit_scales(
+    logits: Floats, targets: Floats, temperature: float, losses: Callable[[Floats], tuple[Floats, Floats]]
+) -> tuple[Floats, Floats]:
+    """A scale and a shift for each label [k], with a normal prior around one temperature.
+
+    `losses` turns scaled logits [n, k] into NLL [n] and probabilities [n, k]; targets [n, k] are 0 or 1.
+    """
+    n, k = logits.shape
+    start = np.concatenate([np.full(k, 1 / temperature), np.zeros(k)])
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        rows, probabilities = losses(logits * parameters[:k] + parameters[k:])
+        beyond = probabilities - targets
+        away = (parameters - start) / SPREAD
+        gradient = np.concatenate([(beyond * logits).mean(axis=0), beyond.mean(axis=0)]) + away / (SPREAD * n)
+        return float(rows.mean() + (away**2).sum() / (2 * n)), gradient
+
+    found = minimize(loss, start, jac=True, method="L-BFGS-B").x
+    return found[:k], found[k:]
+
+
+def _logistic_losses(logits: Floats, truth: Bools) -> Floats:
+    """Binary NLL summed over labels: [n, k], [n, k] -> [n]."""
+    return np.asarray((np.logaddexp(0, logits) - truth * logits).sum(axis=1))
+
+
+def _fit_platt(logits: Floats, truth: Integers) -> Calibration:
+    """A sigmoid of the difference of logits, towards softened targets (Platt 1999; Lin, Lin & Weng 2007)."""
+    difference = logits[:, 1] - logits[:, 0]
+    positive = int(truth.sum())
+    targets = np.where(truth == 1, (positive + 1) / (positive + 2), 1 / (len(truth) - positive + 2))
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        value = parameters[0] * difference + parameters[1]
+        beyond = 1 / (1 + np.exp(-np.clip(value, -500, 500))) - targets
+        return float((np.logaddexp(0, value) - targets * value).mean()), np.array(
+            [(beyond * difference).mean(), beyond.mean()]
+        )
+
+    scale, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B").x
+    return Calibration(kind="platt", scale=[float(scale)], shift=[float(shift)])
+
+
+def _fit_isotonic(logits: Floats, truth: Integers) -> Calibration:
+    """A monotone line (Zadrozny & Elkan 2002). Never sure: its ends stay half a row away from 0 and 1."""
+    from sklearn.isotonic import IsotonicRegression
+
+    n = len(truth)
+    model = IsotonicRegression(y_min=0.5 / n, y_max=1 - 0.5 / n, out_of_bounds="clip")
+    model.fit(logits[:, 1] - logits[:, 0], truth.astype(np.float64))
+    knots = zip(model.X_thresholds_.tolist(), model.y_thresholds_.tolist(), strict=True)
+    return Calibration(kind="isotonic", knots=list(knots))

@@ -1,0 +1,93 @@
+"""From a trained model to what serves: merge the adapter, export to ONNX, quantise.
+
+Turns a torch model into the files of a model version, and those into smaller ones. candidates.py calls it. It deliberately
+trains nothing (a student comes from distillation.py) and judges nothing (gates/compressed.py does).
+"""
+
+import contextlib
+import copy
+import io
+import logging
+import platform
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from safetensors.torch import save_file
+
+from pipelines.compression.packing import PackedModel
+from pipelines.models.encoder import NORM, Encoder, TextModel
+from pipelines.training.warm_start import ADAPTER, HEAD, WEIGHTS
+
+
+def save_weights(model: TextModel, directory: Path) -> None:
+    """Write head.safetensors and adapter/, or model.safetensors: what, with the base model, gives the version again."""
+    if model.adapted:
+        model.encoder.save_pretrained(directory / ADAPTER, save_embedding_layers=False)
+        (directory / ADAPTER / "README.md").unlink(missing_ok=True)
+    else:
+        save_file(
+            {name: t.detach().contiguous() for name, t in model.encoder.state_dict().items()}, directory / WEIGHTS
+        )
+    head = {name: t.detach().contiguous() for name, t in model.head.state_dict().items()}
+    save_file(head, directory / HEAD, metadata={"norm": str(NORM)})
+
+
+def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
+    """Merge a copy and write model.onnx and tokenizer.json.
+
+    The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and gives `logits` [batch, k],
+    whatever the task. Padding costs it little (packing.py).
+    """
+    # A copy: the frozen weights of `model` are the base model's own, and merging adds to them in place.
+    merged = copy.deepcopy(model)
+    if merged.adapted:
+        merged.encoder = merged.encoder.merge_and_unload()
+    merged.eval()
+    example: Any = encoder.batch(["one text", "another text, somewhat longer"])
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=encoder.max_length)}
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # the exporter warns of its own internals
+            torch.onnx.export(
+                PackedModel(merged),
+                (example["input_ids"], example["attention_mask"]),
+                directory / "model.onnx",
+                input_names=["input_ids", "attention_mask"],
+                output_names=["logits"],
+                dynamo=True,
+                dynamic_shapes={"input_ids": shape, "attention_mask": shape},
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        quiet.setLevel(level)
+    encoder.tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def quantise(source: Path, target: Path) -> None:
+    """Weights as int8 for each output channel, activations as int8 measured on each call (dynamic quantisation).
+
+    Needs no data. One scale for a whole weight matrix costs two points of agreement more, and is no faster. On x86 processors
+    without VNNI, weights use 7 bits: with 8, ONNX Runtime's products saturate there (its documentation on quantization, "U8S8").
+    """
+    model = onnx.load(source)
+    add_pre_process_metadata(model)  # the exporter has inferred all shapes already
+    quantize_dynamic(model, target, per_channel=True, reduce_range=_saturates(), weight_type=QuantType.QInt8)
+
+
+def _saturates() -> bool:
+    """Return whether this processor adds int8 products in 16 bits: x86 without VNNI, or of an unknown kind."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return True

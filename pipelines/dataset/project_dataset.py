@@ -1,0 +1,118 @@
+"""A project's dataset: its files read and built, and the rows written down beside a round.
+
+Turns settings and feedback into a `Dataset`, and that into rows.jsonl and back. Rounds and `ratchet dataset` call it. It
+deliberately decides nothing: build.py does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from pipelines.dataset.build import Dataset, Ledger, build
+from pipelines.dataset.clean import Tokens
+from pipelines.dataset.examples import Example
+from pipelines.dataset.exclusions import kept
+from pipelines.dataset.files import Columns, FileRow, read_rows
+from pipelines.feature_store.store import FeedbackRow
+from schemas.labels import LabelMap
+from schemas.settings import Settings
+from schemas.targets import LABELLED, Task, canonical, labels_of, value_of
+from serving.atomic_write import sync
+
+if TYPE_CHECKING:
+    from pipelines.models.base_models import Base
+
+ROWS = "rows.jsonl"
+
+
+def collect_and_build(
+    settings: Settings,
+    feedback: Sequence[FeedbackRow],
+    *,
+    cut: dict[str, int],
+    labels: LabelMap,
+    ledger: Ledger,
+    base: "Base",
+    since: datetime | None = None,
+    without: frozenset[str] = frozenset(),
+) -> Dataset:
+    """The dataset of the project's files and this feedback; see `build`. Raises BadFile.
+
+    `labels` is the taxonomy: labels of files and feedback get their present names. `without` are keys of texts that somebody
+    took out of the files (exclusions.py).
+    """
+    task, reference, columns = settings.model.task, settings.dataset.reference, columns_of(settings)
+
+    def read(path: str) -> list[FileRow]:
+        rows = kept(read_rows(settings.path(path), task, columns), without)
+        return [replace(row, label=labels.target(task, row.label)) for row in rows]
+
+    return build(
+        read(settings.dataset.seed),
+        _judging(read(reference), labels, task) if reference else None,
+        [_renamed(row, labels, task) for row in feedback],
+        labels=labels.active,
+        cut=cut,
+        settings=settings,
+        embed=base.embed,
+        ledger=ledger,
+        domain=[row for path in settings.dataset.domain for row in read(path)],
+        tokens=Tokens(base.token_counts, base.token_limit),
+        since=since,
+    )
+
+
+def columns_of(settings: Settings) -> Columns:
+    """Return the columns that the settings name for all files of rows."""
+    return Columns(settings.dataset.text_column, settings.dataset.label_column)
+
+
+def _judging(rows: list[FileRow], labels: LabelMap, task: Task) -> list[FileRow]:
+    """Rows whose labels are in use: nobody is judged by a label that no model may answer."""
+    return [row for row in rows if all(labels.is_active(name) for name in labels_of(task, row.label))]
+
+
+def _renamed(row: FeedbackRow, labels: LabelMap, task: Task) -> FeedbackRow:
+    """The feedback with the present names of the labels that it and its prediction named."""
+    if task not in LABELLED:
+        return row
+    try:
+        value = labels.target(task, canonical(task, row.value)) if row.kind == "correction" else None
+        predicted = labels.target(task, row.predicted_label)
+    except ValueError:
+        return row  # no target of this task: the collection drops it and says so
+    said = row.value if value is None else value_of(task, value)
+    return replace(row, value=said, predicted_label=predicted)
+
+
+def write_rows(folder: Path, dataset: Dataset) -> None:
+    """Write every row that trains, validates or is audited to rows.jsonl, with its side."""
+    sides = {
+        "train": dataset.train,
+        "validation": dataset.validation,
+        "rejection": dataset.rejections,
+        "audit": dataset.audit,
+    }
+    beside = folder / f"{ROWS}.tmp"
+    with beside.open("wb") as file:
+        for side, rows in sides.items():
+            for row in rows:
+                file.write(orjson.dumps(row)[:-1] + b',"side":"%s"}\n' % side.encode())
+    sync(beside)
+    beside.rename(folder / ROWS)
+    sync(folder)
+
+
+def training_rows(folder: Path) -> list[Example]:
+    """The rows, training and validation, that a round was given."""
+    found = []
+    with (folder / ROWS).open("rb") as file:
+        for line in file:
+            row = orjson.loads(line)
+            if row.pop("side") in ("train", "validation"):
+                found.append(Example(**row))
+    return found

@@ -1,1 +1,0 @@
-"""Feast objects alone."""

@@ -1,0 +1,122 @@
+"""Gates of compressed artefacts: may int8, or a distilled student, serve instead of the round's full-precision model?
+
+Turns two runtimes and the reference rows into a `Trial`: verdict, speed and one sentence. candidates.py serves the fastest
+artefact that passes. It deliberately compares nothing with the champion, so it spends no evidence.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.dataset.files import FileRow
+from pipelines.evaluation.evaluators import evaluate
+from pipelines.evaluation.evidence.evidence import Evidence, OutputEvidence
+from pipelines.gates.against_champion import accuracy_holds
+from pipelines.gates.policy import CompressedPolicy, Policy
+from pipelines.gates.verdict import gate_report
+from pipelines.metrics import paired_tests
+from schemas.artifacts import GateReport, GateResult, Verdict
+from serving.inference.encoder_runtime import Runtime
+
+STUDENT = "student-int8"
+TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 256, 8, 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An artefact beside full precision on the same rows: what it costs and gains, and whether it may stand in."""
+
+    name: str
+    result: GateResult
+    seconds: float  # of one core for a text
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may serve."""
+        return self.result.verdict is Verdict.PASS
+
+
+def stand_in(full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Policy) -> Trial:
+    """Judge an artefact against the full-precision model that it was made from, both calibrated, on rows that judge."""
+    before = evaluate(full, rows, split="reference")
+    after = evaluate(other, rows, split="reference")
+    name = other.manifest.artifact
+    judged = judge_compressed(before, after, policy, student=name == STUDENT)
+    slow, fast = _seconds((full, other), [row.text for row in rows[:TIMED_TEXTS]])
+    serves = "serves" if judged.verdict is Verdict.PASS else f"does not serve ({', '.join(judged.stopped_by())})"
+    sentences = "; ".join(result.sentence for result in judged.results)
+    result = judged.results[0].model_copy(
+        update={
+            "gate": "compression",
+            "verdict": judged.verdict,
+            "blocking": False,  # what does not pass is not served: full precision is
+            "sentence": f"{name} {serves}: {slow / fast:.2f} x the speed of full precision; {sentences}",
+        }
+    )
+    return Trial(name, result, fast)
+
+
+def _seconds(runtimes: Sequence[Runtime], texts: Sequence[str]) -> list[float]:
+    """Seconds of this thread for a text of each: the best of some passes taken in turn, so that what else runs matters little."""
+    best = [float("inf")] * len(runtimes)
+    for _ in range(TIMED_PASSES):
+        for n, runtime in enumerate(runtimes):
+            started = time.thread_time()
+            runtime.probabilities(texts, batch=TIMED_BATCH)
+            best[n] = min(best[n], (time.thread_time() - started) / len(texts))
+    return best
+
+
+def judge_compressed(
+    full: OutputEvidence, compressed: OutputEvidence, policy: Policy, *, student: bool = False
+) -> GateReport:
+    """May a compressed artefact (int8, or a distilled student) stand in for the full-precision model of the same round?
+
+    Both are scored on the same rows in the same order. Nothing is compared with the champion, so no evidence is spent:
+    the report's look is 0.
+    """
+    rule = policy.compressed
+    results = [
+        _agreement(full, compressed, rule, rule.min_student_agreement if student else rule.min_agreement),
+        accuracy_holds("accuracy", full, compressed, rule.accuracy_margin, rule.blocking, "the full-precision model's"),
+        _nll_holds(full, compressed, rule),
+    ]
+    return gate_report(results, policy, look=0)
+
+
+def _agreement(full: OutputEvidence, compressed: OutputEvidence, policy: CompressedPolicy, least: float) -> GateResult:
+    same, n, what = full.agreement(compressed)
+    return GateResult(
+        gate="agreement",
+        verdict=Verdict.PASS if same / n >= least else Verdict.FAIL,
+        blocking=policy.blocking,
+        observed=same / n,
+        threshold=least,
+        n=n,
+        interval=paired_tests.share_interval(same, n),
+        sentence=f"{same} of {n} {what} are the full-precision model's ({same / n:.2%})",
+    )
+
+
+def _nll_holds(full: Evidence, compressed: Evidence, policy: CompressedPolicy) -> GateResult:
+    difference = compressed.losses["nll"] - full.losses["nll"]
+    observed, n = float(difference.mean()), len(difference)
+    low, high = paired_tests.mean_interval(difference, 0.9)  # each side with 95 %
+    needed = None
+    verdict = Verdict.PASS if high < policy.nll_margin else Verdict.FAIL
+    if verdict is Verdict.FAIL and low < policy.nll_margin and observed < policy.nll_margin:
+        verdict = Verdict.INSUFFICIENT
+        room = policy.nll_margin - difference
+        needed = paired_tests.rows_wanted(float(room.mean()), paired_tests.mean_interval(room), n, 0.05)
+    said = f"NLL {observed:+.4f} against the full-precision model's, at most {high:+.4f} with 95 % confidence"
+    return GateResult(
+        gate="nll",
+        verdict=verdict,
+        blocking=policy.blocking,
+        observed=observed,
+        threshold=policy.nll_margin,
+        n=n,
+        needed=needed,
+        interval=paired_tests.mean_interval(difference),
+        sentence=said + (f"; about {needed} rows would settle it" if needed else ""),
+    )

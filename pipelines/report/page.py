@@ -1,0 +1,194 @@
+"""The report page: one self-contained HTML file that says whether a candidate may serve, and why.
+
+Turns a `RoundReport` into HTML by the template page.html. round_report.py writes it, `ratchet round show ID --open`
+opens it. It deliberately computes no measure, loads nothing from elsewhere and runs no script.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipelines.report import plots
+from schemas.artifacts import GateResult, Verdict
+from schemas.reports import Confusion, LabelScore, RoundReport, SliceChange
+
+MATRIX_LABELS = 12
+SHOWN_SLICES = 30
+DRAWN = ("accuracy", "macro_f1", "subset_accuracy", "r2", "spearman", "perplexity")  # three of a task at most
+WORDS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
+
+
+@dataclass(frozen=True)
+class Words:
+    """How the page speaks of a task."""
+
+    plot: tuple[str, str]
+    honest: str
+    bounds: str
+    width: str
+    worse: str = "Right before, wrong now"
+    better: str = "Wrong before, right now"
+    confuses: bool = False
+    probe: str = "probe"
+
+
+_ONE = Words(
+    ("confidence", "share right"),
+    "on the dashed line a model is as often right as it says",
+    "prediction sets",
+    "labels a set",
+    confuses=True,
+)
+_MANY = replace(
+    _ONE,
+    plot=("probability", "share true"),
+    honest="on the dashed line a label is as often true as it says",
+    confuses=False,
+)
+_NUMBER = Words(
+    ("claimed to hold", "share held"),
+    "on the dashed line intervals hold the truth as often as they claim",
+    "intervals",
+    "mean width",
+    "Error grew most",
+    "Error shrank most",
+)
+_TEXT = Words(
+    ("confidence", "share accepted"),
+    "on the dashed line answers are accepted (chrF of a half, or the very text) as often as the model says",
+    "",
+    "",
+    "Farther from the reference",
+    "Nearer to the reference",
+    probe="most similar row",
+)
+WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER, "generation": _TEXT}
+
+
+def render(report: RoundReport) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(number=_number, signed=lambda value: f"{value:+.3f}", share=lambda value: f"{value:.1%}")
+    shown = [one for n, one in enumerate(report.slices) if one.stops or n < SHOWN_SLICES]
+    return environment.get_template("page.html").render(
+        r=report,
+        headline=_headline(report),
+        words=WORDS,
+        of=WORDS_OF[report.task],
+        numbers=_gate_numbers,
+        figures=_figures(report),
+        curves=_curves(report.history),
+        reliability=_reliability(report),
+        slices=[(one, _forest(shown, one, report)) for one in shown],
+        hidden_slices=len(report.slices) - len(shown),
+        matrix=_matrix(report.labels, report.confusion) if WORDS_OF[report.task].confuses else [],
+        worst_labels=sorted((one for one in report.labels if one.n), key=lambda one: (one.recall or 0, -one.n)),
+        percent=lambda part, whole: f"{100 * part / max(1, whole):.1f}%",
+    )
+
+
+def _headline(report: RoundReport) -> str:
+    verdict, against = report.gate_report, report.champion_version
+    if verdict.verdict is Verdict.PASS:
+        return f"Every blocking gate passed{f', against {against}' if against else ': it is the first champion'}."
+    named = ", ".join(name.replace("_", " ") for name in verdict.stopped_by())
+    failed = verdict.verdict is Verdict.FAIL
+    return f"{'Stopped' if failed else 'Not shown to be good enough'} by: {named}."
+
+
+def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
+    """(name, the candidate's, what it is compared with)."""
+    found = report.evaluations
+    candidate, champion, probe = found["candidate"], found.get("champion"), found.get("probe")
+    beside = champion or probe
+    whose = "champion" if champion else WORDS_OF[report.task].probe
+    said = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
+    said["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
+    return [(name, _number(value), said[name]) for name, value in candidate.figures.items()]
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], str]]:
+    """Title, names of the lines and the chart, of each learning curve that has two points."""
+    epochs = [line for line in history if "epoch" in line]
+    last = next((line["phase"] for line in reversed(history) if "step" in line), None)
+    steps = [line for line in history if "step" in line and line["phase"] == last]
+    losses = {
+        "rows not trained on": "held_out_nll",
+        "training, while searching": "search_loss",
+        "training": "train_loss",
+    }
+    charts = [
+        ("Loss", "epoch", epochs, losses),
+        ("Measures on rows not trained on", "epoch", epochs, {key: key for key in DRAWN}),
+        (f"Loss in the {last} phase", "step", steps, {"training": "loss"}),
+        ("Learning rate", "step", steps, {"adapter": "learning_rate", "head": "head_learning_rate"}),
+    ]
+    found: list[tuple[str, list[str], str]] = []
+    for title, x, lines, wanted in charts:
+        series = {
+            name.replace("_", " "): [(line[x], line[key]) for line in lines if line.get(key) is not None]
+            for name, key in wanted.items()
+        }
+        drawn = {name: points for name, points in series.items() if len(points) > 1}
+        if drawn:
+            found.append((title, list(drawn), plots.line_chart(drawn, x, "")))
+    return found
+
+
+def _reliability(report: RoundReport) -> str:
+    series = {
+        "before calibration": report.uncalibrated,
+        "after calibration": report.evaluations["candidate"].reliability,
+    }
+    drawn = {name: bins for name, bins in series.items() if bins}
+    return plots.reliability(drawn, WORDS_OF[report.task].plot) if drawn else ""
+
+
+def _forest(shown: Sequence[SliceChange], one: SliceChange, report: RoundReport) -> str:
+    span = max([0.02, *(min(1.0, max(abs(each.low), abs(each.high))) for each in shown)])
+    margin = report.gate_report.policy.get("slices", {}).get("margin", 0.01)
+    return plots.interval_bar(
+        one.change, one.low, one.high, span, margin if isinstance(margin, float) else 0.01, bad=one.stops
+    )
+
+
+def _matrix(labels: Sequence[LabelScore], confusion: Sequence[Confusion]) -> list[tuple[LabelScore, list[int]]]:
+    """Counts by true label (rows) and answer (columns); empty with too many labels to read."""
+    if len(labels) > MATRIX_LABELS:
+        return []
+    wrong = {(one.truth, one.answer): one.n for one in confusion}
+    return [
+        (
+            own,
+            [
+                round((own.recall or 0) * own.n) if own is other else wrong.get((own.label, other.label), 0)
+                for other in labels
+            ],
+        )
+        for own in labels
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:g}" if abs(value) >= 1 and value == int(value) else f"{value:.3f}"
+
+
+def _gate_numbers(gate: GateResult) -> str:
+    """Observed, interval, threshold and n in one line."""
+    parts = [] if gate.observed is None else [_number(gate.observed)]
+    if gate.interval:
+        parts[-1:] = [f"{parts[-1] if parts else ''} [{_number(gate.interval[0])}, {_number(gate.interval[1])}]"]
+    if gate.threshold is not None:
+        parts.append(f"limit {_number(gate.threshold)}")
+    return " · ".join([*parts, f"n = {gate.n:,}"] if gate.n else parts)

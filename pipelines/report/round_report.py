@@ -1,0 +1,135 @@
+"""The report of a judged round, gathered.
+
+Turns evidence, verdicts and manifests into a `RoundReport`, and writes it, with the page and the policy, beside a round and
+into its version. training_round.py calls it; report/page.py renders. It deliberately measures little: what it says was
+measured before, or follows from the evidence.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+
+from pipelines.evaluation.evidence.evidence import Evidence
+from pipelines.gates.against_champion import slice_changes
+from pipelines.gates.evidence_and_facts import Judged
+from pipelines.gates.policy import Policy
+from pipelines.pages import write_page
+from pipelines.report import page
+from schemas.artifacts import DatasetManifest, GateReport, ModelManifest, RoundRecord
+from schemas.reports import Flip, Lineage, RoundReport
+from serving.artifacts import ArtifactDamaged, verify, write_manifest
+
+MOST = 200
+COVERAGES = (0.9, 0.95, 0.99)
+
+
+def build(
+    record: RoundRecord,
+    judged: Judged,
+    verdict: GateReport,
+    manifest: ModelManifest,
+    dataset: DatasetManifest,
+    policy: Policy,
+    history: str,
+) -> RoundReport:
+    """The report; `history` is the text of the version's history.jsonl."""
+    candidate, champion = judged.candidate, judged.champion
+    before, covered = candidate.uncalibrated, COVERAGES if candidate.scores else ()
+    return RoundReport(
+        round_id=record.round_id,
+        model_name=record.model_name,
+        task=manifest.task,
+        reason=record.reason,
+        champion_version=champion.report.model_version if champion else None,
+        candidate_version=manifest.model_version,
+        gate_report=verdict,
+        evaluations=judged.reports,
+        uncalibrated=before.reliability,
+        uncalibrated_nll=before.nll,
+        uncalibrated_ece=before.ece,
+        calibration=manifest.calibration.model_dump(
+            mode="json", exclude={"conformal": {"scores"}, "intervals": {"scores"}, "knots": True}
+        ),
+        set_sizes={f"{c:g}": size for c in covered if isfinite(size := candidate.width(c))},
+        set_coverage={f"{c:g}": float(candidate.held(c).mean()) for c in covered},
+        slices=slice_changes(champion, candidate, policy.slices) if champion else [],
+        measure=candidate.measure,
+        negative_flips=_flips(champion, candidate, candidate.worse_than(champion)) if champion else [],
+        positive_flips=_flips(champion, candidate, champion.worse_than(candidate)) if champion else [],
+        confusion=candidate.confusion(MOST),
+        labels=candidate.label_scores(),
+        robustness=judged.robustness,
+        history=[json.loads(line) for line in history.splitlines()],
+        dataset=dataset,
+        lineage=Lineage(
+            base_model=Path(manifest.base_model).name,
+            base_model_sha256=manifest.base_model_sha256,
+            parent_version=manifest.parent_version,
+            method=manifest.method,
+            dataset_fingerprint=manifest.dataset_fingerprint,
+            reference_sha256=dataset.reference_sha256,
+            code_version=manifest.code_version,
+            seed=manifest.seed,
+        ),
+    )
+
+
+def write(folder: Path, report: RoundReport) -> None:
+    """Write report.json and report.html into a folder."""
+    (folder / "report.json").write_text(report.model_dump_json(indent=2), encoding="utf-8")
+    write_page(folder / "report.html", lambda: page.render(report))
+
+
+def sealed_folder(directory: Path) -> Path:
+    """Where the version of a directory lies with its report."""
+    return directory.with_name("sealed")
+
+
+def seal(directory: Path, report: RoundReport, manifest: ModelManifest, policy: str) -> None:
+    """Make the version as it is kept: the files that were judged, with the report, the page and the policy beside them.
+
+    It is a directory of its own, so that an attempt that dies here leaves the judged one as its manifest says.
+    """
+    target = sealed_folder(directory)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(directory, target, copy_function=_link, ignore=shutil.ignore_patterns("manifest.json"))
+    write(target, report)
+    (target / "policy.toml").write_text(policy, encoding="utf-8")
+    write_manifest(target, manifest)
+
+
+def sealed(directory: Path) -> RoundReport | None:
+    """The report that was sealed with exactly these files by an attempt that died later; None if there is none."""
+    target = sealed_folder(directory)
+    try:
+        if verify(target).files.items() >= verify(directory).files.items():
+            return RoundReport.model_validate_json((target / "report.json").read_bytes())
+    except (ArtifactDamaged, OSError, ValueError):
+        pass
+    return None
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, target)
+    return target
+
+
+def _flips(champion: Evidence, candidate: Evidence, rows: Sequence[int]) -> list[Flip]:
+    before, after = champion.confidence, candidate.confidence
+    return [
+        Flip(
+            text=candidate.rows[n].text[:500],
+            truth=candidate.rows[n].label,
+            champion=str(champion.answers[n]),
+            candidate=str(candidate.answers[n]),
+            champion_confidence=None if before is None else float(before[n]),
+            candidate_confidence=None if after is None else float(after[n]),
+        )
+        for n in rows[:MOST]
+    ]

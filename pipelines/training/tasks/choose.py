@@ -1,0 +1,31 @@
+"""Choose the training task by its name.
+
+Turns `model.task` into the `Task` that trainer.py trains. Rounds and baselines call it. It deliberately knows no settings.
+"""
+
+from collections.abc import Sequence
+
+from pipelines.dataset.examples import Example
+from pipelines.training.tasks.task import Task
+from schemas.targets import Task as TaskName
+
+
+def task_for(name: TaskName, labels: Sequence[str], examples: Sequence[Example] = ()) -> Task:
+    """The task of a round over these labels; `examples` set the scale of a number."""
+    match name:
+        case "classification":
+            from pipelines.training.tasks.classification import Classification
+
+            return Classification(labels)
+        case "multilabel":
+            from pipelines.training.tasks.multilabel import Multilabel
+
+            return Multilabel(labels)
+        case "regression":
+            from pipelines.training.tasks.regression import Regression
+
+            return Regression.of(examples)
+        case "generation":
+            from pipelines.training.tasks.generation import Generation
+
+            return Generation()

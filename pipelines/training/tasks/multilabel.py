@@ -1,0 +1,86 @@
+"""Multilabel: any of k labels, by a sigmoid each.
+
+A `Task` for texts of which none, one or several labels are true. Made by tasks.py; knows no round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from torch.nn import functional
+
+from pipelines.dataset.examples import Example
+from pipelines.metrics import point
+from pipelines.models.probe import Probe, fit_one_vs_rest
+from pipelines.training.tasks.encoder_task import EncoderTask, not_this
+from pipelines.training.tasks.task import Batch
+from schemas.settings import TrainingSettings
+from schemas.targets import labels_of
+
+
+@dataclass(frozen=True)
+class Multilabel(EncoderTask):
+    """Outputs are logits [n, k] in the order of `labels`, targets 0 or 1 [n, k]."""
+
+    labels: Sequence[str]
+    name: Literal["multilabel"] = "multilabel"
+    calibration: Literal["sigmoid"] = "sigmoid"
+
+    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
+        """1 where a label is true [n, k]."""
+        index = {label: n for n, label in enumerate(self.labels)}
+        found = np.zeros((len(examples), len(self.labels)), dtype=np.float32)
+        for n, example in enumerate(examples):
+            found[n, [index[label] for label in labels_of("multilabel", example.label)]] = 1
+        return found
+
+    def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
+        """One logistic regression a label."""
+        weights = [e.weight for e in examples]
+        return fit_one_vs_rest(embeddings, self.targets(examples), c=settings.probe_c, weights=weights)
+
+    def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
+        """Binary cross-entropy [b], summed over labels; of a rejection, that of "not exactly this set".
+
+        Where a teacher says the very set, its probabilities count too, of the labels that it knows (see classification.py).
+        """
+        targets, rejects = batch.targets, batch.rejects
+        soft = targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+        losses = _entropy(outputs, soft)
+        if rejects.any():
+            losses = losses.index_put((rejects,), not_this(_entropy(outputs[rejects], targets[rejects])))
+        if batch.teacher is not None:
+            known = ~batch.teacher.isnan().any(dim=0)
+            says = batch.teacher[:, known]
+            right = ((says > 0) == (targets[:, known] > 0)).all(dim=1) & ~rejects
+            away = _entropy(outputs[:, known], says.sigmoid()) - _entropy(says, says.sigmoid())
+            losses = losses + settings.focal_distillation * right * away
+        return losses
+
+    def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """NLL [n] of each row's set after the one temperature that suits these rows best."""
+        found = minimize_scalar(
+            lambda log_t: float(_row_nll(kept / np.exp(log_t), targets).mean()),
+            bounds=(np.log(0.05), np.log(20)),
+            method="bounded",
+        )
+        return _row_nll(kept / np.exp(found.x), targets)
+
+    def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """F1s and subset accuracy, a label being said from a probability of one half."""
+        return point.multilabel(targets > 0, kept > 0)
+
+
+def _entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over labels of the binary cross-entropy: [b, k] -> [b]."""
+    losses: torch.Tensor = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+    return losses
+
+
+def _row_nll(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum over labels of the binary NLL: [n, k] -> [n]."""
+    return np.asarray((np.logaddexp(0, logits) - targets * logits).sum(axis=1))

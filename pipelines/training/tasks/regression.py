@@ -1,0 +1,61 @@
+"""Regression: a number.
+
+A `Task` for texts that stand for a number. It is standardised while the model trains, so that the recipe's rates suit any
+unit, and in its own unit again in what is exported. Made by tasks.py; knows no round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.dataset.examples import Example
+from pipelines.metrics import point
+from pipelines.models.probe import Probe, fit_ridge
+from pipelines.training.tasks.encoder_task import EncoderTask
+from pipelines.training.tasks.task import Batch
+from schemas.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Regression(EncoderTask):
+    """Outputs are standardised numbers [n, 1], targets [n] too; `shift` and `scale` lead back to the unit."""
+
+    shift: float = 0.0
+    scale: float = 1.0
+    name: Literal["regression"] = "regression"
+    calibration: Literal["interval"] = "interval"
+    learns_rejections: bool = False  # "not 7" says neither more nor less
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Self:
+        """With mean and standard deviation of these rows."""
+        values = np.array([float(e.label) for e in examples] or [0.0])
+        return cls(float(values.mean()), float(values.std()) or 1.0)
+
+    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
+        """Standardised [n]."""
+        values = np.array([float(e.label) for e in examples])
+        return np.asarray((values - self.shift) / self.scale, dtype=np.float32)
+
+    def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
+        """Ridge regression."""
+        values = np.array([float(e.label) for e in examples])
+        return fit_ridge(embeddings, values, weights=[e.weight for e in examples])
+
+    def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
+        """Half the squared error [b]: NLL of a normal distribution of one spread, up to a constant."""
+        return (outputs[:, 0] - batch.targets) ** 2 / 2
+
+    def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """NLL [n] of a normal distribution with the spread that suits these rows best, in standardised units."""
+        squares = (kept[:, 0].astype(np.float64) - targets) ** 2
+        variance = max(float(squares.mean()), 1e-12)
+        return np.asarray(squares / (2 * variance) + np.log(2 * np.pi * variance) / 2)
+
+    def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Errors in the target's unit."""
+        return point.regression(self.shift + self.scale * targets, self.shift + self.scale * kept[:, 0])

@@ -22,7 +22,7 @@ from pipelines.feature_store.event_rows import BadMessage, read_event
 from pipelines.feature_store.store import FeatureStore
 from schemas.events import utc_now
 from schemas.settings import Settings
-from services.feedback_gate import FeedbackGate
+from services.ingestion.feedback_gate import FeedbackGate
 from serving.messaging.outbox_store import erase as erase_outboxes
 from serving.registry.registry import Registry
 

@@ -30,14 +30,14 @@ from pipelines.feature_store.event_rows import read_event
 from pipelines.feature_store.store import FeatureStore
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import Settings, load_settings
-from services.aftercare import Aftercare
-from services.consumer_metrics import ConsumerMetrics
-from services.crash_points import crash_at
-from services.dead_letters import letters_of
-from services.feedback_gate import FeedbackGate
-from services.micro_batch import MicroBatch, Source, sort_out
-from services.signals import stop_on
-from services.stored_positions import gone, start_of
+from services.ingestion.crash_points import crash_at
+from services.ingestion.dead_letters import letters_of
+from services.ingestion.feedback_gate import FeedbackGate
+from services.ingestion.feedback_upkeep import Aftercare
+from services.ingestion.metrics import ConsumerMetrics
+from services.ingestion.micro_batch import MicroBatch, Source, sort_out
+from services.ingestion.stored_positions import gone, start_of
+from services.supervisor.signals import stop_on
 from serving.messaging.consumer import Subscription
 from serving.messaging.publisher import BrokerUnavailable, Message, Publisher, Topics, ensure_topics, topic_ids
 from serving.process.log_lines import log_to

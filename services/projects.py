@@ -18,7 +18,7 @@ from schemas.targets import LABELLED, Task, label_name, labels_of
 
 if TYPE_CHECKING:
     from pipelines.dataset.files import Columns
-    from services.data_summary import ProjectData
+    from services.checks.data_summary import ProjectData
     from serving.registry.registry import Registry
 
 LOCK = "state/up.lock"  # held by the `ratchet up` of the folder for as long as it lives
@@ -105,7 +105,7 @@ def create_project(
     from pipelines.feature_store.event_log_files import check_folder
     from pipelines.feature_store.store import default_feature_store_yaml
     from pipelines.gates.policy import default_policy, load_policy
-    from services.data_summary import describe
+    from services.checks.data_summary import describe
     from serving.registry.registry import Registry
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -154,7 +154,7 @@ def create_project(
 
 
 def _checked(seed: Path, reference: Path | None, task: Task, columns: "Columns") -> "ProjectData":
-    from services.data_summary import DataError, check, read_data
+    from services.checks.data_summary import DataError, check, read_data
 
     data = read_data(seed, reference, task, columns)
     try:
@@ -181,7 +181,7 @@ def _copied(path: Path, folder: Path, name: str) -> str:
 
 def _finish(folder: Path, settings: Settings) -> None:
     """Write what is secret and what keeps it so, then check the whole project as `up` will. Raises BrokenProject."""
-    from services.preflight import refuse_broken
+    from services.checks.preflight import refuse_broken
     from serving.http.access import write_keys
 
     (folder / ".gitignore").write_text(GITIGNORE, encoding="utf-8")

@@ -27,16 +27,16 @@ from pipelines.triggers import TriggerState, decide, refuse_unbuilt
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.events import utc_now
 from schemas.settings import Settings, SettingsError, load_settings
-from services.crontab import crontab
-from services.disk_room import shortage
-from services.executors import LocalExecutor
-from services.failures import ending
-from services.feedback_counts import CountKeeper
 from services.file_locks import Held, held
-from services.prune import leftovers, remove
-from services.round_process import Whereabouts
-from services.signals import stop_on
-from services.ticker import Ticker
+from services.ingestion.feedback_counts import CountKeeper
+from services.rounds.disk_room import shortage
+from services.rounds.executor import LocalExecutor
+from services.rounds.failures import ending
+from services.rounds.process import Whereabouts
+from services.rounds.prune import leftovers, remove
+from services.scheduling.crontab import crontab
+from services.scheduling.ticker import Ticker
+from services.supervisor.signals import stop_on
 from serving.process.log_lines import log_to
 from serving.process.private_files import keep_private
 from serving.registry.elapsed import Unchanged

@@ -21,12 +21,12 @@ from pipelines.triggers import refuse_unbuilt
 from schemas.artifacts import Champion, RoundState
 from schemas.redact import redacted
 from schemas.settings import Settings
-from services.champion_check import unservable
-from services.children import Child, die_with_parent, sweep
-from services.executors import REPOSITORY, round_mark
+from services.checks.champion import unservable
 from services.file_locks import Held, held
-from services.own_address import bind_address, fetch, url_of
 from services.projects import LOCK, STATE
+from services.rounds.executor import REPOSITORY, round_mark
+from services.supervisor.children import Child, die_with_parent, sweep
+from services.supervisor.own_address import bind_address, fetch, url_of
 from serving.artifacts import ArtifactStore
 from serving.messaging.publisher import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
 from serving.process.private_files import close_folders
@@ -168,7 +168,7 @@ class Supervisor:
             self._tell("round", f"the last one, {last.round_id}, {said}: {last.detail}")
 
     def _train(self) -> None:
-        command = [*_module("services.cli"), "round", "run", "--bootstrap", "-c", self._config]
+        command = [*_module("services.cli.main"), "round", "run", "--bootstrap", "-c", self._config]
         child = subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, preexec_fn=die_with_parent)  # noqa: PLW1509
         try:
             while child.poll() is None and not self.stop.wait(LOOK_S):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from services.crash_points import CRASH_POINTS
+from services.ingestion.crash_points import CRASH_POINTS
 from tests.bench_ingest_anonymise import anonymise_figures
 from tests.bench_ingest_growth import growth_figures, read_figures
 from tests.bench_ingest_throughput import throughput_figures

@@ -142,7 +142,7 @@ class Walk:
 
 def ratchet(*arguments: str) -> list[str]:
     """A command line."""
-    return [sys.executable, "-m", "services.cli", *arguments]
+    return [sys.executable, "-m", "services.cli.main", *arguments]
 
 
 def within(seconds: float, condition: Callable[[], object]) -> float | None:
@@ -171,7 +171,7 @@ def split(rows: Sequence[FileRow]) -> tuple[list[FileRow], list[FileRow], list[F
 
 def bbc() -> list[FileRow]:
     """The demo's articles, where no file is named."""
-    from services.demo import bbc_news
+    from services.demo.walk import bbc_news
 
     return [FileRow(article.text, article.topic) for article in bbc_news()]
 

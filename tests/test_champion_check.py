@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from schemas.settings import Settings
-from services.champion_check import damaged, unservable
-from services.failures import ending, sentence
+from services.checks.champion import damaged, unservable
+from services.rounds.failures import ending, sentence
 from serving.artifacts import ArtifactStore
 from serving.live import LiveModel
 from serving.registry.registry import Registry

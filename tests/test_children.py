@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services import children
-from services.children import Child
+from services.supervisor import children
+from services.supervisor.children import Child
 from tests.fakes import wait_until
 
 WRITES_WHEN_ASKED = """

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from schemas.settings import Settings, load_settings
-from services.cli import cli
+from services.cli.main import cli
 from services.projects import create_project
 from serving.registry.registry import Registry
 from tests.conftest import write_rows

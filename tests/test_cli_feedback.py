@@ -19,8 +19,8 @@ from pipelines.feature_store.event_rows import row_of
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackReceived, PredictionMade
 from schemas.settings import Settings
-from services.cli import cli
-from services.dead_letters import dead_letter
+from services.cli.main import cli
+from services.ingestion.dead_letters import dead_letter
 from serving.http.access import pseudonym, read_keys, write_keys
 from serving.messaging.publisher import Message, Outgoing, Publisher, Topics, ensure_topics
 from serving.registry.registry import Registry

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from schemas.settings import SettingsError, render_settings
-from services.cli import _one_line, cli
-from services.cli_project import one_of
-from services.crontab import crontab
-from services.executors import REPOSITORY
+from services.cli.main import _one_line, cli
+from services.cli.project import one_of
+from services.rounds.executor import REPOSITORY
+from services.scheduling.crontab import crontab
 from serving.artifacts import ArtifactStore, write_manifest
 from serving.registry.registry import Registry
 from tests.registries import begin, manifest
@@ -86,7 +86,7 @@ def test_the_version_is_the_projects() -> None:
 @pytest.mark.parametrize(("flags", "level"), [((), "2"), (("-OO",), "")])
 def test_help_is_there_without_docstrings(flags: tuple[str, ...], level: str) -> None:
     environ = {**os.environ, "PYTHONOPTIMIZE": level}
-    command = [sys.executable, *flags, "-m", "services.cli", "--help"]
+    command = [sys.executable, *flags, "-m", "services.cli.main", "--help"]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True, encoding="utf-8"
     )

@@ -17,8 +17,8 @@ from pipelines.feature_store.event_rows import row_of
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.artifacts import RoundState
 from schemas.settings import ModelSettings, RegistrySettings, Settings, TriggerSettings
-from services.executors import LocalExecutor
-from services.live_counts import LiveCounts
+from services.ingestion.live_counts import LiveCounts
+from services.rounds.executor import LocalExecutor
 from services.training_scheduler import LEASE_SECONDS, LOCK, TrainingScheduler
 from serving.registry.registry import Registry
 from tests import registries

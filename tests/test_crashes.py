@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from services.crash_points import CRASH_POINTS
+from services.ingestion.crash_points import CRASH_POINTS
 from tests.crashes import killed_at
 
 

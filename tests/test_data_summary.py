@@ -10,8 +10,8 @@ from pipelines.dataset.files import Columns
 from pipelines.gates.policy import Policy
 from schemas.settings import Settings, load_settings
 from schemas.targets import Task
-from services.cli import cli
-from services.data_summary import DataError, ProjectData, check, describe, health, read_data
+from services.checks.data_summary import DataError, ProjectData, check, describe, health, read_data
+from services.cli.main import cli
 from services.projects import create_project, fill_taxonomy
 from serving.registry.registry import Registry
 

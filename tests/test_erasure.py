@@ -16,7 +16,7 @@ from pipelines.feature_store.event_rows import row_of
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import Settings
-from services.cli import cli
+from services.cli.main import cli
 from serving.http.access import pseudonym, read_keys, write_keys
 from serving.http.feedback_values import feedback_uuid
 from serving.messaging.outbox_store import make_table, open_disk, waiting, write

@@ -20,10 +20,10 @@ from pipelines.feature_store.store import FeatureStore, default_feature_store_ya
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
 from services import feedback_consumer
-from services.dead_letters import replay
 from services.feedback_consumer import Consumer, Stalled, Unstorable, run
-from services.feedback_gate import FeedbackGate
-from services.live_counts import LiveCounts, live_counts
+from services.ingestion.dead_letters import replay
+from services.ingestion.feedback_gate import FeedbackGate
+from services.ingestion.live_counts import LiveCounts, live_counts
 from serving.http.access import pseudonym, read_keys, write_keys
 from serving.messaging.outbox import Outbox
 from serving.messaging.publisher import MAX_MESSAGE_BYTES, Outgoing, Publisher, Topics, ensure_topics

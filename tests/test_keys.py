@@ -64,7 +64,7 @@ def test_the_file_explains_itself_and_a_shell_reads_it(tmp_path: Path) -> None:
 
 
 def _access(settings: Settings, *arguments: str) -> Result:
-    from services.cli import cli
+    from services.cli.main import cli
 
     return CliRunner().invoke(cli, ["access", "keys", *arguments, "-c", str(settings.root), "--by", "ann"])
 

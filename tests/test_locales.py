@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from schemas.settings import render_settings
-from services.executors import REPOSITORY
+from services.rounds.executor import REPOSITORY
 from serving.registry.registry import Registry
 
 LABELS = ["größe", "表格", "naïve"]
@@ -43,7 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(arguments: list[str], **environment: str) -> "subprocess.CompletedProcess[bytes]":
     known = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
-    command = [sys.executable, "-m", "services.cli", *arguments]
+    command = [sys.executable, "-m", "services.cli.main", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, env={**known, **environment}, check=False, capture_output=True)
 
 

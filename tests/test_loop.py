@@ -54,7 +54,7 @@ def project(tmp_path: Path, tiny_base: Path) -> Settings:
 @pytest.fixture
 def up(project: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """`ratchet up` on the project, ready."""
-    command = [sys.executable, "-m", "services.cli", "up", "-c", str(project.root / "ratchet.toml")]
+    command = [sys.executable, "-m", "services.cli.main", "up", "-c", str(project.root / "ratchet.toml")]
     process = subprocess.Popen(command, cwd=REPOSITORY, env=dict(os.environ), start_new_session=True)
     try:
         wait_until(lambda: project.path("state/up.json").exists() or process.poll() is not None, timeout_s=120)

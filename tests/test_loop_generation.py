@@ -22,7 +22,7 @@ from pipelines.training_round import round_folder
 from schemas.artifacts import RoundState
 from schemas.settings import SettingsError, TrainingSettings, load_settings
 from services import feedback_consumer
-from services.cli import cli
+from services.cli.main import cli
 from services.projects import create_project, open_project
 from serving.artifacts import read_manifest
 from tests.fakes import FILLERS, TOPICS, killed_round

@@ -21,7 +21,7 @@ from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, SettingsError, load_settings
 from schemas.targets import COLUMNS, Task
 from services import feedback_consumer
-from services.cli import cli
+from services.cli.main import cli
 from services.feedback_consumer import Consumer, run
 from services.projects import ProjectError, create_project
 from serving.api import Api

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from services.cli import cli
-from services.executors import REPOSITORY
-from services.preflight import BrokenProject, problems
+from services.checks.preflight import BrokenProject, problems
+from services.cli.main import cli
 from services.projects import ProjectError, create_project, open_project
+from services.rounds.executor import REPOSITORY
 from tests.conftest import write_rows
 from tests.fakes import toy_rows
 
@@ -132,7 +132,7 @@ def test_a_sound_project_has_no_problem(project: Path) -> None:
 def test_up_refuses_every_problem_in_seconds(project: Path) -> None:
     (project / "keys.env").unlink()
     (project / "policy.toml").unlink()
-    command = [sys.executable, "-m", "services.cli", "up", "-c", str(project)]
+    command = [sys.executable, "-m", "services.cli.main", "up", "-c", str(project)]
     started = time.monotonic()
     done = subprocess.run(
         command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60, encoding="utf-8"

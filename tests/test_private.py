@@ -47,7 +47,7 @@ def test_the_process_manager_listens_on_no_port(tmp_path: Path) -> None:
 
 def test_a_project_is_made_for_its_own_user_alone(tmp_path: Path, tiny_base: Path) -> None:
     seed = write_rows(tmp_path / "seed.csv", toy_rows(20, seed=1))
-    command = [sys.executable, "-m", "services.cli", "init", str(tmp_path / "p"), "--seed", str(seed)]
+    command = [sys.executable, "-m", "services.cli.main", "init", str(tmp_path / "p"), "--seed", str(seed)]
     before = os.umask(0o022)
     try:
         done = subprocess.run(

@@ -8,11 +8,11 @@ from click.testing import CliRunner
 
 from schemas.artifacts import RoundState
 from schemas.settings import ArtifactSettings, ModelSettings, Settings, TrainingSettings, render_settings
-from services import disk_room
-from services.cli import cli
-from services.disk_room import NoRoom, clear_models, disk_bytes, needed_bytes, refuse_without_room, shortage
-from services.prune import LOGS_BYTES, Pruned, leftovers, refuse_pruned, remove
-from services.round_process import lock_file, locked
+from services.cli.main import cli
+from services.rounds import disk_room
+from services.rounds.disk_room import NoRoom, clear_models, disk_bytes, needed_bytes, refuse_without_room, shortage
+from services.rounds.process import lock_file, locked
+from services.rounds.prune import LOGS_BYTES, Pruned, leftovers, refuse_pruned, remove
 from serving.artifacts import ArtifactStore, write_manifest
 from serving.registry.registry import Registry
 from tests.registries import manifest
@@ -149,7 +149,7 @@ def test_versions_and_rounds_of_others_are_left_alone(site: Site) -> None:
 
 
 def test_the_oldest_logs_go_beyond_their_total(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.prune.LOGS_BYTES", 20)
+    monkeypatch.setattr("services.rounds.prune.LOGS_BYTES", 20)
     ids = []
     for _ in range(4):
         ids.append(site.begin())
@@ -202,7 +202,9 @@ def test_what_an_attempt_has_written_is_not_needed_again(site: Site, monkeypatch
         }
     )
     round_id = site.begin()
-    monkeypatch.setattr("services.disk_room.shutil.disk_usage", lambda _: type("Usage", (), {"free": 3 * MODEL_BYTES}))
+    monkeypatch.setattr(
+        "services.rounds.disk_room.shutil.disk_usage", lambda _: type("Usage", (), {"free": 3 * MODEL_BYTES})
+    )
     assert shortage(settings)
     assert shortage(settings, round_id) is None
     clear_models(site.folder(round_id))

@@ -2,7 +2,7 @@
 
 from schemas.artifacts import GateReport, GateResult, RoundRecord, RoundState, Verdict
 from schemas.events import utc_now
-from services.round_lines import LONGEST, ended
+from services.rounds.outcome_lines import LONGEST, ended
 
 
 def _record(*results: GateResult) -> RoundRecord:

@@ -4,9 +4,9 @@ import pytest
 
 from schemas.artifacts import Pace
 from schemas.settings import Settings
-from services.cli_rounds import _progress
-from services.round_process import Heart
-from services.status import _round_line
+from services.cli.rounds import _progress
+from services.cli.status import _round_line
+from services.rounds.process import Heart
 from serving.registry.registry import Registry
 
 PACE = Pace(loss=0.41234, tokens_per_s=3120.4, eta_s=81.2)

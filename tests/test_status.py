@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from schemas.settings import ModelSettings, Settings, TriggerSettings, render_settings
-from services import feedback_counts
-from services.executors import REPOSITORY
-from services.feedback_counts import FeedbackCounts, counts
+from services.cli.status import look, triggers_line
 from services.file_locks import held
+from services.ingestion import feedback_counts
+from services.ingestion.feedback_counts import FeedbackCounts, counts
 from services.projects import LOCK, STATE
-from services.status import look, triggers_line
+from services.rounds.executor import REPOSITORY
 from serving.registry.glance import _of_registry, _of_sqlite, glance
 from serving.registry.registry import Registry
 from tests.registries import add_versions, begin

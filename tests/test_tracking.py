@@ -9,7 +9,7 @@ from pipelines.report import mlflow_tracking, round_report
 from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import RoundState
 from schemas.settings import Settings
-from services.announce import announce
+from services.rounds.announce import announce
 from serving.artifacts import ArtifactStore
 from serving.registry.registry import Registry
 

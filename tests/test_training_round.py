@@ -10,7 +10,7 @@ from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.training_round import round_folder, run_round
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings
-from services.cli_rounds import rounds
+from services.cli.rounds import rounds
 from serving.artifacts import ArtifactStore, read_manifest, verify
 from serving.inference.encoder_runtime import Runtime
 from serving.registry.registry import ChampionMoved, NotServable, Registry, RoundOver

@@ -16,8 +16,8 @@ from pipelines.feature_store.store import FeatureStore, default_feature_store_ya
 from schemas.artifacts import RoundRecord, RoundState
 from schemas.settings import Settings, TriggerSettings, render_settings
 from services import training_scheduler
-from services.executors import REPOSITORY, LocalExecutor, round_mark
-from services.round_process import lock_file, locked
+from services.rounds.executor import REPOSITORY, LocalExecutor, round_mark
+from services.rounds.process import lock_file, locked
 from services.training_scheduler import TrainingScheduler
 from serving.registry.registry import Registry
 from tests.fakes import wait_until

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from schemas.settings import Settings
-from services import children, up
-from services.children import Child
-from services.executors import REPOSITORY
-from services.own_address import bind_address, fetch, url_of
-from services.places import settle
+from services import up
+from services.rounds.executor import REPOSITORY
+from services.supervisor import children
+from services.supervisor.children import Child
+from services.supervisor.own_address import bind_address, fetch, url_of
+from services.supervisor.writable_folders import settle
 from services.up import Supervisor
 from tests.fakes import wait_until
 

@@ -1,7 +1,8 @@
 """Forecast: how many rows will judge the first candidates, known before anything is trained.
 
 Turns the rows of seed and reference into the number that the data gate will compare with `data.min_judge_rows`.
-services/data_summary.py calls it. It searches no near-duplicates, which a round leaves out too: the number is an upper bound.
+services/checks/data_summary.py calls it. It searches no near-duplicates, which a round leaves out too: the number is an
+upper bound.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Label checks: what looks odd about the labels of a file, in sentences.
 
 Turns labels and their counts into notes: words for "missing", labels that are nearly equal, several labels in one.
-dataset/files.py and services/data_summary.py call it. It changes no label and refuses none.
+dataset/files.py and services/checks/data_summary.py call it. It changes no label and refuses none.
 """
 
 import re

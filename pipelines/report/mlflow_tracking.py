@@ -1,9 +1,9 @@
 """MLflow, for people who compare rounds there.
 
-Turns a judged version's directory into an MLflow run (parameters, metrics by step and epoch, the version's files) with a
-registered model version, and moves the aliases `candidate` and `champion`. training_round.py calls `log_version`,
-services/announce.py `follow_champion`; both do nothing unless `training.mlflow_uri` is set. It deliberately decides nothing and
-stops nothing: Ratchet's registry is the truth, and a tracking server that is away costs a warning.
+Turns a judged version's directory into an MLflow run (parameters, metrics by step and epoch, the version's files) with
+a registered model version, and moves the aliases `candidate` and `champion`. training_round.py calls `log_version`,
+services/rounds/announce.py `follow_champion`; both do nothing unless `training.mlflow_uri` is set. It deliberately
+decides nothing and stops nothing: Ratchet's registry is the truth, and a tracking server that is away costs a warning.
 """
 
 import logging

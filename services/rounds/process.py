@@ -21,9 +21,9 @@ from pathlib import Path
 from pipelines.training.errors import TrainingDiverged
 from schemas.artifacts import Pace, RoundRecord, RoundState
 from schemas.settings import Settings
-from services.disk_room import clear_models, in_reserve, shortage
-from services.failures import sentence
 from services.file_locks import Held, held
+from services.rounds.disk_room import clear_models, in_reserve, shortage
+from services.rounds.failures import sentence
 from serving.registry.registry import Registry, RoundOver
 
 BEAT_S = 2.0
@@ -93,7 +93,7 @@ def run_claimed(
                 FeatureStore,  # here, because memory may run out while they are loaded
             )
             from pipelines.training_round import run_round
-            from services.preflight import refuse_broken
+            from services.checks.preflight import refuse_broken
             from serving.artifacts import ArtifactStore
 
             refuse_broken(settings, "policy", "data", "base model")  # else known only after hours of training

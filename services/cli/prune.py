@@ -1,13 +1,13 @@
 """`ratchet prune`: show and remove what past rounds have left.
 
-Turns leftovers into lines or JSON. cli.py adds it. It deliberately decides nothing: services/prune.py does.
+Turns leftovers into lines or JSON. cli.py adds it. It deliberately decides nothing: services/rounds/prune.py does.
 """
 
 from pathlib import Path
 
 import click
 
-from services.cli_project import config_option, json_option, opened, show
+from services.cli.project import config_option, json_option, opened, show
 
 
 @click.command()
@@ -16,7 +16,7 @@ from services.cli_project import config_option, json_option, opened, show
 @json_option
 def prune(dry_run: bool, config: Path, as_json: bool) -> None:
     """Remove models of ended rounds, and versions that cannot come back."""
-    from services.prune import leftovers, remove
+    from services.rounds.prune import leftovers, remove
 
     with opened(config) as (settings, registry):
         found = leftovers(settings, registry)

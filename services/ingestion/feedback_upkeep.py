@@ -12,10 +12,10 @@ from typing import Any
 
 from pipelines.feature_store.store import FeatureStore
 from schemas.settings import Settings
-from services.consumer_metrics import ConsumerMetrics
-from services.live_counts import LiveCounts
-from services.micro_batch import MicroBatch, Source
-from services.orphans import Orphans
+from services.ingestion.live_counts import LiveCounts
+from services.ingestion.metrics import ConsumerMetrics
+from services.ingestion.micro_batch import MicroBatch, Source
+from services.ingestion.orphans import Orphans
 from serving.messaging.publisher import Outgoing
 
 log = logging.getLogger("ratchet.aftercare")

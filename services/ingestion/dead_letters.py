@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from pipelines.feature_store.event_rows import BadMessage, read_event
 from schemas.events import FeedbackReceived
-from services.feedback_gate import FeedbackGate
+from services.ingestion.feedback_gate import FeedbackGate
 from serving.messaging.consumer import Backlog
 from serving.messaging.publisher import MAX_MESSAGE_BYTES, Message, Outgoing, Publisher, Topics
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.feature_store.store import FeatureStore
 from schemas.events import FeedbackData, FeedbackReceived
-from services.dead_letters import ORPHAN, dead_letter
+from services.ingestion.dead_letters import ORPHAN, dead_letter
 from serving.messaging.publisher import Message, Outgoing, Topics
 
 AT_ONCE = 1000

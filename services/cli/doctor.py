@@ -28,8 +28,8 @@ class Check:
 
 def examine(config: Path) -> list[Check]:
     """Every check that can be made; what raises is a FAIL with the error's own words, passwords left out."""
-    from services.places import settle
     from services.projects import open_project
+    from services.supervisor.writable_folders import settle
 
     try:
         settings = open_project(config)
@@ -63,7 +63,7 @@ def examine(config: Path) -> list[Check]:
 def _preflight(settings: Settings) -> list[Check]:
     """What `up` would refuse, and what is right instead."""
     from pipelines.models.base_files import installed_base
-    from services.preflight import CHECKS, problems
+    from services.checks.preflight import CHECKS, problems
 
     fine: dict[str, Callable[[Settings], Check]] = {"keys": _keys, "triggers": _triggers, "data": _data}
     said = {
@@ -89,13 +89,13 @@ def _keys(settings: Settings) -> Check:
 
 
 def _data(settings: Settings) -> Check:
-    from services.data_summary import health
+    from services.checks.data_summary import health
 
     return Check("data", *health(settings))
 
 
 def _triggers(settings: Settings) -> Check:
-    from services.status import triggers_line
+    from services.cli.status import triggers_line
 
     return Check("triggers", "ok", triggers_line(settings.triggers))
 
@@ -121,7 +121,7 @@ def _registry(settings: Settings) -> Check:
 
 
 def _clock(settings: Settings) -> Check:
-    from services.status import clock_line
+    from services.cli.status import clock_line
     from serving.registry.registry import Registry
 
     registry = Registry(settings.registry_url, settings.model.name)
@@ -147,7 +147,7 @@ def _artefacts(settings: Settings) -> Check:
 
 def _sums(settings: Settings, root: str) -> Check:
     """Compare the sums of the champion and of the versions that served before it with the files."""
-    from services.champion_check import damaged, unservable
+    from services.checks.champion import damaged, unservable
     from serving.registry.registry import Registry
 
     registry = Registry(settings.registry_url, settings.model.name)
@@ -192,8 +192,8 @@ def _broker(settings: Settings) -> Check:
 
 
 def _serving(settings: Settings) -> Check:
-    from services.own_address import fetch, url_of
     from services.projects import running_up
+    from services.supervisor.own_address import fetch, url_of
     from serving.http.access import read_keys
 
     up = running_up(settings)

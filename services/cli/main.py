@@ -1,7 +1,7 @@
 """The command line `ratchet`.
 
 Turns arguments into calls on the project, the supervisor and the registry; each other group has a module of its own
-(cli_rounds.py, cli_dataset.py, cli_models.py, cli_labels.py, cli_feedback.py). It imports nothing heavy: each command
+(cli/rounds.py, cli/dataset.py, cli/models.py, cli/labels.py, cli/feedback.py). It imports nothing heavy: each command
 imports what it needs. Exit 0 done, 1 failed with a one-line reason on stderr, 2 wrong usage.
 """
 
@@ -21,14 +21,14 @@ import click
 
 from schemas.redact import redacted
 from schemas.targets import Task, label_name
-from services.cli_access import access
-from services.cli_dataset import dataset
-from services.cli_feedback import feedback
-from services.cli_labels import labels
-from services.cli_models import audit, model
-from services.cli_project import config_option, json_option, show
-from services.cli_prune import prune
-from services.cli_rounds import rounds
+from services.cli.access import access
+from services.cli.dataset import dataset
+from services.cli.feedback import feedback
+from services.cli.labels import labels
+from services.cli.models import audit, model
+from services.cli.project import config_option, json_option, show
+from services.cli.prune import prune
+from services.cli.rounds import rounds
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -36,7 +36,7 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
         import platform
         import tomllib
 
-        file = Path(__file__).parent.parent / "pyproject.toml"
+        file = Path(__file__).parents[2] / "pyproject.toml"
         version = (
             tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.exists() else "of a container"
         )
@@ -118,16 +118,16 @@ def init(
 )
 def up(config: Path, new_registry: bool) -> None:
     """Run everything on this machine, until Ctrl-C."""
-    from services.places import settle
-    from services.preflight import refuse_broken
+    from services.checks.preflight import refuse_broken
     from services.projects import accept_registry, open_project
+    from services.supervisor.writable_folders import settle
 
     settings = open_project(config)
     refuse_broken(settings)
     settle(settings, os.environ)
     if new_registry:
         accept_registry(settings)
-    from services.signals import stop_on
+    from services.supervisor.signals import stop_on
     from services.up import Supervisor  # Kafka and the registry are loaded once nothing speaks against it
 
     supervisor = Supervisor(settings, config, click.echo)
@@ -141,7 +141,7 @@ def up(config: Path, new_registry: bool) -> None:
 @click.option("--keep", type=click.Path(path_type=Path), help="keep the project in this folder")
 def demo(no_defences: bool, out: Path, keep: Path | None) -> None:
     """Walk the whole loop on BBC News, poison included."""
-    from services.demo import run_demo
+    from services.demo.walk import run_demo
 
     sys.exit(run_demo(no_defences=no_defences, out=out, keep=keep))
 
@@ -151,7 +151,7 @@ def demo(no_defences: bool, out: Path, keep: Path | None) -> None:
 @json_option
 def status(config: Path, as_json: bool) -> None:
     """What serves, what learns, what waits."""
-    from services.status import look
+    from services.cli.status import look
 
     value, lines = look(config)
     show(value, as_json, lines)
@@ -162,7 +162,7 @@ def status(config: Path, as_json: bool) -> None:
 @json_option
 def doctor(config: Path, as_json: bool) -> None:
     """Check every part and say what to do about what is wrong; exit 1 on any FAIL."""
-    from services.doctor import examine
+    from services.cli.doctor import examine
 
     found = examine(config)
     lines = [f"{check.verdict:<5} {check.part:<14} {check.sentence}" for check in found]

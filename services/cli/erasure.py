@@ -1,6 +1,6 @@
 """`ratchet feedback erase`: one person, one prediction or one feedback, taken out for good.
 
-Turns a name into the erasure of services/erasure.py. cli_feedback.py adds the command. It deliberately asks nobody: the audit log
+Turns a name into the erasure of services/erasure.py. cli/feedback.py adds the command. It deliberately asks nobody: the audit log
 says who erased what, and why.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
+from services.cli.project import by_option, config_option, json_option, opened, reason_option, show
 
 if TYPE_CHECKING:
     from pipelines.feature_store.store import FeatureStore

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from schemas.settings import Settings
-from services.round_process import Whereabouts, lock_file, whereabouts
+from services.rounds.process import Whereabouts, lock_file, whereabouts
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 # Files are read and written as UTF-8 by name; this is for what libraries open, and for arguments and paths of any locale.
 UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 MARK = "RATCHET_SUPERVISED"  # names, in the environment of a process and of those below it, whose child it is
@@ -31,7 +31,7 @@ def round_mark(settings: Settings) -> str:
 
 def round_command(config: Path, round_id: str, token: int | None) -> list[str]:
     """The command line of one round's process."""
-    command = [sys.executable, "-m", "services.cli", "round", "run", "--claimed", round_id]
+    command = [sys.executable, "-m", "services.cli.main", "round", "run", "--claimed", round_id]
     command += ["-c", str(config.absolute())]
     return command if token is None else [*command, "--token", str(token)]
 

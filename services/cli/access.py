@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from services.cli_project import by_option, config_option
+from services.cli.project import by_option, config_option
 
 COSTS = (
     "the secret is new: users get new pseudonyms (their earlier feedback counts as other people's), and feedback tokens "
@@ -61,7 +61,7 @@ def access_keys(renew: str | None, config: Path, by: str) -> None:
 
 def _audit(config: Path, by: str, made: list[str]) -> None:
     """Note in the audit log which keys were made, never their values; a registry that is away is no reason to fail."""
-    from services.cli_project import opened
+    from services.cli.project import opened
     from serving.registry.registry import RegistryUnavailable
 
     try:

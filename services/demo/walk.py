@@ -25,9 +25,9 @@ from rich.table import Table
 
 from schemas.artifacts import FINAL_STATES, RoundRecord, RoundState
 from schemas.settings import Settings, load_settings
-from services.demo_traffic import Article, Traffic
-from services.executors import REPOSITORY
+from services.demo.traffic import Article, Traffic
 from services.projects import create_project
+from services.rounds.executor import REPOSITORY
 from serving.artifacts import ArtifactStore
 from serving.http.access import read_keys
 from serving.registry.registry import Registry
@@ -325,7 +325,7 @@ def _measure(settings: Settings, registry: Registry, test: list[Article], record
 
 
 def _start_up(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "services.cli", "up", "-c", str((folder / "ratchet.toml").absolute())]
+    command = [sys.executable, "-m", "services.cli.main", "up", "-c", str((folder / "ratchet.toml").absolute())]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RATCHET_")}
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from services.cli_project import by_option, config_option, json_option, opened, reason_option, round_named, show
+from services.cli.project import by_option, config_option, json_option, opened, reason_option, round_named, show
 
 if TYPE_CHECKING:
     from schemas.artifacts import Pace, RoundRecord
@@ -37,11 +37,11 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
     # Read when torch is loaded. Beside serving, threads that spin while they wait for each other cost a round more than sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from schemas.artifacts import RoundState
-    from services.announce import announce
-    from services.disk_room import refuse_without_room
     from services.projects import fill_taxonomy
-    from services.round_lines import ended
-    from services.round_process import run_claimed
+    from services.rounds.announce import announce
+    from services.rounds.disk_room import refuse_without_room
+    from services.rounds.outcome_lines import ended
+    from services.rounds.process import run_claimed
 
     if claimed and bootstrap:
         raise click.UsageError("--claimed and --bootstrap exclude each other")
@@ -75,7 +75,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
 def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
     """The id of a round to run: one that was interrupted, else one claimed now."""
     from schemas.artifacts import RoundState
-    from services.round_process import Whereabouts, beats, lock_file, whereabouts
+    from services.rounds.process import Whereabouts, beats, lock_file, whereabouts
 
     unfinished = registry.unfinished_round()
     if unfinished is None:
@@ -220,8 +220,8 @@ def _lines(record: "RoundRecord") -> list[str]:
 def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bool) -> None:
     """Promote a round's candidate in your name."""
     from schemas.artifacts import RoundState
-    from services.announce import announce
-    from services.prune import refuse_pruned
+    from services.rounds.announce import announce
+    from services.rounds.prune import refuse_pruned
 
     with opened(config) as (settings, registry):
         round_id = round_named(registry, round_id)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from services.cli_project import by_option, config_option, json_option, opened, reason_option, show, version_named
+from services.cli.project import by_option, config_option, json_option, opened, reason_option, show, version_named
 
 
 @click.group()
@@ -42,9 +42,9 @@ def model_list(config: Path, as_json: bool) -> None:
 @json_option
 def model_rollback(version: str | None, config: Path, by: str, reason: str, as_json: bool) -> None:
     """Make an earlier VERSION the champion again; default: the one before."""
-    from services.announce import announce
-    from services.champion_check import wrong_files
-    from services.prune import refuse_pruned
+    from services.checks.champion import wrong_files
+    from services.rounds.announce import announce
+    from services.rounds.prune import refuse_pruned
 
     with opened(config) as (settings, registry):
         history = registry.promotions()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from services.cli_project import by_option, config_option, json_option, opened, reason_option, round_named, show
-from services.exports import WRITERS, kind_of, write
+from services.cli.exports import WRITERS, kind_of, write
+from services.cli.project import by_option, config_option, json_option, opened, reason_option, round_named, show
 
 if TYPE_CHECKING:
     from pipelines.dataset.build import Dataset

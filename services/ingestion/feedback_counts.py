@@ -55,7 +55,7 @@ def counts(settings: Settings, cut: Mapping[str, int], *, up: bool) -> FeedbackC
 
 def count(settings: Settings, features: "FeatureStore", cut: Mapping[str, int]) -> FeedbackCounts:
     """Return the counts, freshly made, and keep them; a folder that cannot be written keeps none."""
-    from services.live_counts import live_counts
+    from services.ingestion.live_counts import live_counts
 
     version = features.log.version("feedback")  # before counting: what comes meanwhile is noticed later
     labelled = features.count_labelled_since(dict(cut))

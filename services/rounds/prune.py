@@ -16,8 +16,8 @@ from pathlib import Path
 
 from schemas.artifacts import FINAL_STATES, RoundRecord, VersionRecord
 from schemas.settings import Settings
-from services.disk_room import clear_models, disk_bytes, models
-from services.round_process import Whereabouts, lock_file, whereabouts
+from services.rounds.disk_room import clear_models, disk_bytes, models
+from services.rounds.process import Whereabouts, lock_file, whereabouts
 from serving.artifacts import ArtifactStore
 from serving.registry.registry import Registry
 

@@ -55,7 +55,7 @@ def triggers(settings: Settings) -> Iterator[str]:
     except SettingsError as error:
         yield str(error)
     if settings.triggers.cron is not None:
-        from services.crontab import crontab
+        from services.scheduling.crontab import crontab
 
         try:
             crontab(settings.triggers.cron)

@@ -1,6 +1,6 @@
 """What the commands share: their options, an opened project, and how an answer is printed.
 
-Turns `-c FILE` into settings and a registry. Every command of cli.py, cli_rounds.py and cli_models.py uses it. It
+Turns `-c FILE` into settings and a registry. Every command of cli.py, cli/rounds.py and cli/models.py uses it. It
 deliberately holds no command.
 """
 
@@ -54,8 +54,8 @@ reason_option = click.option("--reason", default="", help="why")
 @contextlib.contextmanager
 def opened(config: Path) -> "Iterator[tuple[Settings, Registry]]":
     """A project's settings and registry."""
-    from services.places import settle
     from services.projects import open_project
+    from services.supervisor.writable_folders import settle
     from serving.registry.registry import Registry
 
     settings = open_project(config)

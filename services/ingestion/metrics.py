@@ -6,8 +6,8 @@ live in one process. It deliberately holds no truth: counters begin at zero with
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from services.live_counts import LiveCounts
-from services.micro_batch import MicroBatch
+from services.ingestion.live_counts import LiveCounts
+from services.ingestion.micro_batch import MicroBatch
 
 
 class ConsumerMetrics:

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from services.executors import MARK, REPOSITORY, UTF8
+from services.rounds.executor import MARK, REPOSITORY, UTF8
 
 LONGEST_DELAY_S = 5.0
 STEADY_S = 30.0  # a child that lived so long starts its delays anew

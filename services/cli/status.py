@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.settings import Settings, TriggerSettings
-from services.feedback_counts import FeedbackCounts, counts
+from services.ingestion.feedback_counts import FeedbackCounts, counts
 from services.projects import open_project, running_up
 from serving.messaging.outbox_store import waiting
 from serving.registry.glance import glance

@@ -1,4 +1,4 @@
-"""`ratchet feedback`: export what people said, replay dead letters; erasing is cli_erasure.py's.
+"""`ratchet feedback`: export what people said, replay dead letters; erasing is cli/erasure.py's.
 
 Turns arguments into a file of effective feedback, or into messages published again. It deliberately does not decide what
 is effective or what is bad: pipelines/feature_store/store.py and event_rows.py do.
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from services.cli_erasure import erase
-from services.cli_project import config_option, json_option, opened, show
-from services.exports import WRITERS, kind_of, write
+from services.cli.erasure import erase
+from services.cli.exports import WRITERS, kind_of, write
+from services.cli.project import config_option, json_option, opened, show
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,8 +112,8 @@ def export(
 @json_option
 def replay_command(dlq: bool, config: Path, as_json: bool) -> None:  # noqa: ARG001 - the flag says what it costs
     """Publish dead letters again that can be read by now, after a fix; the others stay dead letters."""
-    from services.dead_letters import replay
-    from services.feedback_gate import FeedbackGate
+    from services.ingestion.dead_letters import replay
+    from services.ingestion.feedback_gate import FeedbackGate
     from services.projects import running_up
     from serving.messaging.publisher import Topics
 

@@ -1,6 +1,6 @@
 """What stopped a round, in words that say what to do.
 
-Turns the error of a round's process, or the code it ended with, into one line. round_process.py writes it into the round's
+Turns the error of a round's process, or the code it ended with, into one line. rounds/process.py writes it into the round's
 detail, the training scheduler says it of a process that could say nothing itself. It decides nothing.
 """
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from schemas.targets import LABELLED, BadTarget, label_name
-from services.cli_project import by_option, config_option, json_option, opened, reason_option, show
+from services.cli.project import by_option, config_option, json_option, opened, reason_option, show
 
 if TYPE_CHECKING:
     from serving.registry.registry import Registry

@@ -28,15 +28,15 @@ lint: install
 
 # A labelled file (RATCHET_E2E_DATA, else BBC News) through init, up, feedback and a round; then each part is taken away.
 e2e: install
-	$(BIN)/python -m tests.e2e_walk
+	$(BIN)/python -m tests.bench.e2e_walk
 
 # `make bench-NAME` measures, prints a table and writes bench-NAME.json; it never judges.
 bench-%: install
-	$(BIN)/python -m tests.bench_$*
+	$(BIN)/python -m tests.bench.$*
 
 # What callers without a key can cost: memory, /metrics and the p99 of honest callers, before and during each attack.
 attack: install
-	$(BIN)/python -m tests.attack
+	$(BIN)/python -m tests.bench.attack
 
 format: install
 	$(BIN)/ruff check --fix .

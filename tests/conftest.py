@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, Settings, TrainingSettings
-from tests.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until
+from tests.support.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until
 
 if TYPE_CHECKING:
     from serving.registry.registry import Registry
@@ -26,7 +26,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def version(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """A small real model version of three labels; copy it before you change it."""
-    from tests.versions import tiny_version
+    from tests.support.versions import tiny_version
 
     return tiny_version(tmp_path_factory.mktemp("version") / "v", tiny_base, "v", list(TOPICS))
 
@@ -34,7 +34,7 @@ def version(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 @pytest.fixture(scope="session")
 def wider_version(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """Another, of four labels."""
-    from tests.versions import tiny_version
+    from tests.support.versions import tiny_version
 
     return tiny_version(tmp_path_factory.mktemp("wider") / "w", tiny_base, "w", [*TOPICS, "weather"], seed=1)
 
@@ -48,7 +48,7 @@ def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def text_version(tmp_path_factory: pytest.TempPathFactory, tiny_decoder: Path) -> Path:
     """A small real model version that writes; copy it before you change it."""
-    from tests.versions import tiny_text_version
+    from tests.support.versions import tiny_text_version
 
     return tiny_text_version(tmp_path_factory.mktemp("text-version") / "t", tiny_decoder, "t")
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serving.privacy.anonymise import anonymise
-from tests.pii_sentences import HELD_OUT, TUNED, score, sentences
+from tests.support.pii_sentences import HELD_OUT, TUNED, score, sentences
 
 FOUND = {
     "<EMAIL>": [

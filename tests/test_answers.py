@@ -10,7 +10,7 @@ from serving.http.access import check_token
 from serving.http.responses import Answers
 from serving.inference.batching import Answer
 from serving.inference.encoder_runtime import Runtime
-from tests.versions import copied
+from tests.support.versions import copied
 
 TEXTS = ['the "oven" and\nthe soup', "čaj ☕ of the bank"]
 METADATA: list[dict[str, str]] = [{"channel": "ios"}, {}]

@@ -25,8 +25,8 @@ from serving.live import LiveModel
 from serving.messaging.outbox import Outbox
 from serving.messaging.publisher import Topics
 from serving.registry.registry import Registry
-from tests.fakes import free_port
-from tests.versions import copied, promote, tiny_text_version
+from tests.support.fakes import free_port
+from tests.support.versions import copied, promote, tiny_text_version
 
 
 class Kept(Outbox):

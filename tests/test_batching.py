@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from serving.inference.admission import QueueFull
 from serving.inference.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, _Request, cut, turn
 from serving.inference.encoder_runtime import Runtime
-from tests.fakes import toy_rows
-from tests.versions import copied
+from tests.support.fakes import toy_rows
+from tests.support.versions import copied
 
 pytestmark = pytest.mark.anyio
 TEXTS = [text for text, _ in toy_rows(300, seed=5)]

@@ -19,8 +19,8 @@ from serving.messaging.publisher import (
     topic_ids,
 )
 from serving.registry.database import RegistryUnavailable
-from tests.fakes import free_port, wait_until
-from tests.kafka_tools import own_broker, read_all
+from tests.support.fakes import free_port, wait_until
+from tests.support.kafka_tools import own_broker, read_all
 
 
 def make_topics(bootstrap: str, names: list[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from services.rounds.failures import ending, sentence
 from serving.artifacts import ArtifactStore
 from serving.live import LiveModel
 from serving.registry.registry import Registry
-from tests.versions import copied, promote
+from tests.support.versions import copied, promote
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from services.supervisor import children
 from services.supervisor.children import Child
-from tests.fakes import wait_until
+from tests.support.fakes import wait_until
 
 WRITES_WHEN_ASKED = """
 import sys

@@ -24,8 +24,8 @@ from services.ingestion.dead_letters import dead_letter
 from serving.http.access import pseudonym, read_keys, write_keys
 from serving.messaging.publisher import Message, Outgoing, Publisher, Topics, ensure_topics
 from serving.registry.registry import Registry
-from tests.events import feedback, fid, outgoing, pid, prediction
-from tests.kafka_tools import read_all
+from tests.support.events import feedback, fid, outgoing, pid, prediction
+from tests.support.kafka_tools import read_all
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -12,7 +12,7 @@ from services.cli.main import cli
 from services.projects import create_project
 from serving.registry.registry import Registry
 from tests.conftest import write_rows
-from tests.fakes import toy_rows
+from tests.support.fakes import toy_rows
 
 
 @pytest.fixture

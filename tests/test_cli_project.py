@@ -17,7 +17,7 @@ from services.rounds.executor import REPOSITORY
 from services.scheduling.crontab import crontab
 from serving.artifacts import ArtifactStore, write_manifest
 from serving.registry.registry import Registry
-from tests.registries import begin, manifest
+from tests.support.registries import begin, manifest
 
 IDS = ["01a3ffff", "01a22399", "01a22372"]  # the newest first
 

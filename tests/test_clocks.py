@@ -21,9 +21,9 @@ from services.ingestion.live_counts import LiveCounts
 from services.rounds.executor import LocalExecutor
 from services.training_scheduler import LEASE_SECONDS, LOCK, TrainingScheduler
 from serving.registry.registry import Registry
-from tests import registries
-from tests.events import feedback, prediction
-from tests.registries import START, Clock
+from tests.support import registries
+from tests.support.events import feedback, prediction
+from tests.support.registries import START, Clock
 
 url, clock, registry_of_leases = registries.url, registries.clock, registries.registry
 

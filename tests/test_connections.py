@@ -14,7 +14,7 @@ import uvicorn
 from serving.http.asgi import Message, Receive, Send
 from serving.http.connections import Limits, OpenConnections
 from serving.http.listening import open_file_limit, protocol
-from tests.fakes import free_port, wait_until
+from tests.support.fakes import free_port, wait_until
 
 LIMITS = Limits(
     connections=20, body_bytes=100_000, head_s=0.4, body_s=0.4, idle_s=0.8, stalled_s=0.3, linger_s=0.3, sweep_s=0.05

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from services.ingestion.crash_points import CRASH_POINTS
-from tests.crashes import killed_at
+from tests.support.crashes import killed_at
 
 
 def test_a_consumer_killed_at_any_point_stores_every_event_once(tmp_path: Path, broker: str, model_name: str) -> None:

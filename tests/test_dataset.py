@@ -14,7 +14,7 @@ from pipelines.dataset.examples import Example
 from pipelines.dataset.files import BadFile, FileRow, read_rows
 from pipelines.feature_store.store import FeedbackRow
 from schemas.settings import DatasetSettings, ModelSettings, Settings
-from tests.fakes import FILLERS, TOPICS, toy_rows
+from tests.support.fakes import FILLERS, TOPICS, toy_rows
 
 WORDS = {word: n for n, word in enumerate([*FILLERS, *(w for words in TOPICS.values() for w in words)])}
 

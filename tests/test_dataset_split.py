@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 
 from pipelines.dataset.deduplicate import cluster, jaccard
 from pipelines.dataset.files import FileRow
-from tests.dataset_rounds import LABELS, Simulation, edited, grams_of, said, sentence, sides_in_use, similar_pairs
-from tests.fakes import toy_rows
+from tests.support.dataset_rounds import (
+    LABELS,
+    Simulation,
+    edited,
+    grams_of,
+    said,
+    sentence,
+    sides_in_use,
+    similar_pairs,
+)
+from tests.support.fakes import toy_rows
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -73,7 +82,7 @@ def test_a_round_that_is_run_again_is_the_same_round() -> None:
 
 def test_another_process_and_another_order_give_the_same_fingerprint() -> None:
     code = (
-        "import sys; from tests.dataset_rounds import Simulation\n"
+        "import sys; from tests.support.dataset_rounds import Simulation\n"
         "s = Simulation(seed=4, rows=80); s._more(); rows = sorted(s.given, key=lambda r: r.text)\n"
         "print(s.build(rows).manifest.fingerprint)"
     )

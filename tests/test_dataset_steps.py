@@ -19,8 +19,8 @@ from pipelines.dataset.files import BadFile, FileRow, read_rows
 from pipelines.dataset.quarantine import EMBEDDED_ROWS, quarantined
 from pipelines.dataset.report.page import render
 from pipelines.dataset.report.profile import profile, psi, two_sample
-from tests.dataset_rounds import LABELS, Simulation, said
-from tests.fakes import toy_rows
+from tests.support.dataset_rounds import LABELS, Simulation, said
+from tests.support.fakes import toy_rows
 
 
 def row(text: str, label: str = "money", source: str = "correction", **fields: object) -> Example:

@@ -17,8 +17,8 @@ from pipelines.dataset.files import BadFile, read_rows
 from pipelines.dataset.quarantine import quarantined
 from pipelines.dataset.split import Policy, cluster_key, decide
 from schemas.targets import Task, canonical
-from tests.dataset_rounds import said
-from tests.fakes import TOPICS, toy_rows
+from tests.support.dataset_rounds import said
+from tests.support.fakes import TOPICS, toy_rows
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pipelines.training.trainer import Trained, train
 from pipelines.training.warm_start import open_champion
 from schemas.settings import TrainingSettings
 from serving.inference.decoder_runtime import Writer, token_logprobs
-from tests.fakes import toy_rows
+from tests.support.fakes import toy_rows
 
 RECIPE = TrainingSettings(epochs=3, learning_rate=2e-2, threads=1)
 

@@ -14,7 +14,7 @@ from pipelines.training_round import round_folder, run_round
 from schemas.settings import Settings, TrainingSettings
 from serving.artifacts import ArtifactStore, read_manifest
 from serving.registry.registry import Registry
-from tests.fakes import toy_rows
+from tests.support.fakes import toy_rows
 
 RECIPE = TrainingSettings(student_layers=1, student_epochs=12, threads=1)
 TEXTS = [text for text, _ in toy_rows(120, seed=3)]

@@ -22,7 +22,7 @@ from serving.http.feedback_values import feedback_uuid
 from serving.messaging.outbox_store import make_table, open_disk, waiting, write
 from serving.messaging.publisher import Topics
 from serving.registry.registry import Registry
-from tests.events import feedback, fid, outgoing, pid, prediction
+from tests.support.events import feedback, fid, outgoing, pid, prediction
 
 EARLIER = utc_now() - timedelta(hours=1)
 

@@ -28,10 +28,10 @@ from serving.http.access import pseudonym, read_keys, write_keys
 from serving.messaging.outbox import Outbox
 from serving.messaging.publisher import MAX_MESSAGE_BYTES, Outgoing, Publisher, Topics, ensure_topics
 from serving.registry.registry import Registry
-from tests.crashes import places
-from tests.events import feedback, fid, named, outgoing, pid, prediction
-from tests.fakes import wait_until
-from tests.kafka_tools import own_broker, read_all
+from tests.support.crashes import places
+from tests.support.events import feedback, fid, named, outgoing, pid, prediction
+from tests.support.fakes import wait_until
+from tests.support.kafka_tools import own_broker, read_all
 
 
 def project(root: Path, bootstrap: str, model_name: str) -> Settings:

@@ -18,7 +18,7 @@ from serving.messaging.outbox_store import claim, make_table, open_disk, waiting
 from serving.messaging.publisher import Outgoing
 from serving.registry.registry import Registry
 from tests.conftest import write_rows
-from tests.fakes import TOPICS, toy_rows
+from tests.support.fakes import TOPICS, toy_rows
 from tests.test_features import append, prediction_row, said
 
 NAMES = [

@@ -12,8 +12,8 @@ from serving.artifacts import ArtifactDamaged, read_manifest, sha256
 from serving.inference import prompts
 from serving.inference.decoder_runtime import Writer, last_logits, right_aligned, token_logprobs
 from serving.inference.golden import GoldenMismatch
-from tests.fakes import tiny_causal_model
-from tests.versions import copied, rewritten
+from tests.support.fakes import tiny_causal_model
+from tests.support.versions import copied, rewritten
 
 TEXTS = ["hello", "a", "where is my card? " * 9]
 

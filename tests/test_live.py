@@ -9,7 +9,7 @@ from serving.artifacts import ArtifactStore
 from serving.inference.encoder_runtime import Runtime
 from serving.live import LiveModel
 from serving.registry.registry import Registry, RegistryUnavailable
-from tests.versions import copied, promote, with_golden
+from tests.support.versions import copied, promote, with_golden
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from services import feedback_consumer
 from services.cli.main import cli
 from services.projects import create_project, open_project
 from serving.artifacts import read_manifest
-from tests.fakes import FILLERS, TOPICS, killed_round
+from tests.support.fakes import FILLERS, TOPICS, killed_round
 from tests.test_loop_tasks import Walk, only_advise
 
 

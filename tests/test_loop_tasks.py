@@ -34,7 +34,7 @@ from serving.live import LiveModel
 from serving.messaging.outbox import Outbox
 from serving.messaging.publisher import Topics, ensure_topics
 from serving.registry.registry import Registry
-from tests.fakes import FILLERS, TOPICS, forget_metrics
+from tests.support.fakes import FILLERS, TOPICS, forget_metrics
 
 STARS = dict(zip(TOPICS, (1.5, 3.0, 5.5), strict=True))
 Row = tuple[str, Any]

@@ -14,8 +14,8 @@ from schemas.events import FeedbackData, FeedbackReceived, PredictionData, Predi
 from serving.messaging.outbox import Outbox, OutboxUnavailable
 from serving.messaging.outbox_store import waiting
 from serving.messaging.publisher import MAX_MESSAGE_BYTES, Topics, ensure_topics
-from tests.fakes import free_port, wait_until
-from tests.kafka_tools import own_broker, read_all
+from tests.support.fakes import free_port, wait_until
+from tests.support.kafka_tools import own_broker, read_all
 
 TOPICS = Topics.of("m")
 REPOSITORY = Path(__file__).parent.parent

@@ -11,8 +11,8 @@ import pytest
 
 from serving.messaging.outbox import OutboxUnavailable
 from serving.messaging.outbox_store import waiting
-from tests.fakes import free_port, wait_until
-from tests.kafka_tools import own_broker
+from tests.support.fakes import free_port, wait_until
+from tests.support.kafka_tools import own_broker
 from tests.test_outbox import REPOSITORY, TOPICS, feedback, make_topics, outbox, prediction, published
 
 EVENTS = 400

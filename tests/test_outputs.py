@@ -15,7 +15,7 @@ from serving.inference.batching import Answer
 from serving.inference.encoder_runtime import Runtime
 from serving.inference.golden import GoldenMismatch
 from serving.inference.outputs import BY_TASK, ManyLabels, OneNumber, UnknownTask
-from tests.versions import copied
+from tests.support.versions import copied
 
 LABELS = ['a "b"', "100 %", "č"]
 

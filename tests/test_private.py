@@ -13,7 +13,7 @@ from schemas.printable import one_line
 from serving.process.log_lines import OneLine
 from serving.process.private_files import close_folders
 from tests.conftest import write_rows
-from tests.fakes import toy_rows
+from tests.support.fakes import toy_rows
 
 REPOSITORY = Path(__file__).parent.parent
 

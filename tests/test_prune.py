@@ -15,7 +15,7 @@ from services.rounds.process import lock_file, locked
 from services.rounds.prune import LOGS_BYTES, Pruned, leftovers, refuse_pruned, remove
 from serving.artifacts import ArtifactStore, write_manifest
 from serving.registry.registry import Registry
-from tests.registries import manifest
+from tests.support.registries import manifest
 
 MODEL_BYTES = 200_000
 EXPLAIN = ["dataset.html", "dataset.json", "report.html", "report.json", "round.json", "rows.jsonl"]

@@ -16,8 +16,8 @@ from serving.registry.registry import (
     UnknownRound,
     UnknownVersion,
 )
-from tests import registries
-from tests.registries import START, Clock, add_versions, begin, manifest, statement
+from tests.support import registries
+from tests.support.registries import START, Clock, add_versions, begin, manifest, statement
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

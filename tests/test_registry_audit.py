@@ -4,8 +4,8 @@ import pytest
 
 from serving.registry import database
 from serving.registry.registry import Registry
-from tests import registries
-from tests.registries import START, Clock, statement
+from tests.support import registries
+from tests.support.registries import START, Clock, statement
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

@@ -12,8 +12,8 @@ from alembic.migration import MigrationContext
 from serving.registry import database
 from serving.registry.registry import Registry, RegistryUnavailable, UnknownRound, UnknownSchema
 from serving.registry.tables import metadata
-from tests import registries
-from tests.registries import add_versions, begin, postgres_schema, statement
+from tests.support import registries
+from tests.support.registries import add_versions, begin, postgres_schema, statement
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

@@ -4,8 +4,8 @@ import random
 from datetime import timedelta
 
 from serving.registry.registry import Registry
-from tests import registries
-from tests.registries import START, Clock
+from tests.support import registries
+from tests.support.registries import START, Clock
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

@@ -9,9 +9,9 @@ from serving.artifacts import ArtifactStore
 from serving.live import LiveModel
 from serving.registry.marker import RegistryLost, accept, check, keep
 from serving.registry.registry import Registry
-from tests import registries
-from tests.registries import Clock, add_versions, statement
-from tests.versions import copied, promote
+from tests.support import registries
+from tests.support.registries import Clock, add_versions, statement
+from tests.support.versions import copied, promote
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

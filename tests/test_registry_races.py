@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from serving.registry.registry import ChampionMoved, Registry
-from tests import registries
-from tests.registries import add_versions, begin
+from tests.support import registries
+from tests.support.registries import add_versions, begin
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

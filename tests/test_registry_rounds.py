@@ -8,8 +8,8 @@ from schemas.artifacts import (
     Verdict,
 )
 from serving.registry.registry import Registry, RoundOver, UnknownRound
-from tests import registries
-from tests.registries import START, Clock, add_versions, begin, gate_report
+from tests.support import registries
+from tests.support.registries import START, Clock, add_versions, begin, gate_report
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

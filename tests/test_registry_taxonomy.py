@@ -7,8 +7,8 @@ import pytest
 from schemas.artifacts import Label
 from schemas.labels import LabelMap
 from serving.registry.registry import BadLabel, Registry
-from tests import registries
-from tests.registries import statement
+from tests.support import registries
+from tests.support.registries import statement
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

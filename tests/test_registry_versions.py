@@ -3,8 +3,8 @@
 import pytest
 
 from serving.registry.registry import Registry, UnknownVersion
-from tests import registries
-from tests.registries import START, manifest
+from tests.support import registries
+from tests.support.registries import START, manifest
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.served import Served, make_project, served
+from tests.support.served import Served, make_project, served
 
 
 @pytest.fixture(scope="module")

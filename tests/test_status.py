@@ -19,7 +19,7 @@ from services.projects import LOCK, STATE
 from services.rounds.executor import REPOSITORY
 from serving.registry.glance import _of_registry, _of_sqlite, glance
 from serving.registry.registry import Registry
-from tests.registries import add_versions, begin
+from tests.support.registries import add_versions, begin
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from pipelines.training.tasks.classification import Classification
 from pipelines.training.tasks.task import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.settings import TrainingSettings
-from tests.fakes import TOPICS, toy_rows
+from tests.support.fakes import TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)
 TASK = Classification(LABELS)

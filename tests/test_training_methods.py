@@ -28,7 +28,7 @@ from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
 from schemas.targets import canonical
 from serving.artifacts import write_manifest
-from tests.fakes import TINY_RECIPE, TOPICS, toy_rows
+from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)
 TASK = Classification(LABELS)

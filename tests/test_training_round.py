@@ -14,7 +14,7 @@ from services.cli.rounds import rounds
 from serving.artifacts import ArtifactStore, read_manifest, verify
 from serving.inference.encoder_runtime import Runtime
 from serving.registry.registry import ChampionMoved, NotServable, Registry, RoundOver
-from tests.fakes import killed_round
+from tests.support.fakes import killed_round
 
 
 def run(settings: Settings, registry: Registry, round_id: str) -> RoundRecord:

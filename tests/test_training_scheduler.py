@@ -20,7 +20,7 @@ from services.rounds.executor import REPOSITORY, LocalExecutor, round_mark
 from services.rounds.process import lock_file, locked
 from services.training_scheduler import TrainingScheduler
 from serving.registry.registry import Registry
-from tests.fakes import wait_until
+from tests.support.fakes import wait_until
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

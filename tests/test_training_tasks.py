@@ -22,7 +22,7 @@ from pipelines.training.tasks.task import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
 from schemas.settings import TrainingSettings
 from schemas.targets import canonical
-from tests.fakes import TINY_RECIPE, TOPICS, toy_rows
+from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)
 RECIPE = TINY_RECIPE.model_copy(update={"batch_size": 8})

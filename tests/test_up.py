@@ -21,7 +21,7 @@ from services.supervisor.children import Child
 from services.supervisor.own_address import bind_address, fetch, url_of
 from services.supervisor.writable_folders import settle
 from services.up import Supervisor
-from tests.fakes import wait_until
+from tests.support.fakes import wait_until
 
 
 def _child(tmp_path: Path, code: str) -> Child:

@@ -1,7 +1,7 @@
 """The named points at which tests kill the consumer.
 
 Turns RATCHET_CRASH_AT into a SIGKILL of this process by itself. The consumer passes each point once a batch;
-tests/crashes.py proves that none of them loses or doubles an event. It deliberately does nothing else.
+tests/support/crashes.py proves that none of them loses or doubles an event. It deliberately does nothing else.
 """
 
 import os

@@ -31,8 +31,8 @@ from pipelines.training.trainer import train
 from schemas.settings import TrainingSettings
 from services.projects import TEXT_TRAINING
 from serving.inference.decoder_runtime import Writer
-from tests.bench_report import Figure
-from tests.versions import text_version
+from tests.bench.report import Figure
+from tests.support.versions import text_version
 
 MAX_LENGTH, MOST = 96, 64
 RECIPE = TrainingSettings.model_validate(TEXT_TRAINING)  # what `ratchet init --task generation` writes

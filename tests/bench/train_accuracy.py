@@ -14,8 +14,8 @@ from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import probe_outputs, train
 from schemas.settings import TrainingSettings
-from tests.bench_report import Figure
-from tests.bench_train_data import MAX_LENGTH, all_threads, answers, bank_rows, few, over_seeds, right
+from tests.bench.report import Figure
+from tests.bench.train_data import MAX_LENGTH, all_threads, answers, bank_rows, few, over_seeds, right
 
 EACH, VALIDATION = 10, 500
 PUBLISHED = {

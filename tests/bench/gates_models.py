@@ -1,4 +1,4 @@
-"""The models that bench_gates.py judges: trained on Banking77's training file, their answers kept for as long as code and
+"""The models that bench/gates.py judges: trained on Banking77's training file, their answers kept for as long as code and
 data stay what they are.
 
 Turns RATCHET_BENCH_DATA into logits of calibration, judging and test rows, one set a seed. The artefacts are made as a round

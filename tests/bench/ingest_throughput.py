@@ -21,10 +21,10 @@ from services.feedback_consumer import Consumer
 from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics
 from serving.privacy.anonymise import anonymise
 from serving.registry.registry import Registry
-from tests.bench_report import Figure
-from tests.events import outgoing
-from tests.fakes import wait_until
-from tests.kafka_tools import own_broker
+from tests.bench.report import Figure
+from tests.support.events import outgoing
+from tests.support.fakes import wait_until
+from tests.support.kafka_tools import own_broker
 
 EVENTS = 200_000
 CORRECTIONS = 100_000

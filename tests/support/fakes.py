@@ -157,6 +157,6 @@ def killed_round(round_id: str, config: Path, step: str) -> None:
     """Run a claimed round in a process of its own that is killed after a step."""
     command = [sys.executable, "-m", "services.cli.main", "round", "run", "--claimed", round_id, "-c", str(config)]
     environment = {**os.environ, "RATCHET_CRASH_AT": step}
-    repository = Path(__file__).parent.parent
+    repository = Path(__file__).parents[2]
     ended = subprocess.run(command, cwd=repository, env=environment, capture_output=True, check=False, timeout=120)
     assert ended.returncode == -signal.SIGKILL, ended.stderr

@@ -15,11 +15,11 @@ from schemas.events import PredictionMade, new_id
 from schemas.settings import Settings
 from services.feedback_consumer import Consumer
 from serving.messaging.publisher import Message, Topics
-from tests.bench_ingest_throughput import WORDS, mixed, prediction, project
-from tests.bench_report import Figure
-from tests.events import outgoing
-from tests.fakes import wait_until
-from tests.kafka_tools import own_broker
+from tests.bench.ingest_throughput import WORDS, mixed, prediction, project
+from tests.bench.report import Figure
+from tests.support.events import outgoing
+from tests.support.fakes import wait_until
+from tests.support.kafka_tools import own_broker
 
 FEW, MANY = 10_000, 1_000_000
 BATCHES, ROWS = 200, 500

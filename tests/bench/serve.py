@@ -24,21 +24,11 @@ import psutil
 
 from pipelines.calibration.maps import row_nll
 from serving.artifacts import ArtifactStore, read_manifest
-from tests import bench_serve_bare, bench_serve_baseline, bench_serve_generation
-from tests.bench_report import Figure, write
-from tests.bench_serve_load import (
-    RATCHET_BODY,
-    REPOSITORY,
-    Load,
-    bank_texts,
-    memory,
-    module,
-    percentile,
-    tree,
-    wrk,
-)
-from tests.bench_serve_project import BASELINE_BODY, CACHE, Project, baseline, project, ratchet, student
-from tests.versions import copied
+from tests.bench import serve_bare, serve_baseline, serve_generation
+from tests.bench.report import Figure, write
+from tests.bench.serve_load import RATCHET_BODY, REPOSITORY, Load, bank_texts, memory, module, percentile, tree, wrk
+from tests.bench.serve_project import BASELINE_BODY, CACHE, Project, baseline, project, ratchet, student
+from tests.support.versions import copied
 
 SECONDS = float(os.environ.get("SECONDS_EACH", "15"))
 TAIL_SECONDS = float(os.environ.get("TAIL_SECONDS", "600"))
@@ -63,7 +53,7 @@ STUDENT = {  # its shape: layers, and shares of heads and of feed-forward units
 def grid() -> list[Figure]:
     """The baseline's best settings for one caller and for 32, kept for the other parts."""
     bank, slow, fast = project(), {}, {}
-    for setting in bench_serve_baseline.GRID:
+    for setting in serve_baseline.GRID:
         with baseline(bank, setting) as (url, process):
             # One caller first: BentoML's batching learns from 32 to wait for more.
             one, many = (_baseline_load(bank, url, process, callers, 8) for callers in (1, 32))
@@ -125,7 +115,7 @@ def _speed_round(bank: Project, best: dict[str, Any]) -> dict[str, tuple[float, 
             ]
         for what, load in zip(("32 callers", "1 caller", "16 callers of 16 texts"), loads, strict=True):
             _tell(f"{name}, {what}", load)
-        ceiling = bench_serve_bare.ceiling(bank.settings, bank.registry.version(version).digest, bank.texts)
+        ceiling = serve_bare.ceiling(bank.settings, bank.registry.version(version).digest, bank.texts)
         print(f"{name}, bare session: {ceiling:.0f} texts/s", flush=True)
         found |= {
             f"{name}: throughput / baseline, 32 callers": (many.rate / base_many.rate, base_many.rate, many.requests),
@@ -331,7 +321,7 @@ def distilled() -> list[Figure]:
             )
         _tell(version, load)
         rates.append(load.rate)
-        sessions.append(bench_serve_bare.ceiling(bank.settings, bank.registry.version(version).digest, bank.texts))
+        sessions.append(serve_bare.ceiling(bank.settings, bank.registry.version(version).digest, bank.texts))
         right.append(found.argmax(axis=1) == np.array([labels.index(label) for _, label in rows]))
     print(f"texts/s of the bare session {sessions}, accuracy {[each.mean() for each in right]}", flush=True)
     lost, n = right[0].astype(float) - right[1], len(rows)
@@ -439,7 +429,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "memory": flat,
     "bento": bento,
     "student": distilled,
-    "generation": bench_serve_generation.measure,
+    "generation": serve_generation.measure,
 }
 
 

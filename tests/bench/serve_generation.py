@@ -27,11 +27,11 @@ from serving.artifacts import ArtifactStore
 from serving.inference import prompts
 from serving.inference.decoder_runtime import MODEL, compute_dtype
 from serving.registry.registry import Registry
-from tests.bench_report import Figure
-from tests.bench_serve_project import CACHE, Project, ratchet
-from tests.bench_train_generation import pairs
+from tests.bench.report import Figure
+from tests.bench.serve_project import CACHE, Project, ratchet
+from tests.bench.train_generation import pairs
 from tests.conftest import write_rows
-from tests.versions import text_version
+from tests.support.versions import text_version
 
 VERSION, SEED_ROWS, TEXTS, ROUNDS, MOST = "writer-1", 200, 8, 5, 64
 

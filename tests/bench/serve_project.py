@@ -1,7 +1,7 @@
 """What `make bench-serve` measures: a project with a real round behind it, served by Ratchet, and by the baseline.
 
 Turns Banking77 into two servable versions of one round, once, in a folder that later runs use again; starts servers on free
-ports. bench_serve.py calls it. It deliberately measures nothing.
+ports. bench/serve.py calls it. It deliberately measures nothing.
 """
 
 import json
@@ -31,10 +31,10 @@ from serving.http.access import read_keys
 from serving.inference.encoder_runtime import Runtime
 from serving.messaging.publisher import Topics, embedded_broker_command, ensure_topics
 from serving.registry.registry import Registry
-from tests.bench_serve_load import Body, bank_texts, module, server
+from tests.bench.serve_load import Body, bank_texts, module, server
 from tests.conftest import write_rows
-from tests.fakes import free_port, wait_until
-from tests.versions import rewritten
+from tests.support.fakes import free_port, wait_until
+from tests.support.versions import rewritten
 
 CACHE = Path(os.environ.get("RATCHET_BENCH_CACHE") or Path(tempfile.gettempdir()) / "ratchet-bench-serve")
 REFERENCE_ROWS = 2000
@@ -218,7 +218,7 @@ def baseline(bank: Project, setting: tuple[int, int, int, int]) -> Iterator[tupl
         "BENTOML_HOME": str(CACHE / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "true",
     }
-    command = [*module("bentoml"), "serve", "tests.bench_serve_baseline:Baseline", "--port", str(port)]
+    command = [*module("bentoml"), "serve", "tests.bench.serve_baseline:Baseline", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     with server(command, environment, CACHE / "baseline.log", f"{url}/readyz") as process:
         yield url, process

@@ -1,8 +1,8 @@
 """The baseline of `make bench-serve`: the same model served as BentoML's and peft's documentation do it.
 
 A batchable BentoML endpoint over torch eager and an unmerged LoRA adapter, started as
-`bentoml serve tests.bench_serve_baseline:Baseline`. It answers label, confidence and all probabilities; it writes no events
-and gives no tokens, which is in its favour. Settings come from the environment; GRID is what bench_serve.py tries.
+`bentoml serve tests.bench.serve_baseline:Baseline`. It answers label, confidence and all probabilities; it writes no events
+and gives no tokens, which is in its favour. Settings come from the environment; GRID is what bench/serve.py tries.
 """
 
 import json

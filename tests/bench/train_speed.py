@@ -21,8 +21,8 @@ from pipelines.training.label_names import label_rows
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import train
 from schemas.settings import TrainingSettings
-from tests.bench_report import Figure
-from tests.bench_train_data import MAX_LENGTH, all_threads, bank_rows
+from tests.bench.report import Figure
+from tests.bench.train_data import MAX_LENGTH, all_threads, bank_rows
 
 ROWS, VALIDATION = 2000, 1000
 STOCK_RATES, STOCK_EPOCHS, STOCK_BATCH = (1e-4, 5e-4, 2e-3), 5, 16

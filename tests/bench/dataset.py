@@ -4,7 +4,7 @@ Each size is measured in a process of its own: feedback read through Feast as of
 registry on SQLite, written and profiled with the real base model. Texts are word walks over BBC News, 10 % of them
 near-duplicates. The quarantine judges by words at these sizes (pipelines/dataset/quarantine.py): no embedding is set apart.
 
-`python -m tests.bench_dataset size N` measures one size; without arguments everything runs and bench-dataset.json is written.
+`python -m tests.bench.dataset size N` measures one size; without arguments everything runs and bench-dataset.json is written.
 A size is measured three times in fresh processes, with nothing in the ledger; the median by seconds counts.
 """
 
@@ -36,9 +36,9 @@ from schemas.settings import Settings, load_settings
 from services.demo.walk import bbc_news
 from services.projects import create_project
 from serving.registry.registry import Registry
-from tests.bench_report import Figure, write
+from tests.bench.report import Figure, write
 from tests.conftest import write_rows as write_csv
-from tests.dataset_rounds import Simulation, edited, similar_pairs
+from tests.support.dataset_rounds import Simulation, edited, similar_pairs
 
 SIZES = (20_000, 50_000, 100_000, 200_000)
 ROWS_A_PERSON = 40
@@ -172,7 +172,7 @@ def one_size(n: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         project(root, n)
-        command = [sys.executable, "-m", "tests.bench_dataset", "measure", str(root)]
+        command = [sys.executable, "-m", "tests.bench.dataset", "measure", str(root)]
         found: list[dict[str, float]] = []
         for _ in range(3):
             done = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
@@ -191,7 +191,7 @@ def minhash(texts: Sequence[str], bands: int = 17, rows: int = 8) -> set[tuple[i
     """Candidate pairs of datasketch's MinHash LSH; 17 bands of 8 find a pair at 0.9 with probability .9999."""
     from datasketch import MinHash, MinHashLSH
 
-    from tests.dataset_rounds import grams_of
+    from tests.support.dataset_rounds import grams_of
 
     index = MinHashLSH(num_perm=bands * rows, params=(bands, rows))
     found = set()
@@ -268,7 +268,7 @@ def leak_figures() -> list[Figure]:
 def fingerprint_figure() -> Figure:
     """The same cut in three processes with other hash seeds and row orders: fingerprints beyond the first."""
     code = (
-        "import random, sys; from tests.dataset_rounds import Simulation\n"
+        "import random, sys; from tests.support.dataset_rounds import Simulation\n"
         "s = Simulation(seed=4, rows=2000); s._more(); rows = list(s.given); random.Random(int(sys.argv[1])).shuffle(rows)\n"
         "print(s.build(rows).manifest.fingerprint)"
     )

@@ -21,12 +21,12 @@ from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings,
 from services.feedback_consumer import main
 from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics
 from serving.registry.registry import Registry
-from tests.events import feedback, outgoing, prediction
-from tests.fakes import wait_until
-from tests.kafka_tools import read_all
+from tests.support.events import feedback, outgoing, prediction
+from tests.support.fakes import wait_until
+from tests.support.kafka_tools import read_all
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.crashes"])
+FORKS.set_forkserver_preload(["tests.support.crashes"])
 EVENTS = 40
 
 

@@ -1,6 +1,6 @@
 """Load for `make bench-serve`: texts, servers in processes of their own, and wrk.
 
-Turns a URL and texts into throughput, percentiles and CPU seconds. bench_serve.py calls it. It deliberately knows neither
+Turns a URL and texts into throughput, percentiles and CPU seconds. bench/serve.py calls it. It deliberately knows neither
 Ratchet nor the baseline: both are a command line that listens on a port.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 # Every text unique: a word of five letters that counts up is put behind each, so nothing can come from a cache. `check` looks
 # into every answer for a second version; `think` is the mean pause of a caller in milliseconds, exponentially distributed.

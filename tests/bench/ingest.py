@@ -1,6 +1,6 @@
 """Benchmark of ingestion: `make bench-ingest` prints each figure and writes bench-ingest.json.
 
-`python -m tests.bench_ingest PART…` measures some parts (throughput, growth, read, kills, anonymise) and keeps the
+`python -m tests.bench.ingest PART…` measures some parts (throughput, growth, read, kills, anonymise) and keeps the
 others' figures from the file. It judges nothing.
 """
 
@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from services.ingestion.crash_points import CRASH_POINTS
-from tests.bench_ingest_anonymise import anonymise_figures
-from tests.bench_ingest_growth import growth_figures, read_figures
-from tests.bench_ingest_throughput import throughput_figures
-from tests.bench_report import Figure, write
-from tests.crashes import killed_at
-from tests.kafka_tools import own_broker
+from tests.bench.ingest_anonymise import anonymise_figures
+from tests.bench.ingest_growth import growth_figures, read_figures
+from tests.bench.ingest_throughput import throughput_figures
+from tests.bench.report import Figure, write
+from tests.support.crashes import killed_at
+from tests.support.kafka_tools import own_broker
 
 NAME = "ingest"
 KILLS = 20

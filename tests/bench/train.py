@@ -12,18 +12,18 @@ import sys
 import time
 from pathlib import Path
 
-from tests.bench_report import Figure, write
+from tests.bench.report import Figure, write
 
 # In the order of their cost; a part is a module's function that measures.
 PARTS = {
-    "regression": "tests.bench_train_regression:measure",
-    "generation": "tests.bench_train_generation:measure",
-    "speed": "tests.bench_train_speed:measure",
-    "sequential": "tests.bench_train_sequential:measure",
-    "accuracy_few": "tests.bench_train_accuracy:few_rows",
-    "accuracy_all": "tests.bench_train_accuracy:all_rows",
-    "full_few": "tests.bench_train_accuracy:few_rows_full",
-    "full_all": "tests.bench_train_accuracy:all_rows_full",
+    "regression": "tests.bench.train_regression:measure",
+    "generation": "tests.bench.train_generation:measure",
+    "speed": "tests.bench.train_speed:measure",
+    "sequential": "tests.bench.train_sequential:measure",
+    "accuracy_few": "tests.bench.train_accuracy:few_rows",
+    "accuracy_all": "tests.bench.train_accuracy:all_rows",
+    "full_few": "tests.bench.train_accuracy:few_rows_full",
+    "full_all": "tests.bench.train_accuracy:all_rows_full",
 }
 REPORT = Path("bench-train.json")
 

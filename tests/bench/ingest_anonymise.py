@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from serving.privacy.anonymise import anonymise
-from tests.bench_report import Figure
-from tests.pii_sentences import HELD_OUT, TUNED, Sentence, score, sentences
+from tests.bench.report import Figure
+from tests.support.pii_sentences import HELD_OUT, TUNED, Sentence, score, sentences
 
 SENTENCES = 5000
 SEED = 20_261

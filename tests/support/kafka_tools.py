@@ -9,7 +9,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from serving.messaging.publisher import embedded_broker_command, topic_ids
-from tests.fakes import free_port, wait_until
+from tests.support.fakes import free_port, wait_until
 
 
 @dataclass

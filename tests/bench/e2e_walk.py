@@ -27,9 +27,9 @@ from pipelines.dataset.files import FileRow, read_rows
 from schemas.settings import load_settings
 from serving.http.access import read_keys
 from tests.conftest import write_rows
-from tests.fakes import free_port
+from tests.support.fakes import free_port
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 SEED_ROWS = 4  # a label
 CORRECTIONS = 1500
 PEOPLE = 50

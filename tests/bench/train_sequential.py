@@ -27,8 +27,8 @@ from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import Trained, train
 from pipelines.training.warm_start import Champion
 from schemas.settings import TrainingSettings
-from tests.bench_report import Figure
-from tests.bench_train_data import MAX_LENGTH, all_threads, answers, bank_rows, by_label, right
+from tests.bench.report import Figure
+from tests.bench.train_data import MAX_LENGTH, all_threads, answers, bank_rows, by_label, right
 
 ROUNDS, NEW, GROUP, HELD, SPARE = 5, 1000, 15, 100, 1000
 Bools = NDArray[np.bool_]

@@ -17,9 +17,9 @@ from serving.artifacts import ArtifactStore
 from serving.http.access import Keys, write_keys
 from serving.messaging.publisher import Topics, embedded_broker_command, ensure_topics
 from serving.registry.registry import Registry
-from tests.bench_serve_load import module, server
-from tests.fakes import TOPICS, free_port, tiny_base_model, wait_until
-from tests.versions import promote, tiny_version
+from tests.bench.serve_load import module, server
+from tests.support.fakes import TOPICS, free_port, tiny_base_model, wait_until
+from tests.support.versions import promote, tiny_version
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`make bench-gates`: what the gates stop and what they let through, and how long they take.
 
-Turns the answers of models trained on Banking77 (bench_gates_models.py, RATCHET_BENCH_DATA) into figures. `python -m
+Turns the answers of models trained on Banking77 (bench/gates_models.py, RATCHET_BENCH_DATA) into figures. `python -m
 tests.bench_gates slices calibration banking round` runs parts of it. It deliberately asserts nothing.
 
 Slices and calibration are simulated on stored answers: which rows a candidate has right, and what is true, are drawn anew in
@@ -33,8 +33,8 @@ from serving.artifacts import ArtifactStore
 from serving.http.access import write_keys
 from serving.inference import calibration as applied
 from serving.registry.registry import Registry
-from tests.bench_gates_models import KEPT, SEEDS, TRAIN, Answers, answers, split
-from tests.bench_report import Figure, write
+from tests.bench.gates_models import KEPT, SEEDS, TRAIN, Answers, answers, split
+from tests.bench.report import Figure, write
 from tests.conftest import write_rows
 
 RUNS = 1000

@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 
 from serving.http.access import issue_token
-from tests.bench_report import Figure, write
-from tests.bench_serve_load import memory
-from tests.served import Served, broker, make_project, served
+from tests.bench.report import Figure, write
+from tests.bench.serve_load import memory
+from tests.support.served import Served, broker, make_project, served
 
 PATHS, BODIES, SILENT = 10_000, 1_000, 3_000
 ATTACK_S, REST_S, GOODPUT_S = 60.0, 5.0, 8.0  # an attack is ended after ATTACK_S, whatever it has reached

@@ -1,4 +1,4 @@
-"""What bench_train.py trains on: Banking77 cut into rows, the same for everybody in a run.
+"""What bench/train.py trains on: Banking77 cut into rows, the same for everybody in a run.
 
 Turns RATCHET_BENCH_DATA into examples, and a trained model into answers. The test file is read in `test_rows` alone.
 """

@@ -1,4 +1,4 @@
-"""Simulated rounds of feedback, and an independent look for leaks; test_dataset_split.py and bench_dataset.py share them.
+"""Simulated rounds of feedback, and an independent look for leaks; test_dataset_split.py and bench/dataset.py share them.
 
 Texts are random walks over words; each round brings new ones, near-duplicates of what is there, and rows that bridge two.
 """
@@ -17,7 +17,7 @@ from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
 from pipelines.feature_store.store import FeedbackRow
 from schemas.settings import DatasetSettings, ModelSettings, Settings
-from tests.fakes import FILLERS, TOPICS
+from tests.support.fakes import FILLERS, TOPICS
 
 LABELS = list(TOPICS)
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -27,8 +27,10 @@ from pipelines.training.history import History, Progress
 from pipelines.training.tasks.choose import task_for
 from pipelines.training.trainer import train
 from pipelines.training.warm_start import CannotContinue, Champion, open_champion
-from schemas.artifacts import Calibration, GateResult, Golden, ModelManifest, Pace, RoundRecord
 from schemas.labels import LabelMap
+from schemas.manifests import Calibration, Golden, ModelManifest
+from schemas.records import Pace, RoundRecord
+from schemas.reports import GateResult
 from schemas.settings import Settings
 from schemas.targets import Task, labels_of
 from serving.artifacts import ArtifactDamaged, verify, write_manifest

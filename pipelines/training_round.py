@@ -31,17 +31,10 @@ from pipelines.gates import verdict as gates
 from pipelines.gates.policy import Policy, load_policy
 from pipelines.models.base_models import Base, open_base
 from pipelines.report import mlflow_tracking, round_report
-from schemas.artifacts import (
-    Champion,
-    DatasetManifest,
-    GateResult,
-    Pace,
-    RoundRecord,
-    RoundState,
-    Verdict,
-)
 from schemas.labels import LabelMap
-from schemas.reports import RoundReport
+from schemas.manifests import DatasetManifest
+from schemas.records import Champion, Pace, RoundRecord, RoundState
+from schemas.reports import GateResult, RoundReport, Verdict
 from schemas.settings import Settings
 from schemas.toml_file import decode
 from serving.artifacts import ArtifactStore, read_manifest

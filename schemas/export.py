@@ -9,8 +9,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from schemas.artifacts import DatasetManifest, EvaluationReport, GateReport, GateResult, ModelManifest, RoundRecord
 from schemas.events import FeedbackReceived, ModelPromoted, PredictionMade
+from schemas.manifests import DatasetManifest, ModelManifest
+from schemas.records import RoundRecord
+from schemas.reports import EvaluationReport, GateReport, GateResult
 from schemas.settings import Settings
 
 FOLDER = Path(__file__).parent / "json"

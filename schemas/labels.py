@@ -7,7 +7,7 @@ consumer, dataset builds and gates read it; the registry changes it. It delibera
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from schemas.artifacts import Label
+from schemas.records import Label
 from schemas.targets import LABELLED, BadTarget, Task, canonical, labels_of
 
 

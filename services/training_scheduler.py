@@ -24,8 +24,8 @@ from typing import Protocol
 import click
 
 from pipelines.triggers import TriggerState, decide, refuse_unbuilt
-from schemas.artifacts import RoundRecord, RoundState
 from schemas.events import utc_now
+from schemas.records import RoundRecord, RoundState
 from schemas.settings import Settings, SettingsError, load_settings
 from services.file_locks import Held, held
 from services.ingestion.feedback_counts import CountKeeper

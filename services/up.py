@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.triggers import refuse_unbuilt
-from schemas.artifacts import Champion, RoundState
+from schemas.records import Champion, RoundState
 from schemas.redact import redacted
 from schemas.settings import Settings
 from services.checks.champion import unservable

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from schemas.artifacts import MANIFEST_FORMAT, ModelManifest
+from schemas.manifests import MANIFEST_FORMAT, ModelManifest
 from serving.atomic_write import atomic_write, sync, sync_all
 
 MANIFEST = "manifest.json"

@@ -18,8 +18,8 @@ import threading
 import time
 from pathlib import Path
 
-from schemas.artifacts import Champion
 from schemas.labels import LabelMap
+from schemas.records import Champion
 from serving.artifacts import ArtifactStore
 from serving.atomic_write import atomic_write
 from serving.inference.loading import Loaded, open_version

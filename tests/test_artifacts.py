@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from schemas.artifacts import Calibration, Golden, ModelManifest
+from schemas.manifests import Calibration, Golden, ModelManifest
 from serving.artifacts import (
     ArtifactDamaged,
     ArtifactMissing,

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from pipelines.calibration import conformal, intervals, maps, sequence_confidence
 from pipelines.metrics import probabilistic
-from schemas.artifacts import Calibration, Conformal, IntervalCalibration
+from schemas.manifests import Calibration, Conformal, IntervalCalibration
 from serving.inference import calibration as applied
 
 Logits = tuple[Any, Any, Any, Any]

@@ -15,7 +15,7 @@ import pytest
 from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.event_rows import row_of
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
-from schemas.artifacts import RoundState
+from schemas.records import RoundState
 from schemas.settings import ModelSettings, RegistrySettings, Settings, TriggerSettings
 from services.ingestion.live_counts import LiveCounts
 from services.rounds.executor import LocalExecutor

@@ -18,7 +18,8 @@ from pipelines.gates.policy import Policy, load_policy
 from pipelines.gates.verdict import Facts, judge
 from pipelines.metrics import paired_tests, probabilistic
 from pipelines.report import page as report_page
-from schemas.artifacts import Calibration, GateReport, GateResult, IntervalCalibration, Verdict
+from schemas.manifests import Calibration, IntervalCalibration
+from schemas.reports import GateReport, GateResult, Verdict
 from schemas.targets import canonical
 from serving.inference import calibration as applied
 from tests.test_report_page import report_of

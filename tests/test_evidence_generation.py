@@ -19,7 +19,8 @@ from pipelines.gates.policy import default_policy, load_policy
 from pipelines.gates.verdict import Facts, judge
 from pipelines.models.decoder import Decoder
 from pipelines.report import page as report_page
-from schemas.artifacts import Calibration, GateReport, GateResult, Verdict
+from schemas.manifests import Calibration
+from schemas.reports import GateReport, GateResult, Verdict
 from schemas.settings import TrainingSettings
 from serving.inference.decoder_runtime import Writer
 from tests.test_report_page import report_of

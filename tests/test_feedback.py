@@ -5,9 +5,9 @@ import uuid
 
 import pytest
 
-from schemas.artifacts import Label
 from schemas.events import FeedbackData, GivenValue
 from schemas.labels import LabelMap
+from schemas.records import Label
 from schemas.targets import Task
 from serving.http.feedback_values import BadFeedback, FeedbackChecker
 

@@ -10,7 +10,7 @@ from pipelines.feature_store.event_log import EventLog
 from pipelines.feature_store.event_log_files import UnusableFolder
 from pipelines.feature_store.store import FeatureStore
 from pipelines.training_round import run_round
-from schemas.artifacts import RoundState
+from schemas.records import RoundState
 from schemas.settings import Settings
 from services.projects import create_project, open_project
 from serving.artifacts import ArtifactStore, sha256

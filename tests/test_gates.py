@@ -14,8 +14,8 @@ from pipelines.gates.compressed import judge_compressed
 from pipelines.gates.evidence_and_facts import vanished
 from pipelines.gates.policy import DEFAULT_POLICY, BadPolicy, Policy, changes, load_policy
 from pipelines.gates.verdict import Facts, judge
-from schemas.artifacts import Calibration, Conformal, GateReport, GateResult, Verdict
-from schemas.reports import Robustness
+from schemas.manifests import Calibration, Conformal
+from schemas.reports import GateReport, GateResult, Robustness, Verdict
 
 LABELS = ["a", "b"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.artifacts import Calibration, SequenceCalibration
+from schemas.manifests import Calibration, SequenceCalibration
 from serving.artifacts import ArtifactDamaged, read_manifest, sha256
 from serving.inference import prompts
 from serving.inference.decoder_runtime import Writer, last_logits, right_aligned, token_logprobs

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.dataset.report import page as profile_page
 from pipelines.pages import write_page
-from schemas.artifacts import DatasetManifest, DatasetProfile
+from schemas.manifests import DatasetManifest, DatasetProfile
 
 HOSTILE = [
     "$$",

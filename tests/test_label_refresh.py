@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from schemas.artifacts import Label
 from schemas.events import FeedbackData, new_id
 from schemas.labels import LabelMap
+from schemas.records import Label
 from serving.http.feedback_values import FeedbackChecker, LabelNotInUse
 from serving.http.label_refresh import LabelRefresh, RegistryAway, checked_feedback
 from tests.test_batching import Clock

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from pipelines.feature_store.store import FeatureStore
-from schemas.artifacts import RoundState
+from schemas.records import RoundState
 from schemas.settings import Settings, load_settings
 from services.projects import create_project, running_up
 from serving.http.access import read_keys

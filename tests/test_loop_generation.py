@@ -19,7 +19,7 @@ from pipelines.models.decoder import Decoder, save
 from pipelines.training.tasks.generation import Generation
 from pipelines.training.trainer import train
 from pipelines.training_round import round_folder
-from schemas.artifacts import RoundState
+from schemas.records import RoundState
 from schemas.settings import SettingsError, TrainingSettings, load_settings
 from services import feedback_consumer
 from services.cli.main import cli

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from pipelines.feature_store.store import FeatureStore
 from pipelines.training_round import round_folder, run_round
-from schemas.artifacts import RoundRecord, RoundState
+from schemas.records import RoundRecord, RoundState
 from schemas.settings import Settings, SettingsError, load_settings
 from schemas.targets import COLUMNS, Task
 from services import feedback_consumer

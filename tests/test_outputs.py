@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas.artifacts import Calibration, Conformal, Golden, IntervalCalibration
 from schemas.events import PredictionMade, parse_event
+from schemas.manifests import Calibration, Conformal, Golden, IntervalCalibration
 from schemas.targets import canonical
 from serving.http.contract import PREDICTIONS
 from serving.http.responses import Answers

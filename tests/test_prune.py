@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from schemas.artifacts import RoundState
+from schemas.records import RoundState
 from schemas.settings import ArtifactSettings, ModelSettings, Settings, TrainingSettings, render_settings
 from services.cli.main import cli
 from services.rounds import disk_room

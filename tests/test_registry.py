@@ -3,10 +3,7 @@
 import pytest
 import sqlalchemy as sa
 
-from schemas.artifacts import (
-    Champion,
-    RoundState,
-)
+from schemas.records import Champion, RoundState
 from serving.registry.registry import (
     ChampionMoved,
     NotServable,

@@ -2,11 +2,8 @@
 
 import pytest
 
-from schemas.artifacts import (
-    EvaluationReport,
-    RoundState,
-    Verdict,
-)
+from schemas.records import RoundState
+from schemas.reports import EvaluationReport, Verdict
 from serving.registry.registry import Registry, RoundOver, UnknownRound
 from tests.support import registries
 from tests.support.registries import START, Clock, add_versions, begin, gate_report

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from schemas.artifacts import Label
 from schemas.labels import LabelMap
+from schemas.records import Label
 from serving.registry.registry import BadLabel, Registry
 from tests.support import registries
 from tests.support.registries import statement

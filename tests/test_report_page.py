@@ -18,8 +18,9 @@ from pipelines.gates.policy import DEFAULT_POLICY, Policy
 from pipelines.gates.verdict import Facts, judge
 from pipelines.report import page as report_page
 from pipelines.report import round_report
-from schemas.artifacts import Calibration, Conformal, DatasetManifest, Golden, ModelManifest, RoundRecord, RoundState
 from schemas.events import utc_now
+from schemas.manifests import Calibration, Conformal, DatasetManifest, Golden, ModelManifest
+from schemas.records import RoundRecord, RoundState
 from schemas.reports import Robustness, RoundReport
 from serving.artifacts import verify, write_manifest
 

@@ -1,7 +1,8 @@
 """A round that ended is told in one line, and one for each gate that stopped it."""
 
-from schemas.artifacts import GateReport, GateResult, RoundRecord, RoundState, Verdict
 from schemas.events import utc_now
+from schemas.records import RoundRecord, RoundState
+from schemas.reports import GateReport, GateResult, Verdict
 from services.rounds.outcome_lines import LONGEST, ended
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from schemas.artifacts import Pace
+from schemas.records import Pace
 from schemas.settings import Settings
 from services.cli.rounds import _progress
 from services.cli.status import _round_line

@@ -7,7 +7,7 @@ import pytest
 from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.report import mlflow_tracking, round_report
 from pipelines.training_round import round_folder, run_round
-from schemas.artifacts import RoundState
+from schemas.records import RoundState
 from schemas.settings import Settings
 from services.rounds.announce import announce
 from serving.artifacts import ArtifactStore

@@ -23,7 +23,8 @@ from pipelines.training.tasks.regression import Regression
 from pipelines.training.tasks.task import Batch, Held
 from pipelines.training.trainer import Trained, probe_outputs, train
 from pipelines.training.warm_start import CannotContinue, Champion, open_champion
-from schemas.artifacts import Calibration, Golden, ModelManifest, Pace
+from schemas.manifests import Calibration, Golden, ModelManifest
+from schemas.records import Pace
 from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
 from schemas.targets import canonical

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import betabinom
 
-from schemas.artifacts import Conformal
+from schemas.manifests import Conformal
 from serving.inference import calibration as applied
 
 MAX_SCORES = 2000

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from pipelines.calibration import conformal
-from schemas.artifacts import IntervalCalibration
+from schemas.manifests import IntervalCalibration
 
 FOLDS = 5
 

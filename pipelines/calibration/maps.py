@@ -18,7 +18,7 @@ from scipy.optimize import minimize, minimize_scalar
 
 from pipelines.calibration import conformal
 from pipelines.metrics import probabilistic
-from schemas.artifacts import Calibration
+from schemas.manifests import Calibration
 from serving.inference import calibration as applied
 
 LEAST_ROWS = 30

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from pipelines.calibration import maps
 from pipelines.metrics import probabilistic
-from schemas.artifacts import SequenceCalibration
+from schemas.manifests import SequenceCalibration
 from serving.inference import calibration as applied
 
 Floats = NDArray[np.float64]

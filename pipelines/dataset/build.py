@@ -29,7 +29,7 @@ from pipelines.dataset.groups import AUDIT, IN_AUDIT, JUDGING, Groups
 from pipelines.dataset.names import installed_tier
 from pipelines.dataset.quarantine import quarantined
 from pipelines.feature_store.store import FeedbackRow
-from schemas.artifacts import DatasetManifest
+from schemas.manifests import DatasetManifest
 from schemas.settings import DatasetSettings, Settings
 
 

@@ -27,7 +27,7 @@ from pipelines.models.encoder import Encoder
 from pipelines.training.tasks.choose import task_for
 from pipelines.training.tasks.encoder_task import EncoderTask
 from pipelines.training.trainer import probe_outputs
-from schemas.artifacts import Calibration, Golden
+from schemas.manifests import Calibration, Golden
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
 from schemas.targets import Task, labels_of

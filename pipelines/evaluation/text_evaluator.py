@@ -19,7 +19,7 @@ from pipelines.evaluation.evidence.evidence import Evidence
 from pipelines.evaluation.evidence.generation import Likelihood, TextEvidence, accepted, score_text
 from pipelines.models.decoder import Decoder
 from pipelines.training.tasks.generation import encoded
-from schemas.artifacts import Calibration, Golden
+from schemas.manifests import Calibration, Golden
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
 from serving.inference.decoder_runtime import Writer, scored

@@ -18,8 +18,7 @@ from pipelines.gates.policy import (
     ServingPolicy,
 )
 from pipelines.metrics import paired_tests
-from schemas.artifacts import GateResult, Verdict
-from schemas.reports import Robustness
+from schemas.reports import GateResult, Robustness, Verdict
 
 LOSSES = {"nll": "NLL", "brier": "Brier"}
 

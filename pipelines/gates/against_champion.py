@@ -12,8 +12,7 @@ from pipelines.evaluation.evidence.evidence import Evidence, slices
 from pipelines.evaluation.evidence.labels import RightOrWrong
 from pipelines.gates.policy import FlipsPolicy, ForgettingPolicy, MarginPolicy, SlicesPolicy, SuperiorityPolicy
 from pipelines.metrics import paired_tests
-from schemas.artifacts import GateResult, Verdict
-from schemas.reports import SliceChange
+from schemas.reports import GateResult, SliceChange, Verdict
 from schemas.targets import labels_of
 
 LEVEL = 0.05

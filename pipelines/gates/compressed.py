@@ -15,7 +15,7 @@ from pipelines.gates.against_champion import accuracy_holds
 from pipelines.gates.policy import CompressedPolicy, Policy
 from pipelines.gates.verdict import gate_report
 from pipelines.metrics import paired_tests
-from schemas.artifacts import GateReport, GateResult, Verdict
+from schemas.reports import GateReport, GateResult, Verdict
 from serving.inference.encoder_runtime import Runtime
 
 STUDENT = "student-int8"

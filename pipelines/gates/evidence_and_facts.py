@@ -19,8 +19,8 @@ from pipelines.evaluation.smoke_test import try_in_fresh_process
 from pipelines.gates.policy import Policy
 from pipelines.gates.verdict import Facts
 from pipelines.models.base_models import Base
-from schemas.artifacts import DatasetManifest, EvaluationReport
-from schemas.reports import Robustness
+from schemas.manifests import DatasetManifest
+from schemas.reports import EvaluationReport, Robustness
 from schemas.settings import TrainingSettings
 from schemas.targets import Task, labels_of
 from serving.inference.loading import Loaded

@@ -15,8 +15,7 @@ from pipelines.evaluation.evidence.labels import RightOrWrong
 from pipelines.gates import absolute as floor
 from pipelines.gates import against_champion as compare
 from pipelines.gates.policy import Policy, changes
-from schemas.artifacts import GateReport, GateResult, Verdict
-from schemas.reports import Robustness
+from schemas.reports import GateReport, GateResult, Robustness, Verdict
 
 
 class Facts(BaseModel):

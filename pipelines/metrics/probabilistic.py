@@ -16,7 +16,7 @@ from scipy.fft import dct, idct
 from scipy.sparse import csr_array
 from scipy.stats import norm
 
-from schemas.artifacts import Measure, ReliabilityBin
+from schemas.reports import Measure, ReliabilityBin
 
 BINS = 15
 FLOOR = 1e-12

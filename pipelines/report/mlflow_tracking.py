@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from schemas.artifacts import ModelManifest
+from schemas.manifests import ModelManifest
 from schemas.reports import RoundReport
 from schemas.settings import Settings
 from serving.artifacts import read_manifest

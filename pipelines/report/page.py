@@ -12,8 +12,7 @@ from typing import Any
 import jinja2
 
 from pipelines.report import plots
-from schemas.artifacts import GateResult, Verdict
-from schemas.reports import Confusion, LabelScore, RoundReport, SliceChange
+from schemas.reports import Confusion, GateResult, LabelScore, RoundReport, SliceChange, Verdict
 
 MATRIX_LABELS = 12
 SHOWN_SLICES = 30

@@ -10,7 +10,7 @@ from math import floor
 from markupsafe import Markup, escape
 
 from pipelines.dataset.counted import ticks
-from schemas.artifacts import ReliabilityBin
+from schemas.reports import ReliabilityBin
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 36

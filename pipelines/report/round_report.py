@@ -18,8 +18,9 @@ from pipelines.gates.evidence_and_facts import Judged
 from pipelines.gates.policy import Policy
 from pipelines.pages import write_page
 from pipelines.report import page
-from schemas.artifacts import DatasetManifest, GateReport, ModelManifest, RoundRecord
-from schemas.reports import Flip, Lineage, RoundReport
+from schemas.manifests import DatasetManifest, ModelManifest
+from schemas.records import RoundRecord
+from schemas.reports import Flip, GateReport, Lineage, RoundReport
 from serving.artifacts import ArtifactDamaged, verify, write_manifest
 
 MOST = 200

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.training.fitting import Step
-from schemas.artifacts import Pace
+from schemas.records import Pace
 
 LINES = 100  # of steps in a phase, at most
 

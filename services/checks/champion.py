@@ -6,7 +6,7 @@ starts serving, `ratchet model rollback` before it moves the champion, `ratchet 
 
 from pathlib import Path
 
-from schemas.artifacts import Champion
+from schemas.records import Champion
 from schemas.settings import Settings
 from serving.artifacts import ArtifactDamaged, ArtifactMissing, ArtifactStore, verify
 from serving.registry.registry import Registry

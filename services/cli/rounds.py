@@ -17,7 +17,7 @@ import click
 from services.cli.project import by_option, config_option, json_option, opened, reason_option, round_named, show
 
 if TYPE_CHECKING:
-    from schemas.artifacts import Pace, RoundRecord
+    from schemas.records import Pace, RoundRecord
     from schemas.settings import Settings
     from serving.registry.registry import Registry
 
@@ -36,7 +36,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
     """Run a round in the foreground, or go on with one that was interrupted."""
     # Read when torch is loaded. Beside serving, threads that spin while they wait for each other cost a round more than sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from schemas.artifacts import RoundState
+    from schemas.records import RoundState
     from services.projects import fill_taxonomy
     from services.rounds.announce import announce
     from services.rounds.disk_room import refuse_without_room
@@ -74,7 +74,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
 
 def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
     """The id of a round to run: one that was interrupted, else one claimed now."""
-    from schemas.artifacts import RoundState
+    from schemas.records import RoundState
     from services.rounds.process import Whereabouts, beats, lock_file, whereabouts
 
     unfinished = registry.unfinished_round()
@@ -219,7 +219,7 @@ def _lines(record: "RoundRecord") -> list[str]:
 @json_option
 def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bool) -> None:
     """Promote a round's candidate in your name."""
-    from schemas.artifacts import RoundState
+    from schemas.records import RoundState
     from services.rounds.announce import announce
     from services.rounds.prune import refuse_pruned
 
@@ -254,7 +254,7 @@ def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bo
 @json_option
 def round_reject(round_id: str, config: Path, by: str, reason: str, as_json: bool) -> None:
     """Turn a candidate down in your name; a round that runs is ended."""
-    from schemas.artifacts import RoundState
+    from schemas.records import RoundState
 
     with opened(config) as (_, registry):
         round_id = round_named(registry, round_id)

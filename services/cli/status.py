@@ -118,7 +118,7 @@ def _round_line(unfinished: Mapping[str, Any] | None) -> str:
 def _pace(pace: Mapping[str, Any] | None) -> str:
     if not pace:
         return ""
-    from schemas.artifacts import Pace
+    from schemas.records import Pace
 
     return str(Pace.model_validate(pace))
 

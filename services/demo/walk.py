@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from schemas.artifacts import FINAL_STATES, RoundRecord, RoundState
+from schemas.records import FINAL_STATES, RoundRecord, RoundState
 from schemas.settings import Settings, load_settings
 from services.demo.traffic import Article, Traffic
 from services.projects import create_project

@@ -6,8 +6,8 @@ It is a hint only, so nothing that goes wrong here is anybody's failure, and the
 
 import logging
 
-from schemas.artifacts import Champion
 from schemas.events import ModelPromoted, PromotionData
+from schemas.records import Champion
 from schemas.settings import Settings
 from serving.registry.registry import Registry
 

@@ -4,7 +4,8 @@ Turns a round's record into lines. `ratchet round run` prints them, and `ratchet
 `ratchet round show`'s.
 """
 
-from schemas.artifacts import RoundRecord, Verdict
+from schemas.records import RoundRecord
+from schemas.reports import Verdict
 
 LONGEST = 160  # characters of a gate's sentence: the rest is on demand
 

@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 
 from pipelines.training.errors import TrainingDiverged
-from schemas.artifacts import Pace, RoundRecord, RoundState
+from schemas.records import Pace, RoundRecord, RoundState
 from schemas.settings import Settings
 from services.file_locks import Held, held
 from services.rounds.disk_room import clear_models, in_reserve, shortage

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.artifacts import FINAL_STATES, RoundRecord, VersionRecord
+from schemas.records import FINAL_STATES, RoundRecord, VersionRecord
 from schemas.settings import Settings
 from services.rounds.disk_room import clear_models, disk_bytes, models
 from services.rounds.process import Whereabouts, lock_file, whereabouts

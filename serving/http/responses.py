@@ -11,8 +11,8 @@ from typing import Protocol
 
 import orjson
 
-from schemas.artifacts import ModelManifest
 from schemas.events import new_id, utc_now
+from schemas.manifests import ModelManifest
 from serving.http import access
 from serving.inference.outputs import Said
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.artifacts import ModelManifest
+from schemas.manifests import ModelManifest
 from serving.inference.admission import Admission, QueueFull
 from serving.inference.encoder_runtime import Runtime
 from serving.inference.loading import Loaded

@@ -10,7 +10,7 @@ from math import ceil, inf
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.artifacts import Calibration, Conformal, IntervalCalibration, SequenceCalibration
+from schemas.manifests import Calibration, Conformal, IntervalCalibration, SequenceCalibration
 
 Floats = NDArray[np.float64]
 

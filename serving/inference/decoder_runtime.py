@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
-from schemas.artifacts import Golden, ModelManifest, SequenceCalibration
+from schemas.manifests import Golden, ModelManifest, SequenceCalibration
 from serving.artifacts import verify
 from serving.inference import calibration, prompts
 from serving.inference.golden import GoldenMismatch

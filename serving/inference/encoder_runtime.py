@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from schemas.artifacts import ModelManifest
+from schemas.manifests import ModelManifest
 from serving.artifacts import verify
 from serving.inference.calibration import GOLDEN_COVERAGE
 from serving.inference.golden import GoldenMismatch

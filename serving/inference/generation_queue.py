@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from schemas.artifacts import ModelManifest
+from schemas.manifests import ModelManifest
 from serving.inference.admission import Admission, QueueFull
 from serving.inference.batching import DeadlinePassed, NotReady
 from serving.inference.encoder_runtime import Runtime

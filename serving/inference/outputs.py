@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from schemas.artifacts import Calibration, IntervalCalibration, ModelManifest
+from schemas.manifests import Calibration, IntervalCalibration, ModelManifest
 from schemas.targets import canonical
 from serving.inference import calibration
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from schemas.artifacts import AuditRow
+from schemas.records import AuditRow
 from serving.registry import tables as t
 from serving.registry.database import Database, values
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 
 import sqlalchemy as sa
 
-from schemas.artifacts import Label
 from schemas.labels import LabelMap
+from schemas.records import Label
 from serving.registry import tables as t
 from serving.registry.audit import AuditLog
 from serving.registry.database import values

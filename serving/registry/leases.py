@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from schemas.artifacts import WorkerHeartbeat
+from schemas.records import WorkerHeartbeat
 from serving.registry import tables as t
 from serving.registry.database import Database, iso, values
 

@@ -7,7 +7,7 @@ training, Kafka or HTTP.
 
 import sqlalchemy as sa
 
-from schemas.artifacts import Champion, RoundRecord, RoundState, VersionRecord
+from schemas.records import Champion, RoundRecord, RoundState, VersionRecord
 from serving.registry import tables as t
 from serving.registry.database import RegistryUnavailable, UnknownSchema, iso
 from serving.registry.exclusions import Exclusions

@@ -11,8 +11,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from schemas.artifacts import FINAL_STATES, RoundRecord, RoundState, VersionRecord
 from schemas.events import new_id
+from schemas.records import FINAL_STATES, RoundRecord, RoundState, VersionRecord
 from serving.registry import tables as t
 from serving.registry.leases import Leases
 from serving.registry.versions import Versions

@@ -8,7 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from schemas.artifacts import Champion, ModelManifest, VersionRecord
+from schemas.manifests import ModelManifest
+from schemas.records import Champion, VersionRecord
 from serving.registry import tables as t
 from serving.registry.audit import AuditLog
 from serving.registry.database import values

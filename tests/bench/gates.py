@@ -27,7 +27,9 @@ from pipelines.gates.against_champion import slice_changes, slices_hold
 from pipelines.gates.policy import DEFAULT_POLICY, Policy
 from pipelines.metrics import paired_tests, probabilistic
 from pipelines.training_round import round_folder, run_round
-from schemas.artifacts import Calibration, EvaluationReport, RoundRecord, Verdict
+from schemas.manifests import Calibration
+from schemas.records import RoundRecord
+from schemas.reports import EvaluationReport, Verdict
 from schemas.settings import DatasetSettings, ModelSettings, Settings
 from serving.artifacts import ArtifactStore
 from serving.http.access import write_keys

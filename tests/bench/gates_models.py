@@ -25,7 +25,7 @@ from pipelines.dataset.files import FileRow
 from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import train
-from schemas.artifacts import Calibration, Golden, ModelManifest
+from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.settings import TrainingSettings
 from serving.artifacts import write_manifest
 from serving.inference.encoder_runtime import Runtime

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.models.decoder import Decoder, decoder_path
 from pipelines.training.tasks.generation import Generation
-from schemas.artifacts import ModelManifest
+from schemas.manifests import ModelManifest
 from schemas.settings import Settings, TrainingSettings, load_settings
 from services.projects import create_project
 from serving.artifacts import ArtifactStore

@@ -23,7 +23,7 @@ from pipelines.gates import compressed
 from pipelines.gates.policy import load_policy
 from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training_round import _dataset, round_folder, run_round
-from schemas.artifacts import WorkerHeartbeat
+from schemas.records import WorkerHeartbeat
 from schemas.settings import Settings, load_settings
 from services.projects import create_project
 from serving.artifacts import ArtifactStore, read_manifest, write_manifest

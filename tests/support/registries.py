@@ -15,14 +15,9 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from schemas.artifacts import (
-    Calibration,
-    GateReport,
-    Golden,
-    ModelManifest,
-    RoundRecord,
-    Verdict,
-)
+from schemas.manifests import Calibration, Golden, ModelManifest
+from schemas.records import RoundRecord
+from schemas.reports import GateReport, Verdict
 from serving.registry.registry import Registry
 
 START = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)

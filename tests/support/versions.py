@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.artifacts import Calibration, Golden, ModelManifest
+from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.settings import TrainingSettings
 from serving.artifacts import ArtifactStore, read_manifest, write_manifest
 from serving.inference.encoder_runtime import Runtime

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from schemas.artifacts import DatasetManifest, DatasetProfile
+from schemas.manifests import DatasetManifest, DatasetProfile
 from schemas.printable import one_line
 
 log = logging.getLogger("ratchet.profile_page")

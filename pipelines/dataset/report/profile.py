@@ -17,7 +17,7 @@ from pipelines.dataset.clean import Tokens
 from pipelines.dataset.counted import Counted
 from pipelines.dataset.examples import Example
 from pipelines.models.probe import fit_probe
-from schemas.artifacts import DatasetProfile, Drift
+from schemas.manifests import DatasetProfile, Drift
 from schemas.targets import Task
 
 SAMPLE = 200  # texts of each side that are embedded, so that the cost has a bound

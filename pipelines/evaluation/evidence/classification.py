@@ -16,8 +16,8 @@ from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.evidence import Bias, Bools, Floats, Uncalibrated, slices
 from pipelines.evaluation.evidence.labels import RightOrWrong, all_labels, bias_of, report_of, widened
 from pipelines.metrics import point, probabilistic
-from schemas.artifacts import Calibration, EvaluationReport
-from schemas.reports import Confusion
+from schemas.manifests import Calibration
+from schemas.reports import Confusion, EvaluationReport
 from schemas.targets import Task
 from serving.inference import calibration as applied
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.files import FileRow
 from pipelines.metrics.paired_tests import Moved
-from schemas.artifacts import Calibration, EvaluationReport, ReliabilityBin
-from schemas.reports import Confusion, LabelScore
+from schemas.manifests import Calibration
+from schemas.reports import Confusion, EvaluationReport, LabelScore, ReliabilityBin
 from schemas.targets import Task, labels_of
 
 LEAST_SLICE = 20

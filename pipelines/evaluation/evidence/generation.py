@@ -22,7 +22,8 @@ from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.evidence import Bias, Bools, Evidence, Floats, Score, Uncalibrated, slices
 from pipelines.evaluation.evidence.labels import bias_of
 from pipelines.metrics import paired_tests, point, probabilistic
-from schemas.artifacts import Calibration, EvaluationReport, Measure
+from schemas.manifests import Calibration
+from schemas.reports import EvaluationReport, Measure
 from schemas.targets import Task
 from serving.inference import calibration as applied
 

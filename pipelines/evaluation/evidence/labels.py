@@ -16,8 +16,7 @@ from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.evidence import Bias, Bools, Floats, OutputEvidence, Score
 from pipelines.metrics import paired_tests
 from pipelines.metrics.paired_tests import Moved
-from schemas.artifacts import EvaluationReport, Measure
-from schemas.reports import LabelScore
+from schemas.reports import EvaluationReport, LabelScore, Measure
 from schemas.targets import Task, labels_of
 
 

@@ -16,7 +16,8 @@ from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.evidence import Bias, Bools, Floats, Score, Uncalibrated, slices
 from pipelines.evaluation.evidence.labels import RightOrWrong, all_labels, bias_of, report_of, widened
 from pipelines.metrics import paired_tests, point, probabilistic
-from schemas.artifacts import Calibration, EvaluationReport
+from schemas.manifests import Calibration
+from schemas.reports import EvaluationReport
 from schemas.targets import Task, canonical, labels_of
 from serving.inference import calibration as applied
 

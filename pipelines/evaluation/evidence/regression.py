@@ -19,7 +19,8 @@ from pipelines.calibration import intervals
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.evidence import Bias, Bools, Floats, OutputEvidence, Score, slices
 from pipelines.metrics import paired_tests, point, probabilistic
-from schemas.artifacts import Calibration, EvaluationReport, IntervalCalibration, Measure, ReliabilityBin
+from schemas.manifests import Calibration, IntervalCalibration
+from schemas.reports import EvaluationReport, Measure, ReliabilityBin
 from schemas.targets import Task, canonical
 from serving.inference import calibration as applied
 from serving.inference.outputs import INTERVAL_COVERAGE

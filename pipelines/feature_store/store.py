@@ -22,6 +22,11 @@ from schemas.events import PredictionMade
 from schemas.settings import Settings
 from schemas.targets import LABELLED
 
+# Class paths in the feature_store.yaml of projects that were made before these modules moved.
+MOVED = {
+    "pipelines.offline_store.EventLogOfflineStore": "pipelines.feature_store.offline_store.EventLogOfflineStore",
+    "pipelines.online_store.EventTimeOnlineStore": "pipelines.feature_store.online_store.EventTimeOnlineStore",
+}
 ONLINE = ("model_version", "predicted_label", "user")
 JOINED = ("text", "predicted_label", "model_version", "metadata", "audit")
 # How much later than its feedback a prediction may seem: it is found by its id, so that clocks which were set back meanwhile
@@ -79,6 +84,9 @@ class FeatureStore:
         from pipelines.feature_store.definitions import ENTITIES, definitions
 
         config = yaml.safe_load(settings.path(settings.feature_store.config).read_text(encoding="utf-8-sig"))
+        for store in ("offline_store", "online_store"):
+            if isinstance(config.get(store), dict):
+                config[store]["type"] = MOVED.get(config[store].get("type"), config[store].get("type"))
         root = settings.root.absolute()
         settings.path("state").mkdir(parents=True, exist_ok=True)
         config["registry"]["path"] = settings.database_url(config["registry"]["path"])

@@ -1,0 +1,37 @@
+"""The index of rooms, docs/rooms.md, made of the packages' own docstrings.
+
+`make docs` writes it; tests/test_docs.py holds the file equal and each page short. It imports nothing of the product.
+"""
+
+import ast
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGES = ("services", "pipelines", "serving", "schemas")
+HEAD = """# Rooms
+
+One page a room, as it stands in the room's `__init__.py`. Imports run one way, `services → pipelines → serving → schemas`, and no circle
+exists among files or folders; import-linter holds both. Made by `make docs`; do not edit.
+"""
+
+
+def rooms() -> list[Path]:
+    """Return every folder of a package that holds modules, callers first."""
+    folders = {file.parent for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py")}
+    known = sorted(folder.relative_to(REPOSITORY) for folder in folders if "migrations" not in folder.parts)
+    return sorted(known, key=lambda room: (PACKAGES.index(room.parts[0]), room))
+
+
+def page_of(room: Path) -> str:
+    """Return a room's page: the docstring of its package."""
+    text = (REPOSITORY / room / "__init__.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(text)) or ""
+
+
+def index() -> str:
+    """Return docs/rooms.md."""
+    return "\n\n".join([HEAD.strip(), *(f"## {room.as_posix()}\n\n{page_of(room)}" for room in rooms())]) + "\n"
+
+
+if __name__ == "__main__":
+    (REPOSITORY / "docs/rooms.md").write_text(index(), encoding="utf-8")

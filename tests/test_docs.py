@@ -1,0 +1,54 @@
+"""Documents that must match the code: the walk, the rooms' pages and the settings reference."""
+
+import re
+from pathlib import Path
+
+import grimp
+import pytest
+
+from schemas import settings_reference
+from tests.support import room_pages
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGES = ("services", "pipelines", "serving", "schemas")
+MOST_WORDS = 150
+STEP = re.compile(r"^\d+\. `([\w/]+)\.py`", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    """Return the imports of all packages, without those for type checkers alone."""
+    return grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True)
+
+
+def legs() -> list[list[str]]:
+    """Return the walk's modules in order, one list for each process."""
+    page = (REPOSITORY / "docs/walk.md").read_text(encoding="utf-8")
+    return [[name.replace("/", ".") for name in STEP.findall(part)] for part in page.split("\n## ")[1:]]
+
+
+@pytest.mark.parametrize("leg", legs(), ids=lambda leg: leg[0])
+def test_the_walk_never_goes_back_up(leg: list[str], graph: grimp.ImportGraph) -> None:
+    ranks = [PACKAGES.index(name.partition(".")[0]) for name in leg]
+    assert ranks == sorted(ranks), leg
+    first, *others = leg
+    for name in others:
+        assert graph.chain_exists(importer=first, imported=name), f"{first} does not reach {name}"
+        assert not graph.chain_exists(importer=name, imported=first), f"{name} imports {first}"
+
+
+@pytest.mark.parametrize("room", room_pages.rooms(), ids=str)
+def test_a_room_has_a_short_page(room: Path) -> None:
+    page = room_pages.page_of(room)
+    assert page
+    assert len(page.split()) <= MOST_WORDS
+
+
+def test_the_index_of_rooms_holds_every_page() -> None:
+    index = (REPOSITORY / "docs/rooms.md").read_text(encoding="utf-8")
+    assert index == room_pages.index(), "run `make docs`"
+
+
+def test_the_settings_reference_matches_the_models() -> None:
+    page = (REPOSITORY / "docs/settings.md").read_text(encoding="utf-8")
+    assert page == settings_reference.reference(), "run `make docs`"

@@ -3,15 +3,21 @@
 import re
 from pathlib import Path
 
+import click
 import grimp
 import pytest
 
 from schemas import settings_reference
+from schemas.settings import groups
+from services.cli.main import cli
 from tests.support import room_pages
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGES = ("services", "pipelines", "serving", "schemas")
 MOST_WORDS = 150
+PAGES = ("README.md", "docs/architecture.md", "docs/install.md", "docs/limits.md", "docs/security.md")
+COMMAND = re.compile(r"`(?:\.venv/bin/)?ratchet ([a-z]+)(?: ([a-z]+))?")
+SETTING = re.compile(r"`(\w+)\.(?!yaml)(\w+)[` ]")
 STEP = re.compile(r"^\d+\. `([\w/]+)\.py`", re.MULTILINE)
 
 
@@ -52,3 +58,17 @@ def test_the_index_of_rooms_holds_every_page() -> None:
 def test_the_settings_reference_matches_the_models() -> None:
     page = (REPOSITORY / "docs/settings.md").read_text(encoding="utf-8")
     assert page == settings_reference.reference(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_names_only_commands_settings_and_pages_that_exist(name: str) -> None:
+    page = (REPOSITORY / name).read_text(encoding="utf-8")
+    for command, word in COMMAND.findall(page):
+        assert command in cli.commands, f"ratchet {command}"
+        group = cli.commands[command]
+        assert not isinstance(group, click.Group) or word in group.commands, f"ratchet {command} {word}"
+    settings = dict(groups())
+    for group_name, key in SETTING.findall(page):
+        assert group_name not in settings or key in settings[group_name].model_fields, f"{group_name}.{key}"
+    for link in re.findall(r"\]\(([\w./-]+)", page):
+        assert (REPOSITORY / name).parent.joinpath(link).exists(), link

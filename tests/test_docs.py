@@ -17,7 +17,7 @@ PACKAGES = ("services", "pipelines", "serving", "schemas")
 MOST_WORDS = 150
 PAGES = ("README.md", "docs/architecture.md", "docs/install.md", "docs/limits.md", "docs/security.md")
 COMMAND = re.compile(r"`(?:\.venv/bin/)?ratchet ([a-z]+)(?: ([a-z]+))?")
-SETTING = re.compile(r"`(\w+)\.(?!yaml)(\w+)[` ]")
+SETTING = re.compile(r"`(\w+)\.(?!yaml|html)(\w+)[` ]")
 STEP = re.compile(r"^\d+\. `([\w/]+)\.py`", re.MULTILINE)
 
 

@@ -89,7 +89,7 @@ class TrainingSettings(Group):
         None,
         ge=1,
         description="layers of a distilled student, a candidate for the served artefact. Unset: all layers; a student is "
-        "trained only if one of these three settings makes it smaller",
+        "trained only if this or one of the two shares below makes it smaller",
     )
     student_heads: float = Field(
         1.0,

@@ -1,11 +1,11 @@
 """Install Ratchet into `.venv`: uv, then the packages at the versions of requirements.lock, then the SmolLM2 weights.
 
 `make install` and deploy/Dockerfile run this with any Python from 3.11 on; it needs the standard library alone.
-It knows no address: packages come from where pip and uv are configured to look. The stamp `.venv/.installed` is written
-last, so an install that failed or was killed never counts as one.
+Packages come from the indexes that pip and uv are configured with. The stamp `.venv/.installed` is written last, so an
+install that failed or was killed starts over.
 """
 
-from __future__ import annotations  # an older Python has to get as far as saying that it is too old
+from __future__ import annotations  # so that an older Python can report that it is too old
 
 import argparse
 import ast
@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-# What pip is configured with, and the variable that tells uv the same.
+# pip's settings, and uv's variables of the same meaning.
 UV_VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
@@ -49,13 +49,13 @@ main()
 
 
 class InstallFailed(Exception):
-    """A step of the install ended with an error, which it has printed itself."""
+    """A step of the install failed; it has printed its error."""
 
 
 def main() -> int:
-    """Install what is not installed yet. Return the exit status: 0 done, 1 a step failed, 130 interrupted."""
+    """Install unless `.venv` is up to date. Return the exit status: 0 done, 1 a step failed, 130 interrupted."""
     parser = argparse.ArgumentParser(description="Install Ratchet into .venv.")
-    parser.add_argument("--no-dev", action="store_true", help="leave out what only tests and checks need")
+    parser.add_argument("--no-dev", action="store_true", help="leave out packages that only tests and checks need")
     extras = [] if parser.parse_args().no_dev else ["dev"]
     try:
         with one_at_a_time():
@@ -64,9 +64,9 @@ def main() -> int:
             if reason:
                 install(stamp, extras, reason)
             elif VENV.is_symlink():
-                tell("Nothing installed: .venv is a link, so its environment is left as it is.")
+                tell("Nothing installed: .venv is a link, so its environment is not changed.")
             else:
-                tell("Installed already: .venv is what requirements.lock asks for.")
+                tell("Installed already: .venv matches requirements.lock.")
     except InstallFailed as error:
         print(f"Not installed: {error}. `make install` starts over.", file=sys.stderr)
         return 1
@@ -78,7 +78,7 @@ def main() -> int:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Hold a lock that every child shares, so that a killed install's uv ends before the next install starts."""
+    """Hold a lock that child processes inherit: the next install waits until a killed install's uv has ended."""
     with open(__file__, encoding="utf-8") as file:
         os.set_inheritable(file.fileno(), True)
         with suppress(OSError):  # a file system without locks
@@ -87,7 +87,7 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def stamp_of(root: Path, extras: list[str]) -> dict[str, str]:
-    """Return what an environment has to be made from, by name: it is made anew when one of these changes."""
+    """Return {name: value} of everything that an environment depends on; it is made anew when one changes."""
     parts = [(root / "requirements.lock").read_bytes(), json.dumps(project(root)).encode(), Path(__file__).read_bytes()]
     return {
         "Python": ".".join(map(str, sys.version_info[:2])),
@@ -98,25 +98,27 @@ def stamp_of(root: Path, extras: list[str]) -> dict[str, str]:
 
 
 def why_install(venv: Path, stamp: Mapping[str, str]) -> str | None:
-    """Return why `venv` has to be made, in a few words, or None where it is whole and of this stamp, or a link to another."""
+    """Return why `venv` must be made, in a few words; None if it has this stamp or is a link."""
     if venv.is_symlink():
         return None
     if not venv.exists():
         return "none yet"
     try:
-        found = json.loads((venv / ".installed").read_text(encoding="utf-8"))
+        installed = json.loads((venv / ".installed").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "the last install did not end"
     if not (venv / "bin" / "python").exists():
         return "its Python is gone"
     changed = [
-        f"other {name}" for name, value in stamp.items() if not isinstance(found, dict) or found.get(name) != value
+        f"other {name}"
+        for name, value in stamp.items()
+        if not isinstance(installed, dict) or installed.get(name) != value
     ]
     return ", ".join(changed) or None
 
 
 def install(stamp: Mapping[str, str], extras: list[str], reason: str) -> None:
-    """Make `.venv` from nothing, each step on a line, and write the stamp last."""
+    """Make `.venv`, print a line for each step, and write the stamp last."""
     started = time.monotonic()
     tell(f"1/5 an environment of Python {stamp['Python']} in .venv ({reason})")
     (VENV / ".installed").unlink(missing_ok=True)
@@ -131,7 +133,7 @@ def install(stamp: Mapping[str, str], extras: list[str], reason: str) -> None:
     wanted = ["--requirements", str(ROOT / "pyproject.toml"), "--constraints", str(ROOT / "requirements.lock")]
     chosen = [word for extra in extras for word in ("--extra", extra)] + torch_options(uv, env)
     run([*uv, *wanted, *chosen], env)
-    tell("4/5 the weights of SmolLM2, without what they depend on")
+    tell("4/5 the weights of SmolLM2, without dependencies")
     run([*uv, "--quiet", "--no-deps", *project(ROOT)["optional-dependencies"]["weights"]], env)
 
     tell("5/5 does torch load?")
@@ -142,18 +144,18 @@ def install(stamp: Mapping[str, str], extras: list[str], reason: str) -> None:
 
 
 def torch_options(uv: list[str], env: Mapping[str, str]) -> list[str]:
-    """Return the options that choose torch's CPU build, where no NVIDIA device is seen and its index answers in seconds."""
+    """Return the options for torch's CPU build, if there is no NVIDIA device and its index answers within seconds."""
     nvidia = any(Path(path).exists() for path in NVIDIA) or shutil.which("nvidia-smi")
     if sys.platform != "linux" or nvidia or "UV_TORCH_BACKEND" in env or "+" in torch_offered(uv, env):
         return []
     if torch_offered([*uv, "--torch-backend=cpu"], env):
         return ["--torch-backend=cpu"]
-    tell("    the index of torch's CPU builds does not answer: taking the public build, with CUDA (6 GB)")
+    tell("    the index of torch's CPU builds does not answer: installing the public build, with CUDA (6 GB)")
     return []
 
 
 def torch_offered(uv: list[str], env: Mapping[str, str]) -> str:
-    """Return the version of torch that uv would install, with its local part (2.13.0+cpu), or "" if it finds none in time."""
+    """Return the version of torch that uv would install, such as 2.13.0+cpu, or "" if there is none in time."""
     seconds = str(PROBE_SECONDS)
     quick = {**env, "UV_HTTP_RETRIES": "0", "UV_HTTP_TIMEOUT": seconds, "UV_HTTP_CONNECT_TIMEOUT": seconds}
     command = [*uv, "--dry-run", "--no-deps", "--color=never", f"torch=={pin_of('torch')}"]
@@ -168,33 +170,32 @@ def torch_offered(uv: list[str], env: Mapping[str, str]) -> str:
 
 
 def pip_configuration(python: str) -> dict[str, str]:
-    """Return pip's settings of its files and its environment variables by name, as `pip install` reads them."""
+    """Return {name: value} of pip's settings, from its files and environment variables."""
     command = [python, "-m", "pip", "config", "--disable-pip-version-check", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", done.stdout, re.MULTILINE)
+    lines = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", done.stdout, re.MULTILINE)
     order = ["global", "install", ":env:"]
     return {
-        name: str(ast.literal_eval(value)) for _, name, value in sorted(found, key=lambda line: order.index(line[0]))
+        name: str(ast.literal_eval(value)) for _, name, value in sorted(lines, key=lambda line: order.index(line[0]))
     }
 
 
 def uv_environment(configuration: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Return `environment` with pip's configuration as uv's variables. A variable of uv that is set already stays."""
-    told: dict[str, str] = {}
+    """Return `environment` with pip's configuration as uv's variables; variables of uv that are already set win."""
+    variables: dict[str, str] = {}
     for name, variable in UV_VARIABLES.items():
         values = configuration.get(name, "").split()
         if values:
-            told[variable] = ("," if name == "find-links" else " ").join(values)
-    if "UV_INDEX" in told:
-        told["UV_INDEX_STRATEGY"] = (
-            "unsafe-best-match"  # pip takes the best version of all indexes; uv would stop at the first
-        )
-    return {**told, **environment}
+            variables[variable] = ("," if name == "find-links" else " ").join(values)
+    if "UV_INDEX" in variables:
+        # pip takes the best version of all indexes; uv would stop at the first index.
+        variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    return {**variables, **environment}
 
 
 def project(root: Path) -> dict[str, Any]:
-    """Return the dependencies that pyproject.toml chooses."""
-    import tomllib  # Python 3.11 or newer: an older one is told so first
+    """Return the dependencies of pyproject.toml."""
+    import tomllib  # Python 3.11 or newer
 
     table = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return {name: table[name] for name in ("dependencies", "optional-dependencies")}
@@ -202,14 +203,14 @@ def project(root: Path) -> dict[str, Any]:
 
 def pin_of(name: str) -> str:
     """Return the version of a package in requirements.lock."""
-    found = re.search(rf"^{name}==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
+    pin = re.search(rf"^{name}==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    if pin is None:
         raise InstallFailed(f"requirements.lock does not name {name}")
-    return found[1]
+    return pin[1]
 
 
 def write_command(path: Path, python: str, root: Path) -> None:
-    """Write the `ratchet` command. The shell starts Python: a `#!` line takes neither long paths nor ones with a space."""
+    """Write the `ratchet` command. A shell starts Python, because a `#!` line allows no long paths and no spaces."""
     path.write_text(COMMAND.format(python=python, root=str(root)), encoding="utf-8")
     path.chmod(0o755)
 
@@ -224,17 +225,14 @@ def contents() -> str:
 
 
 def run(command: list[str], env: Mapping[str, str] | None = None) -> None:
-    """Run one step and show what it prints.
-
-    Raises InstallFailed when it ends with an error.
-    """
+    """Run one step with its output shown. Raises InstallFailed if it fails."""
     done = subprocess.run(command, env=env, close_fds=False, check=False)
     if done.returncode:
         raise InstallFailed(f"`{' '.join(Path(word).name for word in command[:4])} …` ended with {done.returncode}")
 
 
 def tell(line: str) -> None:
-    """Print a line of progress at once."""
+    """Print a line of progress without buffering."""
     print(line, flush=True)
 
 

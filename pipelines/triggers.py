@@ -7,7 +7,8 @@ knows neither where the counts come from nor what time it is.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from schemas.settings import SettingsError, TriggerSettings
+from schemas.setting_groups import TriggerSettings
+from schemas.settings import SettingsError
 
 RETRY_MINUTES = (1, 5, 30)
 

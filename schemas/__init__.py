@@ -1,7 +1,9 @@
-"""Schemas: every shape that crosses a process boundary.
+"""Schemas: the data types that cross a process boundary.
 
-events.py holds the CloudEvents on Kafka, manifests.py what lies on disk, records.py what the registry keeps,
-reports.py what gates and reviewers read, targets.py the one canonical text of a label, a set of labels, a number or a
-text. settings.py loads `ratchet.toml`; unknown keys are refused by name. pydantic and the standard library alone: no
-I/O, no framework. `make schemas` writes JSON Schemas and the AsyncAPI document from the models.
+events.py holds the CloudEvents on Kafka, manifests.py the manifests of datasets and model versions, records.py the
+registry's rows, reports.py the reports of rounds, targets.py the canonical text of a label, label set, number or
+text. labels.py is the taxonomy. settings.py loads `ratchet.toml` into the groups of setting_groups.py,
+training_settings.py and serving_settings.py; unknown keys are refused by name. Only pydantic and the standard
+library are imported. `make schemas` and `make docs` write JSON Schemas, the AsyncAPI document and docs/settings.md
+from the models.
 """

@@ -1,11 +1,10 @@
-"""What happened, as messages: a prediction was made, feedback was received, a model was promoted.
+"""Events: a prediction was made, feedback was received, a model was promoted.
 
-Turns Python values into CloudEvents 1.0 (structured JSON) and back. Serving builds and publishes them, the feedback
-consumer reads them. It deliberately does not know Kafka, Delta or HTTP.
+Turns Python values into CloudEvents 1.0 (structured JSON) and back. Serving builds and publishes them; the feedback
+consumer reads them. The envelope follows the CloudEvents specification 1.0, JSON event format.
 
-Every event is frozen, keyword-only and stamped in aware UTC. Fields may be added, never changed: a reader ignores what
-it does not know, so a producer may be a version ahead.
-Source of the envelope: CloudEvents specification 1.0, JSON event format.
+Every event is frozen and has a time in aware UTC. Fields may be added, never changed: readers ignore unknown fields,
+so a producer may be a version ahead.
 """
 
 import os
@@ -18,12 +17,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 FeedbackKind = Literal["correction", "rating", "score", "comment", "retract"]
 FeedbackValue = str | float | list[str]
-# What JSON may hold where a label is wanted; serving/http/feedback_values.py turns it into a FeedbackValue or refuses it.
+# What a client may send as `value`; serving/http/feedback_values.py turns it into a FeedbackValue or refuses it.
 GivenValue = str | bool | int | float | list[str | bool | int | float]
 
 
 def new_id() -> str:
-    """A fresh UUIDv7 (RFC 9562, §5.7): 48 bits of Unix milliseconds, then random bits, so that ids sort by time."""
+    """Return a new UUIDv7 (RFC 9562, §5.7): 48 bits of Unix milliseconds, then random bits. Ids sort by time."""
     stamp = time.time_ns() // 1_000_000
     random_bits = int.from_bytes(os.urandom(10))
     value = (
@@ -33,18 +32,18 @@ def new_id() -> str:
 
 
 def utc_now() -> datetime:
-    """The time now, in aware UTC."""
+    """Return the current time in aware UTC."""
     return datetime.now(UTC)
 
 
 class Frozen(BaseModel):
-    """A value that crosses a process boundary: immutable, and tolerant of fields added by a later version."""
+    """A value that crosses a process boundary: immutable; fields of later versions are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
 
 
 class PredictionData(Frozen):
-    """One answered item. `text` and `metadata` are already anonymised; `user` is a keyed HMAC."""
+    """One prediction. `text` and `metadata` are anonymised; `user` is a keyed HMAC."""
 
     prediction_id: str
     model_name: str
@@ -52,18 +51,20 @@ class PredictionData(Frozen):
     generation: int
     task: str = "classification"
     text: str
-    label: str = Field(description="canonical text of what was answered (schemas/targets.py)")
+    label: str = Field(description="canonical text of the predicted target (schemas/targets.py)")
     confidence: float = Field(
-        ge=0, le=1, description="calibrated probability of `label`; of a number: what its interval promises"
+        ge=0, le=1, description="calibrated probability of `label`; regression: the coverage of its interval"
     )
-    probabilities: dict[str, float] = Field(default_factory=dict, description="by label; none of a number")
+    probabilities: dict[str, float] = Field(
+        default_factory=dict, description="label -> probability; empty in regression"
+    )
     user: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
-    audit: bool = Field(default=False, description="marked by the keyed hash for the audit sample")
+    audit: bool = Field(default=False, description="in the audit sample, by a keyed hash")
 
 
 class FeedbackData(Frozen):
-    """What one person said of one prediction."""
+    """One person's feedback on one prediction."""
 
     feedback_id: Annotated[str, Field(min_length=1, max_length=128)]
     prediction_id: str
@@ -74,7 +75,7 @@ class FeedbackData(Frozen):
 
 
 class PromotionData(Frozen):
-    """A champion was set: by a round, by a person's approval, or by a rollback."""
+    """A promotion by a round, an approval or a rollback."""
 
     model_name: str
     model_version: str
@@ -96,21 +97,21 @@ class Event(Frozen):
 
 
 class PredictionMade(Event):
-    """A champion answered one item."""
+    """The champion answered one item."""
 
     type: Literal["ratchet.prediction.made.v1"] = "ratchet.prediction.made.v1"
     data: PredictionData
 
 
 class FeedbackReceived(Event):
-    """A person corrected, rated, scored, commented on or withdrew something about one prediction."""
+    """A person sent or retracted feedback on one prediction."""
 
     type: Literal["ratchet.feedback.received.v1"] = "ratchet.feedback.received.v1"
     data: FeedbackData
 
 
 class ModelPromoted(Event):
-    """The champion pointer moved."""
+    """Another version became the champion."""
 
     type: Literal["ratchet.model.promoted.v1"] = "ratchet.model.promoted.v1"
     data: PromotionData
@@ -121,5 +122,5 @@ _any_event: TypeAdapter[PredictionMade | FeedbackReceived | ModelPromoted] = Typ
 
 
 def parse_event(value: bytes) -> PredictionMade | FeedbackReceived | ModelPromoted:
-    """Read one message. Raises `pydantic.ValidationError` (a `ValueError`) naming the field that is wrong."""
+    """Return the event of one message. Raises `pydantic.ValidationError` (a `ValueError`) that names the wrong field."""
     return _any_event.validate_json(value)

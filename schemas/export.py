@@ -1,7 +1,6 @@
 """The JSON Schemas and the AsyncAPI document, generated from the models.
 
-`python -m schemas.export` writes schemas/json/; a test holds the folder equal to what `documents` returns. It
-deliberately knows no broker: the topics' addresses are those of the design.
+`python -m schemas.export` writes schemas/json/; a test compares the folder with `documents()`.
 """
 
 import json
@@ -34,7 +33,7 @@ MODELS: tuple[type[BaseModel], ...] = (
 
 
 def documents() -> dict[str, str]:
-    """File name -> content, for every public shape and the AsyncAPI 3.0 document of the topics."""
+    """Return {file name: content} of every public model's JSON Schema and of the AsyncAPI 3.0 document."""
     shapes = {f"{model.__name__}.json": model.model_json_schema(mode="validation") for model in MODELS}
     return {name: _text(content) for name, content in {**shapes, "asyncapi.json": _asyncapi()}.items()}
 
@@ -50,7 +49,7 @@ def _asyncapi() -> dict[str, object]:
     }
     channels["dead_letters"] = {
         "address": "{model}.feedback.dlq",
-        "description": "messages that could not be read: the original bytes, with topic, partition, offset and reason as headers",
+        "description": "messages that could not be read or stored: original bytes; headers with topic, partition, offset, reason",
         "parameters": {"model": {"description": "model.name of the project"}},
         "messages": {},
     }

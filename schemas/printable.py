@@ -1,12 +1,12 @@
-r"""Printable text: what came from outside, safe to put into a line.
+r"""Printable text: any text as one line without control characters.
 
-Turns any text into one line without control characters. Logs, plots and messages use it. What could end a line, move a terminal's
-cursor or turn the direction of what follows is shown as its escape, as \n or \u202e.
+Logs, plots and messages use it for text from outside. Characters that end a line, control a terminal or change the writing
+direction are shown as escapes, such as \n or \u202e.
 """
 
 import re
 
-# C0 and C1 controls, separators of lines and paragraphs, bidirectional controls (UAX #9), surrogates that stand alone.
+# C0 and C1 controls, separators of lines and paragraphs, bidirectional controls (UAX #9), lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
@@ -14,4 +14,4 @@ def one_line(text: str, most: int | None = None) -> str:
     """Return `text` with unprintable characters escaped, cut to `most` characters."""
     if most is not None and len(text) > most:
         text = f"{text[: most - 1]}…"
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)

@@ -1,7 +1,4 @@
-"""Records: rows of the registry as values.
-
-The registry turns rows into them; every process reads them. Times live here, never in hashed files.
-"""
+"""Records: the registry's rows as values. Every process reads them."""
 
 from enum import StrEnum
 from typing import Literal
@@ -14,7 +11,7 @@ from schemas.reports import EvaluationReport, GateReport
 
 
 class RoundState(StrEnum):
-    """Where a round is. The last five are final."""
+    """The state of a round. The last five are final."""
 
     CLAIMED = "claimed"
     RUNNING = "running"
@@ -32,11 +29,11 @@ FINAL_STATES = frozenset(
 
 
 class Pace(Frozen):
-    """How a training is going at a moment."""
+    """Loss, speed and time left of a training."""
 
-    loss: float | None = Field(default=None, description="of the last step")
+    loss: float | None = Field(default=None, description="loss of the last step")
     tokens_per_s: float | None = None
-    eta_s: float | None = Field(default=None, description="seconds to the end of training at most, as it goes now")
+    eta_s: float | None = Field(default=None, description="maximum seconds to the end of training at the current speed")
 
     def __str__(self) -> str:
         parts = [
@@ -48,26 +45,28 @@ class Pace(Frozen):
 
 
 class RoundRecord(Frozen):
-    """A round as the registry knows it."""
+    """A round in the registry."""
 
     round_id: str
     model_name: str
     state: RoundState
-    step: str | None = Field(default=None, description="the step it is in, or was in when it ended")
+    step: str | None = Field(default=None, description="current step, or the last one of a round that ended")
     progress: float | None = Field(default=None, ge=0, le=1)
-    pace: Pace | None = Field(default=None, description="while it trains")
-    reason: str = Field(description="why it was triggered")
+    pace: Pace | None = Field(default=None, description="set while the round trains")
+    reason: str = Field(description="why the round was triggered")
     cut: dict[str, int] = Field(default_factory=dict)
-    champion_version: str | None = Field(default=None, description="the version it is gated against")
+    champion_version: str | None = Field(default=None, description="version that the gates compare with")
     candidate_version: str | None = None
     gate_report: GateReport | None = None
     evaluations: dict[str, EvaluationReport] = Field(
         default_factory=dict, description="'champion', 'candidate', 'probe'"
     )
     dataset: DatasetManifest | None = None
-    detail: str | None = Field(default=None, description="why it ended as it did, in one sentence")
+    detail: str | None = Field(default=None, description="reason of its final state, in one sentence")
     attempts: int = 0
-    interruptions: int = Field(default=0, description="attempts that `ratchet up` ended as it was stopped: no failures")
+    interruptions: int = Field(
+        default=0, description="attempts that ended because `ratchet up` was stopped; they are not failures"
+    )
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
     heartbeat_at: AwareDatetime | None = None
@@ -75,19 +74,19 @@ class RoundRecord(Frozen):
 
 
 class VersionRecord(Frozen):
-    """A model version as the registry knows it."""
+    """A model version in the registry."""
 
     model_version: str
-    digest: str = Field(description="SHA-256 of its manifest.json: its address in the artefact store")
+    digest: str = Field(description="SHA-256 of its manifest.json, which is its address in the artefact store")
     parent_version: str | None
     round_id: str
     created_at: AwareDatetime
-    servable: bool = Field(description="its gates passed, or a named person approved it")
+    servable: bool = Field(description="its gates passed, or a person approved it")
     approved_by: str | None = None
 
 
 class Champion(Frozen):
-    """The champion pointer."""
+    """The champion pointer: which version is live."""
 
     model_version: str
     digest: str
@@ -98,9 +97,9 @@ class Champion(Frozen):
 
 
 class WorkerHeartbeat(Frozen):
-    """What one serving worker last said of itself."""
+    """The last heartbeat of one serving worker."""
 
-    worker: str = Field(description="its process id, as text")
+    worker: str = Field(description="process id, as text")
     host: str
     model_version: str | None
     generation: int

@@ -1,6 +1,6 @@
-"""Passwords out of what is shown: addresses with a user's password, and `password=...` of drivers' messages.
+"""Redaction: passwords in addresses, and `password=...` in drivers' messages, become `***`.
 
-Turns a line into one that may stand on a screen or in a log. The command line, the supervisor and `doctor` use it.
+The command line, the supervisor and `doctor` pass every line that they show through it.
 """
 
 import re

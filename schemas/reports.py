@@ -1,7 +1,7 @@
-"""The report of a round: everything that a reviewer reads, and everything that the page shows.
+"""The report of a round: gate results, evaluations, slices, flips and lineage.
 
-gates/evidence_and_facts.py fills it, report/page.py renders it, a version carries it as `report.json`. It deliberately
-holds no times: it is part of a hashed directory.
+pipelines/report/round_report.py builds it, page.py renders it, and a version contains it as `report.json`. It holds no times,
+because it is part of a hashed folder.
 """
 
 from enum import StrEnum
@@ -14,7 +14,7 @@ from schemas.manifests import DatasetManifest
 
 
 class Verdict(StrEnum):
-    """What a gate, or all gates together, concluded."""
+    """The result of a gate, or of all gates together."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -22,7 +22,7 @@ class Verdict(StrEnum):
 
 
 class GateResult(Frozen):
-    """One gate's conclusion, with what a reviewer needs to check it."""
+    """The result of one gate, with the values that it compared."""
 
     gate: str
     verdict: Verdict
@@ -30,8 +30,10 @@ class GateResult(Frozen):
     observed: float | None = None
     threshold: float | None = None
     n: int = 0
-    needed: int | None = Field(default=None, description="rows that would about settle it, if evidence is short")
-    interval: tuple[float, float] | None = Field(default=None, description="of `observed`, 95 %")
+    needed: int | None = Field(
+        default=None, description="with insufficient evidence: approximate number of rows that would settle it"
+    )
+    interval: tuple[float, float] | None = Field(default=None, description="95 % interval of `observed`")
     sentence: str
 
 
@@ -41,42 +43,44 @@ class GateReport(Frozen):
     verdict: Verdict
     results: list[GateResult]
     policy_sha256: str
-    policy: dict[str, dict[str, JsonValue]] = Field(default_factory=dict, description="gate -> key -> value judged by")
+    policy: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict, description="gate -> key -> value that was applied"
+    )
     policy_changes: list[str] = Field(
         default_factory=list,
-        description="what differs from the policy that the round before, or this one, was judged by",
+        description="values that differ from the policy of the previous judgement",
     )
     look: int = Field(
-        description="how many gated rounds since the last promotion, this one included (from 1); 0: spends no evidence"
+        description="number of gated rounds since the last promotion, with this one; 0: this round spends no alpha"
     )
     bootstrap: bool = False
 
     def stopped_by(self) -> list[str]:
-        """Names of the blocking gates that did not pass, in order."""
+        """Return the names of the blocking gates that did not pass, in order."""
         return [r.gate for r in self.results if r.blocking and r.verdict is not Verdict.PASS]
 
 
 class Measure(Frozen):
-    """A measure, how sure it is, and what a perfectly calibrated model of these confidences would show."""
+    """A metric with its bootstrap interval, and its value for a perfectly calibrated model with these confidences."""
 
     value: float
     low: float = Field(description="2.5th percentile of the bootstrap")
     high: float = Field(description="97.5th percentile of the bootstrap")
     null: float | None = Field(
-        default=None, description="mean under the null: outcomes drawn from the model's own answers"
+        default=None, description="mean under the null: outcomes drawn from the model's own probabilities"
     )
     null_99: float | None = Field(default=None, description="99th percentile under the null")
 
 
 class ReliabilityBin(Frozen):
-    """Rows of similar confidence: what was said, and what was right."""
+    """Rows of similar confidence: mean confidence and accuracy."""
 
     confidence: float
     accuracy: float
     n: int
 
 
-# What is shown first of measures that only some tasks have.
+# Main metrics that only some tasks have: shown name -> key.
 SHOWN = {
     "mean absolute error": "mae",
     "RMSE": "rmse",
@@ -90,44 +94,44 @@ SHOWN = {
 
 
 class EvaluationReport(Frozen):
-    """One artefact scored on one split. `probabilities` are calibrated; rows are in the split's order."""
+    """One artefact's calibrated metrics on one split."""
 
     model_version: str
     split: str
     n: int
     accuracy: float | None = Field(
-        default=None, description="of several labels: subset accuracy; of numbers and texts: none"
+        default=None, description="multilabel: subset accuracy; regression and generation: none"
     )
     macro_f1: float | None = None
     nll: float
     brier: float | None = None
     ece: float | None = Field(
-        default=None, description="15 equal-mass bins: of the top label, or of all labels' probabilities together"
+        default=None, description="15 equal-mass bins; of the top label, multilabel: of all labels' probabilities"
     )
     ece_null_99: float | None = Field(
-        default=None, description="99th percentile of the ECE that a perfectly calibrated model shows at this n"
+        default=None, description="99th percentile of a perfectly calibrated model's ECE on n rows"
     )
     by_slice: dict[str, dict[str, float]] = Field(default_factory=dict)
     measures: dict[str, Measure] = Field(
         default_factory=dict,
-        description="accuracy, nll, brier, ece, classwise_ece, smooth_ece; of numbers mae, rmse, r2, spearman, nll, coverage_90; "
-        "of texts chrf, bleu, rouge1, rouge2, rougel, exact_match, nll and perplexity of a token, confidence_auroc",
+        description="accuracy, nll, brier, ece, classwise_ece, smooth_ece; regression: mae, rmse, r2, spearman, nll, "
+        "coverage_90; generation: chrf, bleu, rouge1, rouge2, rougel, exact_match, token nll and perplexity, confidence_auroc",
     )
     reliability: list[ReliabilityBin] = Field(
         default_factory=list,
-        description="15 equal-mass bins of confidence; of numbers: what intervals claim to hold, and what they hold",
+        description="15 equal-mass bins of confidence; regression: nominal and actual coverage of intervals",
     )
 
     @property
     def figures(self) -> dict[str, float]:
-        """What is shown first."""
+        """Return the main metrics by their shown names."""
         named = {"accuracy": self.accuracy, "macro F1": self.macro_f1}
         named |= {name: self.measures[key].value for name, key in SHOWN.items() if key in self.measures}
         return {name: value for name, value in {**named, "NLL": self.nll, "ECE": self.ece}.items() if value is not None}
 
 
 class SliceChange(Frozen):
-    """How the report's measure moved from the champion to the candidate on some of the rows."""
+    """The change of the report's metric from champion to candidate on one slice."""
 
     name: str
     n: int
@@ -136,13 +140,13 @@ class SliceChange(Frozen):
     change: float
     low: float = Field(description="95 %")
     high: float = Field(description="95 %")
-    p_harm: float = Field(description="probability that it fell by more than the policy's margin")
-    weighs: bool = Field(description="enough rows for a likely loss to stop the candidate")
+    p_harm: float = Field(description="probability that the metric fell by more than the policy's margin")
+    weighs: bool = Field(description="the slice has enough rows for a likely loss to stop the candidate")
     stops: bool
 
 
 class Flip(Frozen):
-    """A row that one of champion and candidate has right and the other wrong; of numbers, one whose error grew or shrank."""
+    """A row that only one of champion and candidate answers correctly; regression: a row whose error changed."""
 
     text: str
     truth: str
@@ -153,7 +157,7 @@ class Flip(Frozen):
 
 
 class Confusion(Frozen):
-    """How often rows of one label were answered with another."""
+    """The number of rows of one label that were predicted as another."""
 
     truth: str
     answer: str
@@ -161,7 +165,7 @@ class Confusion(Frozen):
 
 
 class LabelScore(Frozen):
-    """One label's rows."""
+    """Recall and precision of one label."""
 
     label: str
     n: int
@@ -170,14 +174,14 @@ class LabelScore(Frozen):
 
 
 class Robustness(Frozen):
-    """How many answers a harmless edit changed. Edits that the tokenizer does not even see count as not changed."""
+    """Answers that a harmless edit changed. Edits without effect on the tokens count as unchanged."""
 
     edited: int
     flipped: int
 
 
 class Lineage(Frozen):
-    """What the candidate was made from."""
+    """The inputs that the candidate was made from."""
 
     base_model: str
     base_model_sha256: str
@@ -211,14 +215,14 @@ class RoundReport(Frozen):
         default_factory=dict, description="coverage -> mean labels in a prediction set, or mean width of an interval"
     )
     set_coverage: dict[str, float] = Field(
-        default_factory=dict, description="coverage -> share of sets, or intervals, with the truth"
+        default_factory=dict, description="coverage -> share of sets, or intervals, that contain the truth"
     )
-    measure: str = Field(default="accuracy", description="what the changes by slice are changes of")
-    slices: list[SliceChange] = Field(default_factory=list, description="without a champion there are none")
-    negative_flips: list[Flip] = Field(default_factory=list, description="right before, wrong now; at most 200")
-    positive_flips: list[Flip] = Field(default_factory=list, description="wrong before, right now; at most 200")
+    measure: str = Field(default="accuracy", description="metric of the changes by slice")
+    slices: list[SliceChange] = Field(default_factory=list, description="empty without a champion")
+    negative_flips: list[Flip] = Field(default_factory=list, description="champion right, candidate wrong; at most 200")
+    positive_flips: list[Flip] = Field(default_factory=list, description="champion wrong, candidate right; at most 200")
     confusion: list[Confusion] = Field(
-        default_factory=list, description="wrong answers, most frequent first; at most 200"
+        default_factory=list, description="wrong predictions, most frequent first; at most 200"
     )
     labels: list[LabelScore] = Field(default_factory=list)
     robustness: dict[str, dict[str, Robustness]] = Field(

@@ -1,8 +1,7 @@
-"""What a row says, for each task, as one canonical text.
+"""Targets: the canonical text of a label, a list of labels, a number or a text.
 
-A label, a list of labels, a number or a text becomes a string that is equal for equal targets, so that rows are compared,
-merged, hashed and stored alike whatever the task. Files, feedback and training read and write targets here. It
-deliberately knows no taxonomy: whether a label exists is its caller's question.
+Equal targets have equal canonical texts, so rows of every task are compared, merged, hashed and stored alike. Files,
+feedback and training read and write targets here. Whether a label exists is checked in labels.py.
 """
 
 import ast
@@ -21,15 +20,15 @@ COLUMNS: dict[Task, str] = {
     "regression": "target",
     "generation": "completion",
 }
-# Tasks whose targets are made of a taxonomy's labels.
+# Tasks whose targets are labels of the taxonomy.
 LABELLED: tuple[Task, ...] = ("classification", "multilabel")
 
 
 class BadTarget(ValueError):
-    """Not a target of that task; the message says what was expected."""
+    """A value is no target of the task; the message names the value and what was expected."""
 
 
-# Characters that nobody sees: soft hyphens, zero-width and bidirectional marks, byte-order marks, variation selectors.
+# Invisible characters: soft hyphens, zero-width and bidirectional marks, byte-order marks, variation selectors.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff]+"
 )
@@ -38,10 +37,10 @@ _WHOLE = re.compile(r"-?(?:0|[1-9]\d*)\.0+")
 
 
 def label_name(value: object) -> str:
-    """Return the one name of a label, whatever source it comes from: files, feedback, Kafka or the command line.
+    """Return a label's canonical name, the same for files, feedback, Kafka and the command line.
 
-    Text is put in Unicode's NFC, loses invisible and control characters, and has runs of white space made one space. A number
-    becomes its text, and numbers that are equal become one label: `1`, `1.0` and `"1.0"` are `"1"`.
+    Text is normalised to NFC without invisible and control characters; runs of white space become one space. Equal numbers
+    are one label: `1`, `1.0` and `"1.0"` are `"1"`.
 
     Raises:
         BadTarget: a list, an object, null, NaN, an infinite number, or a text without a visible character.
@@ -60,7 +59,7 @@ def label_name(value: object) -> str:
 
 
 def canonical(task: Task, value: object) -> str:
-    """The canonical text of a label, list of labels, number or text. Raises BadTarget."""
+    """Return the canonical text of a label, list of labels, number or text. Raises BadTarget."""
     match task:
         case "classification":
             return label_name(value)
@@ -79,9 +78,9 @@ def canonical(task: Task, value: object) -> str:
 
 
 def from_cell(task: Task, cell: object) -> str:
-    """The canonical text of what a file's cell holds. Raises BadTarget.
+    """Return the canonical text of a file's cell. Raises BadTarget.
 
-    Labels may be a list, JSON's or Python's, or parted by `|`; a number may be written as text.
+    Labels may be a list, as text in JSON or Python, or separated by `|`; a number may be text.
     """
     match task, cell:
         case "multilabel", str(text):
@@ -102,23 +101,23 @@ def _listed(text: str) -> object:
     except (ValueError, RecursionError):
         pass
     try:
-        # A list as Python writes it. Two texts side by side, as NumPy writes them, would be joined to one: refused.
+        # A list in Python's syntax. Adjacent texts, as in NumPy's, are refused: Python would join them.
         if not _SIDE_BY_SIDE.search(text):
             return ast.literal_eval(text)
         raise ValueError(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        raise BadTarget(f"{text!r}: expected labels as a JSON list, or parted by |") from None
+        raise BadTarget(f"{text!r}: expected labels as a JSON list, or separated by |") from None
 
 
 def text_of(value: str | float | list[str]) -> str:
-    """The canonical text of a value whose task its type tells; whether it is a good target is not looked at."""
+    """Return the canonical text of a valid target, whose type gives the task."""
     if isinstance(value, list):
         return json.dumps(sorted(set(value)), ensure_ascii=False)
     return value if isinstance(value, str) else repr(float(value) + 0.0)
 
 
 def value_of(task: Task, target: str) -> str | float | list[str]:
-    """What a canonical text says: the inverse of `canonical`."""
+    """Return the target of a canonical text: the inverse of `canonical`."""
     match task:
         case "multilabel":
             return list(labels_of(task, target))
@@ -128,7 +127,7 @@ def value_of(task: Task, target: str) -> str | float | list[str]:
 
 
 def labels_of(task: Task, target: str) -> tuple[str, ...]:
-    """The labels that a canonical target names: one, several or, where the task has no labels, none."""
+    """Return the labels of a canonical target; none if the task has no labels."""
     if task == "classification":
         return (target,)
     return tuple(json.loads(target)) if task == "multilabel" else ()

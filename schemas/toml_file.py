@@ -1,7 +1,7 @@
 """TOML files of settings, and one-line explanations of what is wrong in them.
 
 Turns the bytes of a file into a tree of values, and a validation error into "FILE line N: NAME = VALUE: RULE; the way out".
-`load_settings` and `load_policy` use it. It knows no setting by name and reads no file by itself.
+`load_settings` and `load_policy` use it. It reads no file by itself.
 """
 
 import codecs
@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-_PLACE = re.compile(r" \(at line (\d+), column \d+\)$")
+_POSITION = re.compile(r" \(at line (\d+), column \d+\)$")
 _PLAIN = {
     "Cannot overwrite a value": "this key is set twice",
     "Cannot declare": "this table is written twice: put its keys under one header",
@@ -38,27 +38,27 @@ def decode(raw: str | bytes, name: str) -> str:
         line = raw.count(b"\n", 0, error.start) + 1
         raise NotToml(f"{name} line {line}: not UTF-8: save the file as UTF-8") from error
     if "\0" in text:
-        raise NotToml(f"{name}: holds zero bytes, as UTF-16 without a byte-order mark does: save the file as UTF-8")
+        raise NotToml(f"{name}: contains zero bytes, as UTF-16 without a byte-order mark does: save the file as UTF-8")
     return text
 
 
 def parse(text: str, name: str) -> dict[str, Any]:
-    """Return the tree of a TOML text. Raises NotToml with the file's name, the line and what stands there."""
+    """Return the tree of a TOML text. Raises NotToml with the file's name, the line and its content."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         reason = str(error)
-        place = _PLACE.search(reason)
-        reason = _PLACE.sub("", reason).removesuffix(" (at end of document)")
+        position = _POSITION.search(reason)
+        reason = _POSITION.sub("", reason).removesuffix(" (at end of document)")
         plain = next((words for start, words in _PLAIN.items() if reason.startswith(start)), reason)
         lines = text.splitlines()
-        number = int(place[1]) if place else len(lines)
-        stands = lines[number - 1].strip() if 0 < number <= len(lines) else ""
-        raise NotToml(f"{name} line {number}: not TOML: {plain}: {stands[:80]!r}") from error
+        number = int(position[1]) if position else len(lines)
+        content = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+        raise NotToml(f"{name} line {number}: not TOML: {plain}: {content[:80]!r}") from error
 
 
 def line_of(text: str, path: Sequence[str]) -> int | None:
-    """Return the line, counted from 1, that sets `path` ("group", "key") or begins a table; None if none is found."""
+    """Return the line, counted from 1, that sets `path` ("group", "key") or begins its table; None if there is none."""
     group, key = path[0], path[1] if len(path) > 1 else None
     inside, header = "", None
     for number, line in enumerate(text.splitlines(), start=1):
@@ -100,14 +100,14 @@ def nearest(model: type[BaseModel], path: Sequence[str]) -> str | None:
 def explain(
     error: Any, model: type[BaseModel], text: str, name: str, variables: Mapping[tuple[str, ...], str] | None = None
 ) -> str:
-    """Return one line on one of pydantic's errors: where it is, the field, the value, the rule and the way out.
+    """Return one line for one of pydantic's errors: line or variable, field, value, rule and the way out.
 
     Args:
         error: one entry of `ValidationError.errors()`.
-        model: the tree that was validated: two levels, group and key.
-        text: what the file holds.
-        name: what the file is called.
-        variables: environment variable by the (group, key) that it set.
+        model: the validated tree, with two levels: group and key.
+        text: the content of the file.
+        name: the name of the file.
+        variables: (group, key) -> environment variable that set it.
 
     """
     path = tuple(str(part) for part in error["loc"])
@@ -126,7 +126,7 @@ def explain(
 
 
 def _rule(error: Any) -> str:
-    """What pydantic says, in words of a file: "expected a whole number"."""
+    """Return pydantic's rule in terms of a TOML file, such as "expected a whole number"."""
     kinds = {
         "int_type": "expected a whole number",
         "int_parsing": "expected a whole number",
@@ -138,7 +138,7 @@ def _rule(error: Any) -> str:
         "string_type": "expected text in quotes",
         "tuple_type": "expected a list in brackets",
     }
-    said: str = error["msg"]
+    message: str = error["msg"]
     return kinds.get(
-        error["type"], said.replace("Input should be", "expected", 1).replace("String should", "should", 1)
+        error["type"], message.replace("Input should be", "expected", 1).replace("String should", "should", 1)
     )

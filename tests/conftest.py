@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, Settings, TrainingSettings
+from schemas.setting_groups import AccessSettings, DatasetSettings, ModelSettings
+from schemas.settings import Settings
+from schemas.training_settings import TrainingSettings
 from tests.support.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until
 
 if TYPE_CHECKING:

@@ -10,7 +10,10 @@ from starlette.testclient import TestClient
 
 from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.training_round import run_round
-from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, ServingSettings, Settings, TrainingSettings
+from schemas.serving_settings import ServingSettings
+from schemas.setting_groups import AccessSettings, DatasetSettings, ModelSettings
+from schemas.settings import Settings
+from schemas.training_settings import TrainingSettings
 from serving.api import Api
 from serving.artifacts import ArtifactStore
 from serving.http.access import Keys, issue_token, write_keys

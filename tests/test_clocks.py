@@ -16,7 +16,8 @@ from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.event_rows import row_of
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.records import RoundState
-from schemas.settings import ModelSettings, RegistrySettings, Settings, TriggerSettings
+from schemas.setting_groups import ModelSettings, RegistrySettings, TriggerSettings
+from schemas.settings import Settings
 from services.ingestion.live_counts import LiveCounts
 from services.rounds.executor import LocalExecutor
 from services.training_scheduler import LEASE_SECONDS, LOCK, TrainingScheduler

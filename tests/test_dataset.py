@@ -13,7 +13,8 @@ from pipelines.dataset.deduplicate import jaccard
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import BadFile, FileRow, read_rows
 from pipelines.feature_store.store import FeedbackRow
-from schemas.settings import DatasetSettings, ModelSettings, Settings
+from schemas.setting_groups import DatasetSettings, ModelSettings
+from schemas.settings import Settings
 from tests.support.fakes import FILLERS, TOPICS, toy_rows
 
 WORDS = {word: n for n, word in enumerate([*FILLERS, *(w for words in TOPICS.values() for w in words)])}

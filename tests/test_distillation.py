@@ -11,7 +11,8 @@ from pipelines.compression import distillation
 from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.models.encoder import Encoder, TextModel, layers_of
 from pipelines.training_round import round_folder, run_round
-from schemas.settings import Settings, TrainingSettings
+from schemas.settings import Settings
+from schemas.training_settings import TrainingSettings
 from serving.artifacts import ArtifactStore, read_manifest
 from serving.registry.registry import Registry
 from tests.support.fakes import toy_rows

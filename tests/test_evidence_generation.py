@@ -21,7 +21,7 @@ from pipelines.models.decoder import Decoder
 from pipelines.report import page as report_page
 from schemas.manifests import Calibration
 from schemas.reports import GateReport, GateResult, Verdict
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from serving.inference.decoder_runtime import Writer
 from tests.test_report_page import report_of
 

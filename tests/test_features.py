@@ -14,7 +14,8 @@ from pipelines.feature_store.definitions import ENTITIES, TIMES, definitions
 from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.store import FeatureStore, FeedbackRow, default_feature_store_yaml
 from schemas.events import PredictionData, PredictionMade
-from schemas.settings import FeatureStoreSettings, ModelSettings, Settings
+from schemas.setting_groups import FeatureStoreSettings, ModelSettings
+from schemas.settings import Settings
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -73,7 +73,7 @@ def test_lists_of_labels_are_in_that_form_too() -> None:
         (
             "gone",
             "classification",
-            "'gone' is a retired label; use another, or take it up again with `ratchet labels add`",
+            "'gone' is a retired label; use another, or activate it again with `ratchet labels add`",
         ),
         ("new", "classification", "not in the taxonomy: 'new'; add it with `ratchet labels add`"),
         ("exchange_rate", "multilabel", "expected a list of labels"),

@@ -18,7 +18,8 @@ from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.event_rows import BadMessage, read_event, row_of
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
-from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
+from schemas.setting_groups import FeatureStoreSettings, KafkaSettings, ModelSettings
+from schemas.settings import Settings
 from services import feedback_consumer
 from services.feedback_consumer import Consumer, Stalled, Unstorable, run
 from services.ingestion.dead_letters import replay

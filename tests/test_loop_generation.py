@@ -20,7 +20,8 @@ from pipelines.training.tasks.generation import Generation
 from pipelines.training.trainer import train
 from pipelines.training_round import round_folder
 from schemas.records import RoundState
-from schemas.settings import SettingsError, TrainingSettings, load_settings
+from schemas.settings import SettingsError, load_settings
+from schemas.training_settings import TrainingSettings
 from services import feedback_consumer
 from services.cli.main import cli
 from services.projects import create_project, open_project

@@ -44,12 +44,15 @@ def project(sound: Path, tmp_path: Path) -> Path:
     return tmp_path / "shop"
 
 
-def _set(project: Path, key: str, value: str) -> None:
-    """Set a key of ratchet.toml that is unset, or set anew."""
+def _set(project: Path, setting: str, value: str) -> None:
+    """Set a setting, "group.key", in ratchet.toml."""
     path = project / "ratchet.toml"
+    group, key = setting.split(".")
     lines = path.read_text(encoding="utf-8").splitlines()
-    at = next(n for n, line in enumerate(lines) if line.startswith((f"# {key} =", f"{key} =")))
-    lines[at] = f"{key} = {value}"
+    header = lines.index(f"[{group}]")
+    end = next((n for n in range(header + 1, len(lines)) if lines[n].startswith("[")), len(lines))
+    matches = [n for n in range(header, end) if lines[n].startswith((f"# {key} =", f"{key} ="))]
+    lines[matches[0] if matches else header] = f"{key} = {value}" if matches else f"[{group}]\n{key} = {value}"
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -86,20 +89,26 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: shutil.copyfile(p / "data/seed.csv", p / "data/reference.csv"),
         "seed and reference hold the same texts",
     ),
-    "domain gone": (lambda p: _set(p, "domain", '["data/d.csv"]'), "dataset.domain = 'data/d.csv': No such file"),
-    "must_pass gone": (lambda p: _set(p, "must_pass", '"data/m.csv"'), "gates.must_pass = 'data/m.csv': No such file"),
-    "cron": (lambda p: _set(p, "cron", '"61 * * * *"'), "triggers.cron = '61 * * * *': "),
-    "cron that never comes": (lambda p: _set(p, "cron", '"0 0 30 2 *"'), "there is no such day"),
-    "drift": (lambda p: _set(p, "drift", "0.2"), "triggers.drift = 0.2: drift is not watched yet"),
+    "domain gone": (
+        lambda p: _set(p, "dataset.domain", '["data/d.csv"]'),
+        "dataset.domain = 'data/d.csv': No such file",
+    ),
+    "must_pass gone": (
+        lambda p: _set(p, "gates.must_pass", '"data/m.csv"'),
+        "gates.must_pass = 'data/m.csv': No such file",
+    ),
+    "cron": (lambda p: _set(p, "triggers.cron", '"61 * * * *"'), "triggers.cron = '61 * * * *': "),
+    "cron that never comes": (lambda p: _set(p, "triggers.cron", '"0 0 30 2 *"'), "there is no such day"),
+    "drift": (lambda p: _set(p, "triggers.drift", "0.2"), "triggers.drift = 0.2: drift is not watched yet"),
     "base model gone": (
-        lambda p: _set(p, "base_model", '"./nowhere"'),
+        lambda p: _set(p, "model.base_model", '"./nowhere"'),
         "model.base_model = './nowhere': there is no such folder",
     ),
-    "host": (lambda p: _set(p, "host", '"300.1.1.1.invalid"'), "serving.host = '300.1.1.1.invalid': "),
-    "brokers": (lambda p: _set(p, "bootstrap_servers", '"http://k:9092"'), "expected host:port"),
-    "registry": (lambda p: _set(p, "url", '"mysql://h/db"'), "registry.url: mysql is not supported"),
+    "host": (lambda p: _set(p, "serving.host", '"300.1.1.1.invalid"'), "serving.host = '300.1.1.1.invalid': "),
+    "brokers": (lambda p: _set(p, "kafka.bootstrap_servers", '"http://k:9092"'), "expected host:port"),
+    "registry": (lambda p: _set(p, "registry.url", '"mysql://h/db"'), "registry.url: mysql is not supported"),
     "setting": (
-        lambda p: _set(p, "min_feedback", "3\nmin_feedbak = 4"),
+        lambda p: _set(p, "triggers.min_feedback", "3\nmin_feedbak = 4"),
         "unknown setting triggers.min_feedbak; did you mean triggers.min_feedback?",
     ),
 }
@@ -163,7 +172,7 @@ def test_doctor_fails_on_missing_keys_and_names_the_command(project: Path) -> No
 
 
 def test_doctor_shows_no_password(project: Path) -> None:
-    _set(project, "url", '"postgresql+psycopg://u:geheim@127.0.0.1:1/db?password=geheim"')
+    _set(project, "registry.url", '"postgresql+psycopg://u:geheim@127.0.0.1:1/db?password=geheim"')
     (project / "feature_store.yaml").write_text("a: [", encoding="utf-8")
     shown = _run("doctor", "-c", str(project))
     assert "FAIL  registry" in shown.output
@@ -192,7 +201,7 @@ def test_init_keeps_secrets_out_of_version_control(project: Path) -> None:
 
 def test_a_base_model_beside_the_file_is_found_from_anywhere(project: Path, base: Path) -> None:
     shutil.copytree(base, project / "models/tiny")
-    _set(project, "base_model", '"models/tiny"')
+    _set(project, "model.base_model", '"models/tiny"')
     settings = open_project(project)
     assert settings.model.base_model == str(project / "models/tiny")
     assert problems(settings) == []

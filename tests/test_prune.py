@@ -7,7 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from schemas.records import RoundState
-from schemas.settings import ArtifactSettings, ModelSettings, Settings, TrainingSettings, render_settings
+from schemas.setting_groups import ArtifactSettings, ModelSettings
+from schemas.settings import Settings, render_settings
+from schemas.training_settings import TrainingSettings
 from services.cli.main import cli
 from services.rounds import disk_room
 from services.rounds.disk_room import NoRoom, clear_models, disk_bytes, needed_bytes, refuse_without_room, shortage

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from pipelines.compression import distillation, export, pruning
 from pipelines.models.encoder import Encoder, TextModel, UnknownArchitecture, layers_of
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from tests.support.fakes import toy_rows
 
 TEXTS = sorted({text for text, _ in toy_rows(48, seed=3)}, key=len)

@@ -1,5 +1,6 @@
 """The shapes: events round-trip, settings refuse what is wrong by name, the JSON documents are the models'."""
 
+import re
 import tomllib
 import uuid
 from datetime import UTC
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from schemas.events import FeedbackData, FeedbackReceived, PredictionMade, new_id, parse_event
 from schemas.export import FOLDER, documents
-from schemas.settings import Settings, SettingsError, load_settings, render_settings
+from schemas.settings import BASIC, Settings, SettingsError, load_settings, render_settings
 
 OLD_PREDICTION = b"""{"specversion": "1.0", "id": "01900000-0000-7000-8000-000000000000", "source": "ratchet/m/serving",
  "subject": "p1", "time": "2026-11-24T10:00:00+01:00", "type": "ratchet.prediction.made.v1", "from_the_future": 1,
@@ -59,10 +60,19 @@ def test_every_setting_is_documented_and_the_rendered_file_is_the_defaults() -> 
             for key, setting in group.annotation.model_fields.items():  # type: ignore[union-attr]  # every group is a model
                 assert setting.description, f"{name}.{key} has no description"
     text = render_settings({"model": {"name": "my-model"}})
+    shown = re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE)
+    assert sorted(shown) == sorted(name.partition(".")[2] for name in BASIC)
     assert tomllib.loads(text)["model"] == {"name": "my-model"}
     loaded = load_settings(text, {}, root=Path("/p"))
     assert loaded == load_settings("[model]\nname = 'my-model'", {}, root=Path("/p"))
     assert loaded.registry_url == "sqlite:////p/state/registry.db"
+
+
+def test_every_setting_may_be_written_basic_or_not() -> None:
+    """What a user's file sets is in the rendered file, each key under its own group."""
+    defaults = Settings().model_dump(mode="json", exclude_none=True)
+    assert tomllib.loads(render_settings(defaults)) == defaults
+    assert load_settings(render_settings(defaults), {}, root=Path()) == load_settings("", {}, root=Path())
 
 
 def test_the_environment_overrides_the_file() -> None:

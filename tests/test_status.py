@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.settings import ModelSettings, Settings, TriggerSettings, render_settings
+from schemas.setting_groups import ModelSettings, TriggerSettings
+from schemas.settings import Settings, render_settings
 from services.cli.status import look, triggers_line
 from services.file_locks import held
 from services.ingestion import feedback_counts

@@ -15,7 +15,8 @@ import yaml
 
 from pipelines.feature_store.event_log import SCHEMAS, ConcurrentCommitError, EventLog
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
-from schemas.settings import FeatureStoreSettings, Settings
+from schemas.setting_groups import FeatureStoreSettings
+from schemas.settings import Settings
 from tests.support.events import feedback, pid, prediction
 from tests.test_event_log import NOW, rows
 

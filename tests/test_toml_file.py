@@ -73,7 +73,7 @@ def test_a_file_is_read_as_editors_save_it(encoding: str, newline: str) -> None:
     ("raw", "said"),
     [
         ("[model]\n# größe".encode("latin-1"), "ratchet.toml line 2: not UTF-8: save the file as UTF-8"),
-        ("[model]".encode("utf-16-le"), "ratchet.toml: holds zero bytes, as UTF-16 without a byte-order mark does"),
+        ("[model]".encode("utf-16-le"), "ratchet.toml: contains zero bytes, as UTF-16 without a byte-order mark does"),
     ],
 )
 def test_an_encoding_that_cannot_be_known_is_refused(raw: bytes, said: str) -> None:

@@ -32,7 +32,7 @@ from pipelines.training.label_names import label_rows, words
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.tasks.task import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from tests.support.fakes import TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)

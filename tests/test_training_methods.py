@@ -25,9 +25,9 @@ from pipelines.training.trainer import Trained, probe_outputs, train
 from pipelines.training.warm_start import CannotContinue, Champion, open_champion
 from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.records import Pace
-from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
 from schemas.targets import canonical
+from schemas.training_settings import TrainingSettings
 from serving.artifacts import write_manifest
 from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
 

@@ -14,7 +14,8 @@ import pytest
 from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.records import RoundRecord, RoundState
-from schemas.settings import Settings, TriggerSettings, render_settings
+from schemas.setting_groups import TriggerSettings
+from schemas.settings import Settings, render_settings
 from services import training_scheduler
 from services.rounds.executor import REPOSITORY, LocalExecutor, round_mark
 from services.rounds.process import lock_file, locked

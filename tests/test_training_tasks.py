@@ -20,8 +20,8 @@ from pipelines.training.tasks.multilabel import Multilabel
 from pipelines.training.tasks.regression import Regression
 from pipelines.training.tasks.task import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
-from schemas.settings import TrainingSettings
 from schemas.targets import canonical
+from schemas.training_settings import TrainingSettings
 from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.triggers import TriggerState, decide, refuse_unbuilt
-from schemas.settings import SettingsError, TriggerSettings
+from schemas.setting_groups import TriggerSettings
+from schemas.settings import SettingsError
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -22,7 +22,7 @@ from pipelines.models.encoder import Encoder, TextModel, computes_bf16, layers_o
 from pipelines.training.fitting import batches, schedule
 from pipelines.training.history import Progress
 from pipelines.training.warm_start import HEAD, Champion
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 
 BATCH = 32
 WEIGHED_TEXTS = 1024  # that say which heads and units matter

@@ -30,7 +30,8 @@ from pipelines.dataset.names import installed_tier
 from pipelines.dataset.quarantine import quarantined
 from pipelines.feature_store.store import FeedbackRow
 from schemas.manifests import DatasetManifest
-from schemas.settings import DatasetSettings, Settings
+from schemas.setting_groups import DatasetSettings
+from schemas.settings import Settings
 
 
 class Ledger(Protocol):

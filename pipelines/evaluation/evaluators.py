@@ -29,8 +29,8 @@ from pipelines.training.tasks.encoder_task import EncoderTask
 from pipelines.training.trainer import probe_outputs
 from schemas.manifests import Calibration, Golden
 from schemas.reports import Robustness
-from schemas.settings import TrainingSettings
 from schemas.targets import Task, labels_of
+from schemas.training_settings import TrainingSettings
 from serving.inference.calibration import GOLDEN_COVERAGE
 from serving.inference.encoder_runtime import Runtime
 from serving.inference.outputs import BY_TASK

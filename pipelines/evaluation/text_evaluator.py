@@ -21,7 +21,7 @@ from pipelines.models.decoder import Decoder
 from pipelines.training.tasks.generation import encoded
 from schemas.manifests import Calibration, Golden
 from schemas.reports import Robustness
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from serving.inference.decoder_runtime import Writer, scored
 
 log = logging.getLogger("ratchet.evaluation")

@@ -21,8 +21,8 @@ from pipelines.gates.verdict import Facts
 from pipelines.models.base_models import Base
 from schemas.manifests import DatasetManifest
 from schemas.reports import EvaluationReport, Robustness
-from schemas.settings import TrainingSettings
 from schemas.targets import Task, labels_of
+from schemas.training_settings import TrainingSettings
 from serving.inference.loading import Loaded
 
 

@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from schemas.settings import ModelSettings
+from schemas.setting_groups import ModelSettings
 from schemas.targets import Task
 
 HUB_SECONDS = 1.5

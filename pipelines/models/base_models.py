@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.models.decoder import Decoder, decoder_path
 from pipelines.models.encoder import Encoder, base_model_path
-from schemas.settings import ModelSettings
+from schemas.setting_groups import ModelSettings
 
 Base = Encoder | Decoder
 

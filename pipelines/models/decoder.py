@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.models.base_files import installed_base
 from pipelines.models.encoder import NORM, BaseModelMissing, base_model_path, base_model_sha256, layer_of, shared_copy
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from serving.artifacts import sha256
 from serving.inference import prompts
 from serving.inference.decoder_runtime import MODEL, compute_dtype

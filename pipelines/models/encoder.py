@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipelines.models.base_files import installed_base
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 
 # The matrices of a layer that may carry LoRA: query and value (Hu et al. 2021, §4.2), the rest of attention, what follows it.
 BERT = (["query", "value"], ["key", "attention.output.dense"], ["intermediate.dense", "output.dense"])

@@ -20,7 +20,7 @@ from pipelines.training.fitting import Fit, outputs_of
 from pipelines.training.history import Log
 from pipelines.training.tasks.task import Held, Rows, Task
 from pipelines.training.warm_start import Champion
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 
 # Two folds cost as much as one fit on all rows; a seed of a few rows a label can't be halved, and is cheap.
 FOLDS, FOLDS_OF_FEW, FEW_ROWS = 2, 4, 100

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipelines.models.encoder import layer_of
 from pipelines.training.errors import TrainingDiverged
 from pipelines.training.tasks.task import Forward, Rows, Task
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 
 LEAST_BATCH, SMALL_BATCH = 4, 16
 LEAST_STEPS, MANY_STEPS = 8, 60

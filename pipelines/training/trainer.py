@@ -28,7 +28,7 @@ from pipelines.training.label_names import label_rows
 from pipelines.training.tasks.encoder_task import EncoderTask
 from pipelines.training.tasks.task import Rows, Task
 from pipelines.training.warm_start import Champion
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 
 LEAST_ROWS = 8
 CROSS_BELOW = 1000

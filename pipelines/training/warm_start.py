@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.models.encoder import NORM
-from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
+from schemas.training_settings import TrainingSettings
 from serving.artifacts import read_manifest
 
 ADAPTER, WEIGHTS, HEAD = "adapter", "model.safetensors", "head.safetensors"

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from schemas.settings import Settings, TriggerSettings
+from schemas.setting_groups import TriggerSettings
+from schemas.settings import Settings
 from services.ingestion.feedback_counts import FeedbackCounts, counts
 from services.projects import open_project, running_up
 from serving.messaging.outbox_store import waiting

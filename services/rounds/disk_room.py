@@ -10,7 +10,8 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from schemas.settings import ModelSettings, Settings
+from schemas.setting_groups import ModelSettings
+from schemas.settings import Settings
 
 MB = 10**6
 # Written per byte of the base model's file: the model in full precision while it is exported, its int8 copy, and what goes to

@@ -4,7 +4,7 @@ Turns a well-formed request into what may be asked of this project, or into a re
 HTTP beyond a status and no queue.
 """
 
-from schemas.settings import ServingSettings
+from schemas.serving_settings import ServingSettings
 from serving.http.asgi import Refused
 from serving.http.contract import Item, Options, PredictRequest
 from serving.inference.loading import Loaded

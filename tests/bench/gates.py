@@ -30,7 +30,8 @@ from pipelines.training_round import round_folder, run_round
 from schemas.manifests import Calibration
 from schemas.records import RoundRecord
 from schemas.reports import EvaluationReport, Verdict
-from schemas.settings import DatasetSettings, ModelSettings, Settings
+from schemas.setting_groups import DatasetSettings, ModelSettings
+from schemas.settings import Settings
 from serving.artifacts import ArtifactStore
 from serving.http.access import write_keys
 from serving.inference import calibration as applied

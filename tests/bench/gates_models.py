@@ -26,7 +26,7 @@ from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import train
 from schemas.manifests import Calibration, Golden, ModelManifest
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from serving.artifacts import write_manifest
 from serving.inference.encoder_runtime import Runtime
 

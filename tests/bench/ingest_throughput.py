@@ -16,7 +16,8 @@ from kafka import KafkaConsumer, TopicPartition
 
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, new_id
-from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
+from schemas.setting_groups import FeatureStoreSettings, KafkaSettings, ModelSettings
+from schemas.settings import Settings
 from services.feedback_consumer import Consumer
 from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics
 from serving.privacy.anonymise import anonymise

@@ -20,7 +20,7 @@ from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder
 from pipelines.training.fitting import outputs_of
 from pipelines.training.tasks.task import Task
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 
 MAX_LENGTH = 64
 Floats = NDArray[np.float64]

@@ -28,7 +28,7 @@ from pipelines.models.decoder import Decoder, decoder_path
 from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.generation import Generation, encoded
 from pipelines.training.trainer import train
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from services.projects import TEXT_TRAINING
 from serving.inference.decoder_runtime import Writer
 from tests.bench.report import Figure

@@ -26,7 +26,7 @@ from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import Trained, train
 from pipelines.training.warm_start import Champion
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from tests.bench.report import Figure
 from tests.bench.train_data import MAX_LENGTH, all_threads, answers, bank_rows, by_label, right
 

@@ -17,7 +17,8 @@ from deltalake import DeltaTable
 
 from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
-from schemas.settings import FeatureStoreSettings, KafkaSettings, ModelSettings, Settings
+from schemas.setting_groups import FeatureStoreSettings, KafkaSettings, ModelSettings
+from schemas.settings import Settings
 from services.feedback_consumer import main
 from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics
 from serving.registry.registry import Registry

@@ -16,7 +16,8 @@ from pipelines.dataset.build import Dataset, build
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
 from pipelines.feature_store.store import FeedbackRow
-from schemas.settings import DatasetSettings, ModelSettings, Settings
+from schemas.setting_groups import DatasetSettings, ModelSettings
+from schemas.settings import Settings
 from tests.support.fakes import FILLERS, TOPICS
 
 LABELS = list(TOPICS)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from schemas.manifests import Calibration, Golden, ModelManifest
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from serving.artifacts import ArtifactStore, read_manifest, write_manifest
 from serving.inference.encoder_runtime import Runtime
 from serving.registry.registry import Registry

@@ -21,7 +21,7 @@ from pipelines.models.probe import Probe, fit_probe
 from pipelines.training.tasks.encoder_task import EncoderTask, not_this
 from pipelines.training.tasks.task import Batch, Held
 from pipelines.training.warm_start import Champion
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pipelines.models.probe import Probe
 from pipelines.training.frozen_layers import EncoderInputs
 from pipelines.training.tasks.task import Held, Rows
 from pipelines.training.warm_start import HEAD, Champion
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 
 LEAST_OTHER = 1e-4  # probability of everything else together, of a rejection
 VALUE = ("value",)  # the one output of a task without labels

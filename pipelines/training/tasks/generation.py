@@ -23,7 +23,7 @@ from pipelines.models.encoder import shared_copy
 from pipelines.training.tasks.task import Batch, Rows
 from pipelines.training.tasks.token_rows import TokenRows
 from pipelines.training.warm_start import Champion
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 from serving.inference import prompts
 from serving.inference.decoder_runtime import Writer, ends
 

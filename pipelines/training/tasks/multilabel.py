@@ -18,8 +18,8 @@ from pipelines.metrics import point
 from pipelines.models.probe import Probe, fit_one_vs_rest
 from pipelines.training.tasks.encoder_task import EncoderTask, not_this
 from pipelines.training.tasks.task import Batch
-from schemas.settings import TrainingSettings
 from schemas.targets import labels_of
+from schemas.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)

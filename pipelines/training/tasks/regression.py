@@ -17,7 +17,7 @@ from pipelines.metrics import point
 from pipelines.models.probe import Probe, fit_ridge
 from pipelines.training.tasks.encoder_task import EncoderTask
 from pipelines.training.tasks.task import Batch
-from schemas.settings import TrainingSettings
+from schemas.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
 from pipelines.training.warm_start import Champion
-from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
+from schemas.training_settings import TrainingSettings
 
 CalibrationKind = Literal["softmax", "sigmoid", "interval", "sequence"]
 Forward = Callable[[Sequence[int]], torch.Tensor]

@@ -1,0 +1,201 @@
+"""The groups of settings: one frozen model for each table of ratchet.toml.
+
+Each field has a default, bounds and a description with its unit and the meaning of unset. settings.py puts the groups into
+one tree and loads it. The two large groups are in serving_settings.py and training_settings.py.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.targets import Task
+
+
+class Group(BaseModel):
+    """One table of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSettings(Group):
+    """The model: its name, its task and its pretrained base."""
+
+    name: str = Field(
+        "model",
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
+        description="name of the model in topics, registry keys and metric labels; a project has one model",
+    )
+    task: Task = Field(
+        "classification",
+        description="classification (one label), multilabel (several labels), regression (a number) or generation (text)",
+    )
+    base_model: str | None = Field(
+        None,
+        description="folder or hub name of a pretrained encoder; for generation, of a causal language model (a GGUF file "
+        "works too). Unset: the installed all-MiniLM-L6-v2, for generation SmolLM2-135M-Instruct",
+    )
+    max_length: int = Field(
+        128, ge=8, le=8192, description="maximum tokens of a text or prompt; longer ones are truncated"
+    )
+    max_new_tokens: int = Field(
+        128,
+        ge=1,
+        le=8192,
+        description="generation: maximum tokens of an answer; longer training completions are truncated",
+    )
+
+
+class DatasetSettings(Group):
+    """The dataset: which rows train, validate and evaluate."""
+
+    seed: str = Field("data/seed.csv", description="file of labelled rows; the first champion trains on it")
+    reference: str | None = Field(
+        None,
+        description="file of curated rows for calibration and gates; they never train. Unset: a share of the seed is held out",
+    )
+    text_column: str | None = Field(
+        None, description="column of the text in every file of rows. Unset: detected by name"
+    )
+    label_column: str | None = Field(
+        None, description="column of the label, labels, target or completion. Unset: detected by name"
+    )
+    calibration_share: float = Field(
+        0.33, gt=0, lt=1, description="share of the reference set that fits the calibration; the gates use the rest"
+    )
+    validation_share: float = Field(
+        0.15, gt=0, lt=0.5, description="share of the training rows held out for early stopping"
+    )
+    max_rows_per_person: int | None = Field(
+        50, ge=1, description="maximum rows of one person in a round; the newest are kept. Unset: no limit"
+    )
+    domain: tuple[str, ...] = Field(
+        (), description="further training rows: files like the seed, or Hugging Face dataset folders"
+    )
+    split_by: Literal["text", "time", "person"] = Field(
+        "text",
+        description="how validation rows are chosen: by a keyed hash of the text, by person, or the newest feedback (time)",
+    )
+    min_chars: int = Field(2, ge=1, description="minimum letters and digits of a training text")
+    language: str | None = Field(
+        None,
+        pattern="^[a-z]{2}$",
+        description="ISO 639-1 code; texts clearly in another language are dropped. Unset: every language",
+    )
+    names: bool = Field(
+        True, description="replace names and places in training texts, if spaCy is installed (extra `ner`)"
+    )
+    balance: Literal["none", "weights", "cap"] = Field(
+        "none",
+        description="classification: weights gives rare labels a larger loss weight; cap keeps at most 5 times as many rows "
+        "of a label as the median label has",
+    )
+    replay: float | None = Field(
+        1.0,
+        ge=0,
+        description="older feedback rows per newer row. From the base model, the first 10,000 older rows are always kept. "
+        "Unset: all",
+    )
+    quarantine: bool = Field(True, description="drop the rows of people whose labels contradict everybody else's")
+    audit_rate: float = Field(
+        0.02, ge=0, le=1, description="share of predictions in the audit sample, chosen by a keyed hash"
+    )
+
+
+class KafkaSettings(Group):
+    """The Kafka broker."""
+
+    bootstrap_servers: str | None = Field(
+        None,
+        description="host:port,... of a Kafka cluster. Unset: `ratchet up` starts the embedded broker on a free local port",
+    )
+    partitions: int = Field(2, ge=1, description="partitions of each topic, when Ratchet creates it")
+    replication_factor: int = Field(
+        1, ge=1, description="replicas of each topic, when Ratchet creates it; use 3 on a cluster"
+    )
+    publish_timeout_s: float = Field(3.0, gt=0, description="seconds to wait for the broker before feedback is refused")
+
+
+class FeatureStoreSettings(Group):
+    """The event log and Feast."""
+
+    event_log: str = Field("state/events", description="folder or s3:// address of the two Delta tables")
+    config: str = Field("feature_store.yaml", description="Feast's configuration file")
+    batch_rows: int = Field(2000, ge=1, description="rows after which a micro-batch is committed")
+    batch_seconds: float = Field(0.5, gt=0, description="seconds after which a micro-batch is committed")
+    compact_every: int = Field(50, ge=2, description="commits between two compactions of the event log")
+    orphan_hours: float = Field(
+        168.0, gt=0, description="hours that feedback waits for its prediction before it becomes a dead letter"
+    )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="port of the consumer's Prometheus metrics, on every interface. Unset: off"
+    )
+
+
+class RegistrySettings(Group):
+    """The registry: versions, champion, rounds and audit log."""
+
+    url: str = Field(
+        "sqlite:///state/registry.db", description="SQLAlchemy URL; use postgresql+psycopg://... in production"
+    )
+
+
+class ArtifactSettings(Group):
+    """The artefact store: files of model versions."""
+
+    url: str = Field("state/artifacts", description="folder, or an fsspec address such as s3://bucket/prefix")
+    cache: str = Field("state/cache", description="local folder of downloaded versions; may be deleted at any time")
+    keep_versions: int = Field(
+        20,
+        ge=1,
+        description="versions that never served: keep this many of the newest, delete older ones. Versions that served stay",
+    )
+
+
+class TriggerSettings(Group):
+    """Triggers: a round starts when the first of them fires."""
+
+    min_feedback: int = Field(
+        200, ge=1, description="new labelled feedback since the last round, agreeing or not, that starts a round"
+    )
+    max_age: float | None = Field(
+        None, gt=0, description="hours after the last round at which any new feedback starts a round. Unset: off"
+    )
+    drift: float | None = Field(None, gt=0, lt=1, description="not implemented; must stay unset")
+    cron: str | None = Field(None, description="crontab with five fields, in UTC. Unset: off")
+    tick_seconds: float = Field(2.0, gt=0, description="seconds between two checks of the triggers")
+    stale_after_s: float = Field(
+        120.0, gt=0, description="seconds without a heartbeat after which a round counts as dead"
+    )
+    max_attempts: int = Field(3, ge=1, description="attempts to finish a dead round before it is marked failed")
+
+
+class GateSettings(Group):
+    """How a candidate is promoted."""
+
+    policy: str = Field("policy.toml", description="file of the gates' thresholds, each with its reason")
+    approval: Literal["auto", "manual"] = Field(
+        "auto", description="manual: a candidate that passed waits for `ratchet round approve`"
+    )
+    must_pass: str | None = Field(
+        None, description="file of rows that a candidate must answer correctly, every one. Unset: none"
+    )
+    sets: Literal["lac", "aps"] = Field(
+        "lac",
+        description="conformal prediction sets: lac gives the smallest sets, aps larger sets with more even coverage",
+    )
+
+
+class ConsoleSettings(Group):
+    """The review console (not implemented)."""
+
+    host: str = Field("127.0.0.1", description="address of the review console")
+    port: int = Field(3001, ge=1, le=65535, description="port of the review console")
+
+
+class AccessSettings(Group):
+    """Who may call the API. The secrets are in keys.env."""
+
+    enabled: bool = Field(True, description="check keys and tokens; false only for tests on loopback")
+    keys: str = Field("keys.env", description="file with RATCHET_API_KEY and RATCHET_SECRET, mode 0600")
+    token_seconds: int = Field(7 * 24 * 3600, ge=1, description="seconds that a prediction's feedback token is valid")
+    token_uses: int = Field(50, ge=1, description="maximum uses of a feedback token in each worker")

@@ -39,7 +39,7 @@ from services.scheduling.ticker import Ticker
 from services.supervisor.signals import stop_on
 from serving.process.log_lines import log_to
 from serving.process.private_files import keep_private
-from serving.registry.elapsed import Unchanged
+from serving.registry.clocks import Unchanged
 from serving.registry.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")

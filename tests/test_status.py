@@ -17,7 +17,7 @@ from services.ingestion import feedback_counts
 from services.ingestion.feedback_counts import FeedbackCounts, counts
 from services.projects import LOCK, STATE
 from services.rounds.executor import REPOSITORY
-from serving.registry.glance import _of_registry, _of_sqlite, glance
+from serving.registry.glance import glance, read_registry, read_sqlite
 from serving.registry.registry import Registry
 from tests.support.registries import add_versions, begin
 
@@ -38,11 +38,11 @@ def project(tmp_path: Path) -> Settings:
 
 def test_a_glance_at_sqlite_answers_as_the_registry_does(project: Settings) -> None:
     url, name = project.registry_url, project.model.name
-    seen = _of_sqlite(url.removeprefix("sqlite:///"), name)
-    assert seen == _of_registry(url, name)
+    seen = read_sqlite(url.removeprefix("sqlite:///"), name)
+    assert seen == read_registry(url, name)
     assert seen.champion is not None
     assert seen.last_cut == {"t/0": 7}
-    assert glance(url, "another") == _of_registry(url, "another"), "each model sees its own"
+    assert glance(url, "another") == read_registry(url, "another"), "each model sees its own"
 
 
 def test_status_loads_neither_sqlalchemy_nor_feast(project: Settings) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from schemas.settings import ModelSettings, Settings, TriggerSettings, render_settings
 from services.cli.status import look, triggers_line
-from services.file_locks import held
 from services.ingestion import feedback_counts
 from services.ingestion.feedback_counts import FeedbackCounts, counts
 from services.projects import LOCK, STATE
 from services.rounds.executor import REPOSITORY
+from serving.file_lock import held
 from serving.registry.glance import glance, read_registry, read_sqlite
 from serving.registry.registry import Registry
 from tests.support.registries import add_versions, begin
@@ -47,7 +47,7 @@ def test_a_glance_at_sqlite_answers_as_the_registry_does(project: Settings) -> N
 
 def test_status_loads_neither_sqlalchemy_nor_feast(project: Settings) -> None:
     code = (
-        "import sys; from pathlib import Path; from services.status import look; print('\\n'.join(look(Path('.'))[1]));"
+        "import sys; from pathlib import Path; from services.cli.status import look; print('\\n'.join(look(Path('.'))[1]));"
         "print(sorted({'sqlalchemy','feast','pyarrow','kafka','torch','pandas'} & set(sys.modules)))"
     )
     environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

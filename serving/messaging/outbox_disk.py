@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from serving.file_lock import try_lock
 from serving.messaging.outbox_salvage import check, is_damage, set_aside
-from serving.messaging.outbox_store import EVENT, Row, claim, make_table, open_disk, take_over, try_lock, write
+from serving.messaging.outbox_store import EVENT, Row, claim, lock_file, make_table, open_disk, take_over, write
 from serving.messaging.publisher import Outgoing
 
 log = logging.getLogger("ratchet.outbox")
@@ -58,7 +59,7 @@ class OutboxDisk:
         """Take over the events of outboxes that no living process holds; return how many. Raises sqlite3.Error, OSError."""
         total = 0
         for path in sorted(self._folder.glob("outbox-*.db")):
-            lock = None if path == self._path else try_lock(path)
+            lock = None if path == self._path else try_lock(lock_file(path))
             if lock is not None:
                 with lock, self.guard:
                     total += self._take(path, mine)

@@ -5,12 +5,13 @@ Turns a folder into one SQLite file that this process alone may use, and events 
 """
 
 import contextlib
-import fcntl
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
+
+from serving.file_lock import try_lock
 
 if TYPE_CHECKING:  # `ratchet status` counts without loading a Kafka client
     from serving.messaging.publisher import Outgoing
@@ -28,21 +29,15 @@ def claim(folder: Path) -> tuple[Path, IO[bytes]]:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1000):
         path = folder / f"outbox-{number}.db"
-        lock = try_lock(path)
+        lock = try_lock(lock_file(path))
         if lock is not None:
             return path, lock
     raise OutboxesTaken(f"{folder}: every outbox is taken")
 
 
-def try_lock(path: Path) -> IO[bytes] | None:
-    """The lock that goes with an outbox, held until closed or until this process ends; None if another holds it."""
-    lock = path.with_suffix(".lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
+def lock_file(path: Path) -> Path:
+    """Return the file whose lock goes with an outbox."""
+    return path.with_suffix(".lock")
 
 
 def open_disk(path: Path, synchronous: str) -> sqlite3.Connection:

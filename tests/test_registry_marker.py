@@ -97,7 +97,7 @@ def test_an_emptied_audit_log_is_no_whole_one_even_without_a_marker(registry: Re
     registry.promote("v1", expected=None, token=None, actor="ada")
     assert registry.verify_audit() == []
     statement(url, "DELETE FROM audit")
-    assert registry.verify_audit() == ["audit log of m: 1 promotions, and rows of 0"]
+    assert registry.verify_audit() == ["audit log of m: it records 0 of 1 promotions"]
 
 
 def test_serving_goes_on_with_its_version_when_the_registry_is_another(

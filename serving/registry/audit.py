@@ -75,9 +75,9 @@ class AuditLog:
         promotions = sa.select(sa.func.count()).select_from(t.promotions).where(self._database.mine(t.promotions))
         recorded = sa.select(sa.func.count()).select_from(t.audit).where(self._mine, t.audit.c.action == "promote")
         with self._database.read() as connection:
-            made, logged = connection.execute(promotions).scalar() or 0, connection.execute(recorded).scalar() or 0
-        fault = f"audit log of {self._database.model_name}: {made} promotions, and rows of {logged}"
-        return [fault] if made > logged else []
+            promoted, logged = connection.execute(promotions).scalar() or 0, connection.execute(recorded).scalar() or 0
+        fault = f"audit log of {self._database.model_name}: it records {logged} of {promoted} promotions"
+        return [fault] if promoted > logged else []
 
     def _stored(self) -> list[dict[str, Any]]:
         query = sa.select(t.audit).where(self._mine).order_by(t.audit.c.sequence)

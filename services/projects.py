@@ -4,7 +4,6 @@ Turns data files into a folder with settings, keys and policy, and a settings fi
 nothing.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.settings import FILE, Settings, load_settings, render_settings
 from schemas.targets import LABELLED, Task, label_name, labels_of
+from serving.file_lock import holder
 
 if TYPE_CHECKING:
     from pipelines.dataset.files import Columns
@@ -63,17 +63,11 @@ def _with_base_path(settings: Settings) -> Settings:
 def running_up(settings: Settings) -> dict[str, Any] | None:
     """What the folder's `ratchet up` wrote of its parts; None if it is not up, or not ready yet."""
     try:
-        with settings.path(LOCK).open(encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        try:
-            found: dict[str, Any] = json.loads(settings.path(STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found
-    except OSError:
-        pass
-    return None
+        up, _ = holder(settings.path(LOCK))
+        state: dict[str, Any] | None = json.loads(settings.path(STATE).read_text(encoding="utf-8")) if up else None
+    except (OSError, ValueError):
+        return None
+    return state
 
 
 def create_project(

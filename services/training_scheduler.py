@@ -27,7 +27,6 @@ from pipelines.triggers import TriggerState, decide, refuse_unbuilt
 from schemas.events import utc_now
 from schemas.records import RoundRecord, RoundState
 from schemas.settings import Settings, SettingsError, load_settings
-from services.file_locks import Held, held
 from services.ingestion.feedback_counts import CountKeeper
 from services.rounds.disk_room import shortage
 from services.rounds.executor import LocalExecutor
@@ -37,9 +36,10 @@ from services.rounds.prune import leftovers, remove
 from services.scheduling.crontab import crontab
 from services.scheduling.ticker import Ticker
 from services.supervisor.signals import stop_on
+from serving.file_lock import LockHeld, held
 from serving.process.log_lines import log_to
 from serving.process.private_files import keep_private
-from serving.registry.elapsed import Unchanged
+from serving.registry.clocks import Unchanged
 from serving.registry.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")
@@ -123,7 +123,7 @@ class TrainingScheduler:
     def _inherit(self) -> None:
         """Hold this folder's lock for life, and give back the lease of whoever held it before: that process is dead."""
         if not self._locked:
-            with contextlib.suppress(Held):  # two schedulers of one folder: the lease decides
+            with contextlib.suppress(LockHeld):  # two schedulers of one folder: the lease decides
                 self._dead = self._lock.enter_context(held(self._settings.path(LOCK), self._holder, wait_s=0))
                 self._locked = True
         if self._dead:

@@ -22,12 +22,12 @@ from schemas.records import Champion, RoundState
 from schemas.redact import redacted
 from schemas.settings import Settings
 from services.checks.champion import unservable
-from services.file_locks import Held, held
 from services.projects import LOCK, STATE
 from services.rounds.executor import REPOSITORY, round_mark
 from services.supervisor.children import Child, die_with_parent, sweep
 from services.supervisor.own_address import bind_address, fetch, url_of
 from serving.artifacts import ArtifactStore
+from serving.file_lock import LockHeld, held
 from serving.messaging.publisher import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
 from serving.process.private_files import close_folders
 from serving.registry.marker import check, keep
@@ -91,7 +91,7 @@ class Supervisor:
                     yield
                 finally:
                     self._forget_state()
-        except Held as error:
+        except LockHeld as error:
             raise UpError(f"already up in this folder, as process {error.note}") from None
 
     def _end_left_over(self) -> None:

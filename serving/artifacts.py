@@ -8,7 +8,6 @@ from a store or a cache is hashed again.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import re
 import shutil
@@ -25,6 +24,7 @@ from pydantic_core import from_json
 
 from schemas.manifests import MANIFEST_FORMAT, ModelManifest
 from serving.atomic_write import atomic_write, sync, sync_all
+from serving.file_lock import locked
 
 MANIFEST = "manifest.json"
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
@@ -150,7 +150,7 @@ class ArtifactStore:
             raise ArtifactMissing(f"{digest!r} is not the digest of a model version")
         target = cache / digest
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / f".{digest}.lock"):
+        with locked(cache / f".{digest}.lock"):
             if _is_whole(target, digest):
                 return target
             beside = cache / f".{digest}.part"
@@ -317,14 +317,6 @@ def _digest(file: IO[bytes]) -> str:
     while block := file.read(1 << 20):
         found.update(block)
     return found.hexdigest()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; the operating system frees it when we die."""
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -111,12 +111,12 @@ def test_a_server_that_drops_us_is_an_outage_and_the_next_call_connects_again() 
         opened.migrate()
 
         def dropped_within_a_transaction() -> None:
-            with opened._write() as connection:
+            with opened.database.write() as connection:
                 ours = connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
                 statement(url, "SELECT pg_terminate_backend(:pid)", pid=ours)
                 connection.execute(sa.text("SELECT 1"))
 
-        with opened._write() as connection:
+        with opened.database.write() as connection:
             ours = connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
         statement(url, "SELECT pg_terminate_backend(:pid)", pid=ours)
         assert opened.champion() is None  # the pool asks before it lends
@@ -131,7 +131,7 @@ def test_a_lock_that_is_never_freed_on_postgres_is_an_outage(monkeypatch: pytest
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
     with postgres_schema() as url, contextlib.closing(Registry(url, "m")) as opened:
         opened.migrate()
-        with opened._write(), pytest.raises(RegistryUnavailable, match="lock timeout"):
+        with opened.database.write(), pytest.raises(RegistryUnavailable, match="lock timeout"):
             opened.audit("me", "x", {})
 
 

@@ -56,7 +56,7 @@ LOSSES = {
     "DELETE FROM promotions WHERE generation = 2": "is at generation 1, and generation 2 was promoted",
     "DELETE FROM audit": "the audit log of m has 0 rows, and had 2",
     "DELETE FROM audit WHERE sequence = 2": "the audit log of m has 1 rows, and had 2",
-    "UPDATE audit SET hash = 'x' WHERE sequence = 1": "the registry is another one",
+    "UPDATE audit SET hash = 'x' WHERE sequence = 1": "the registry is not the one",
     "UPDATE audit SET hash = 'x' WHERE sequence = 2": "was rewritten up to row 2",
 }
 
@@ -88,7 +88,7 @@ def test_a_registry_made_anew_is_noticed_even_at_the_same_generation(
         add_versions(new, "w1", "w2")
         new.promote("w1", expected=None, token=None, actor="eve")
         new.promote("w2", expected="w1", token=None, actor="eve")
-        with pytest.raises(RegistryLost, match="another one than that which promoted generation 2"):
+        with pytest.raises(RegistryLost, match="not the one that promoted generation 2"):
             check(new, store)
 
 
@@ -97,7 +97,7 @@ def test_an_emptied_audit_log_is_no_whole_one_even_without_a_marker(registry: Re
     registry.promote("v1", expected=None, token=None, actor="ada")
     assert registry.verify_audit() == []
     statement(url, "DELETE FROM audit")
-    assert registry.verify_audit() == ["audit log of m: 1 promotions, and rows of 0"]
+    assert registry.verify_audit() == ["audit log of m: it records 0 of 1 promotions"]
 
 
 def test_serving_goes_on_with_its_version_when_the_registry_is_another(

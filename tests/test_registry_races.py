@@ -149,8 +149,9 @@ def test_killed_in_the_middle_of_a_promotion_nothing_has_happened(registry: Regi
     record = begin(registry)
     script = f"""
 import os, signal
-from serving.registry import Registry
-Registry._audit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from serving.registry.audit import AuditLog
+from serving.registry.registry import Registry
+AuditLog.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Registry({url!r}, "m").promote("v1", expected=None, token=None, actor="gates", round_id={record.round_id!r})
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=False, timeout=60)

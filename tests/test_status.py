@@ -13,12 +13,12 @@ import pytest
 from schemas.setting_groups import ModelSettings, TriggerSettings
 from schemas.settings import Settings, render_settings
 from services.cli.status import look, triggers_line
-from services.file_locks import held
 from services.ingestion import feedback_counts
 from services.ingestion.feedback_counts import FeedbackCounts, counts
 from services.projects import LOCK, STATE
 from services.rounds.executor import REPOSITORY
-from serving.registry.glance import _of_registry, _of_sqlite, glance
+from serving.file_lock import held
+from serving.registry.glance import glance, read_registry, read_sqlite
 from serving.registry.registry import Registry
 from tests.support.registries import add_versions, begin
 
@@ -39,16 +39,16 @@ def project(tmp_path: Path) -> Settings:
 
 def test_a_glance_at_sqlite_answers_as_the_registry_does(project: Settings) -> None:
     url, name = project.registry_url, project.model.name
-    seen = _of_sqlite(url.removeprefix("sqlite:///"), name)
-    assert seen == _of_registry(url, name)
+    seen = read_sqlite(url.removeprefix("sqlite:///"), name)
+    assert seen == read_registry(url, name)
     assert seen.champion is not None
     assert seen.last_cut == {"t/0": 7}
-    assert glance(url, "another") == _of_registry(url, "another"), "each model sees its own"
+    assert glance(url, "another") == read_registry(url, "another"), "each model sees its own"
 
 
 def test_status_loads_neither_sqlalchemy_nor_feast(project: Settings) -> None:
     code = (
-        "import sys; from pathlib import Path; from services.status import look; print('\\n'.join(look(Path('.'))[1]));"
+        "import sys; from pathlib import Path; from services.cli.status import look; print('\\n'.join(look(Path('.'))[1]));"
         "print(sorted({'sqlalchemy','feast','pyarrow','kafka','torch','pandas'} & set(sys.modules)))"
     )
     environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -9,10 +9,9 @@ damage with a whole commit after it is refused, for setting that aside would dro
 """
 
 import contextlib
-import fcntl
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +33,7 @@ from pipelines.feature_store.event_log_tail import (
     version_of,
 )
 from serving.atomic_write import sync_all
+from serving.file_lock import locked
 
 log = logging.getLogger("ratchet.event_log")
 
@@ -60,7 +60,7 @@ def repair(table: Path) -> list[Path]:
     """
     if not (table / LOG).is_dir():
         return []
-    with _alone(table):
+    with locked(table.parent / f".{table.name}.repair"):
         moved = _repair_checkpoints(table)
         return moved + _repair_tail(table)
 
@@ -195,11 +195,3 @@ def _keep_orphans(table: Path, folder: Path, since: float) -> None:
         with contextlib.suppress(OSError):  # a file system without links: the files stay an hour
             if path.stat().st_mtime >= since - 60:
                 os.link(path, folder / path.name)
-
-
-@contextlib.contextmanager
-def _alone(table: Path) -> Iterator[None]:
-    """Hold the table's repair lock."""
-    with (table.parent / f".{table.name}.repair").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

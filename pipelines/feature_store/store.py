@@ -4,7 +4,6 @@ Turns the event log, through Feast, into what the consumer, the scheduler, round
 user of Feast. It deliberately does not decide what feedback means for training: that is pipelines/dataset.
 """
 
-import fcntl
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pipelines.feature_store.event_log import SCHEMAS, EventLog
 from schemas.events import PredictionMade
 from schemas.settings import Settings
 from schemas.targets import LABELLED
+from serving.file_lock import locked
 
 # Class paths in the feature_store.yaml of projects that were made before these modules moved.
 MOVED = {
@@ -97,10 +97,8 @@ class FeatureStore:
         self._store = Feast(config=RepoConfig(repo_path=root, **config))
         self._entities = ENTITIES
         self._views: dict[str, Any] = {}
-        with settings.path("state/feast.lock").open("a", encoding="utf-8") as lock:
-            fcntl.flock(
-                lock, fcntl.LOCK_EX
-            )  # several processes open the store at once; Feast's apply is no transaction
+        # Several processes open the store at once, and Feast's `apply` is no transaction.
+        with locked(settings.path("state/feast.lock")):
             self._apply(definitions(self._location))
         self._task = settings.model.task
         self._counted: tuple[tuple[object, ...], int] | None = None

@@ -8,7 +8,6 @@ the same round. Between machines the registry's heartbeat and the fencing token 
 """
 
 import contextlib
-import fcntl
 import os
 import socket
 import sys
@@ -21,9 +20,9 @@ from pathlib import Path
 from pipelines.training.errors import TrainingDiverged
 from schemas.records import Pace, RoundRecord, RoundState
 from schemas.settings import Settings
-from services.file_locks import Held, held
 from services.rounds.disk_room import clear_models, in_reserve, shortage
 from services.rounds.failures import sentence
+from serving.file_lock import LockHeld, held, holder
 from serving.registry.registry import Registry, RoundOver
 
 BEAT_S = 2.0
@@ -52,15 +51,12 @@ def lock_file(settings: Settings, round_id: str) -> Path:
 def whereabouts(path: Path) -> tuple[Whereabouts, int | None]:
     """Where the process that holds a round's lock file is, and its id if it runs here."""
     try:
-        with path.open("r", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _, pid = _holder(file.read())
-                return Whereabouts.HERE, pid
-            host, _ = _holder(file.read())
+        alive, note = holder(path)
     except FileNotFoundError:
         return Whereabouts.UNKNOWN, None
+    host, pid = _holder(note)
+    if alive:
+        return Whereabouts.HERE, pid
     return (Whereabouts.GONE if host == socket.gethostname() else Whereabouts.UNKNOWN), None
 
 
@@ -70,7 +66,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         with held(path, f"{socket.gethostname()} {os.getpid()}"):
             yield
-    except Held as error:
+    except LockHeld as error:
         _, pid = _holder(error.note)
         raise RoundBusy(f"round {path.parent.name} is running as process {pid}") from None
 

@@ -1,7 +1,7 @@
-"""Reading from Kafka: one consumer-group subscription, and what waits in a topic.
+"""Reading from Kafka: a consumer group's subscription, and the backlog of a topic.
 
 Turns topics into messages in order per partition. The feedback consumer subscribes; the replay of dead letters reads a
-backlog. It deliberately knows no event's meaning, and believes no offset that a group has committed.
+backlog. A subscription ignores the offsets that its group has committed: the event log decides where to read on.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from serving.messaging.publisher import BrokerUnavailable, Message, connected, r
 log = logging.getLogger("ratchet.subscriptions")
 
 BACKLOG_SECONDS = 10.0
-FETCH_MS = 200  # how long the broker may hold a fetch open: an idle subscription knows the end at most this late
+FETCH_MS = 200  # the broker may hold a fetch open this long: an idle subscription learns of the end with this delay
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
@@ -35,10 +35,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
 
 
 class Subscription:
-    """One member of a consumer group. `start_at` says, at each assignment, from which offset to read a partition.
+    """One member of a consumer group. At each assignment `start_at(topic, partition)` returns the offset to read from.
 
-    `assignments` counts them; at each, what was polled before and is not yet stored must be forgotten. Not thread-safe.
-    The offsets that the group has committed are never believed: they are a hint for lag tools.
+    `assignments` counts the assignments; at each, the caller must drop polled messages that it has not stored. The offsets
+    that the group has committed are only a hint for lag tools. Not thread-safe.
     """
 
     def __init__(
@@ -66,37 +66,33 @@ class Subscription:
             self._consumer.subscribe(list(topics), listener=_Listener(self._on_assigned))
 
     def poll(self, timeout_s: float) -> list[Message]:
-        """Messages that arrive within `timeout_s`, in order per partition. Raises BrokerUnavailable."""
+        """Return the messages that arrive within `timeout_s`, in order per partition. Raises BrokerUnavailable."""
         with reaching(self._bootstrap):
             polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         if self._reassigned:
-            # Seek here, not in the callback: that one runs on the network thread, which must not wait for a disk.
-            # What was polled before the seek is read again from where we say. What fails in `start_at` is no broker's fault.
-            for place in self._consumer.assignment():
-                start = self._start_at(place.topic, place.partition)
+            # Seek here, not in the callback: that runs on the network thread, which must not wait for a disk. `start_at`
+            # is outside `reaching`: its errors are not the broker's.
+            for topic_partition in self._consumer.assignment():
+                start = self._start_at(topic_partition.topic, topic_partition.partition)
                 with reaching(self._bootstrap):
-                    self._consumer.seek(place, start)
+                    self._consumer.seek(topic_partition, start)
             self._reassigned = False
             self.assignments += 1
             return []
-        return [
-            Message(r.topic, r.partition, r.offset, r.key, r.value, tuple(r.headers))
-            for records in polled.values()
-            for r in records
-        ]
+        return [_message(record) for records in polled.values() for record in records]
 
     def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Tell the group how far we are, for lag tools. A failure is only worth a line: the log holds the truth."""
+        """Commit the last offsets to the group, for lag tools. A failure is logged only: the event log has the positions."""
         wanted = {TopicPartition(*p): OffsetAndMetadata(last + 1, "", -1) for p, last in offsets.items()}
         try:
             self._consumer.commit(wanted, timeout_ms=3000)
         except (KafkaError, OSError) as error:
-            log.info("commit hint not taken: %s", error)
+            log.info("offsets not committed: %s", error)
 
     def lag(self) -> int | None:
-        """Messages not yet polled in our share, as of the last answers to our fetches; None before the first answers.
+        """Return the number of messages not yet polled, as of the last fetches; None before the first fetch.
 
-        Not asked for with ListOffsets: the embedded broker answers that with the start of the last batch.
+        ListOffsets is not used: the embedded broker returns the start of the last batch.
         """
         with reaching(self._bootstrap):
             ends = {p: self._consumer.highwater(p) for p in self._consumer.assignment()}
@@ -107,14 +103,14 @@ class Subscription:
             )
 
     def partitions(self, topic: str) -> set[int]:
-        """The partitions of a topic in our share."""
-        return {int(place.partition) for place in self._consumer.assignment() if place.topic == topic}
+        """Return the assigned partitions of a topic."""
+        return {int(p.partition) for p in self._consumer.assignment() if p.topic == topic}
 
     def close(self) -> None:
-        """Leave the group, if we are settled in it.
+        """Leave the group if joining is complete; otherwise only disconnect.
 
-        A member that leaves while it is being let in blocks the embedded broker's group for ever (seen with Tansu); one
-        that falls silent is expelled after the session timeout, here as on Kafka.
+        A member that leaves while it joins blocks the embedded broker's group for ever (seen with Tansu). A silent member
+        is expelled after the session timeout, here as on Kafka.
         """
         with contextlib.suppress(Exception):
             if self._consumer.group_metadata().state == MemberState.STABLE:
@@ -127,7 +123,7 @@ class Subscription:
 
 
 class Backlog:
-    """What is in a topic as of now and `reader`, a name, has not done with yet. One process at a time; no group to join."""
+    """The messages of a topic that `reader`, a group's name, has not committed. One process at a time; no group is joined."""
 
     def __init__(self, bootstrap: str, topic: str, *, reader: str) -> None:
         self._bootstrap = bootstrap
@@ -155,33 +151,38 @@ class Backlog:
             self._consumer.close(autocommit=False, timeout_ms=2000)
 
     def batches(self) -> Iterator[list[Message]]:
-        """What waits, in order per partition, up to the ends that the first answers name. Raises BrokerUnavailable."""
+        """Yield the backlog in order per partition, up to the ends that the first fetches report. Raises BrokerUnavailable."""
         with reaching(self._bootstrap):
-            places = [TopicPartition(self._topic, p) for p in self._consumer.partitions_for_topic(self._topic) or ()]
-            self._consumer.assign(places)
+            numbers = self._consumer.partitions_for_topic(self._topic) or ()
+            partitions = [TopicPartition(self._topic, number) for number in numbers]
+            self._consumer.assign(partitions)
             ends: dict[TopicPartition, int] = {}
             deadline = time.monotonic() + BACKLOG_SECONDS
-            while any(p not in ends or self._consumer.position(p, timeout_ms=3000) < ends[p] for p in places):
+            while any(p not in ends or self._consumer.position(p, timeout_ms=3000) < ends[p] for p in partitions):
                 polled = self._consumer.poll(timeout_ms=FETCH_MS)
-                known = ((p, self._consumer.highwater(p)) for p in places)
+                known = ((p, self._consumer.highwater(p)) for p in partitions)
                 ends = {p: int(end) for p, end in known if end is not None} | ends
-                found = [
-                    Message(r.topic, r.partition, r.offset, r.key, r.value, tuple(r.headers))
-                    for place, records in polled.items()
-                    for r in records
-                    if r.offset < ends[place]
+                messages = [
+                    _message(record)
+                    for partition, records in polled.items()
+                    for record in records
+                    if record.offset < ends[partition]
                 ]
-                if found:
-                    yield found
+                if messages:
+                    yield messages
                     deadline = time.monotonic() + BACKLOG_SECONDS
                 elif time.monotonic() > deadline:
                     raise BrokerUnavailable(
-                        f"broker {self._bootstrap}: nothing of {self._topic} in {BACKLOG_SECONDS} s"
+                        f"broker {self._bootstrap}: no message of {self._topic} arrived in {BACKLOG_SECONDS} s"
                     )
 
     def done(self, messages: Sequence[Message]) -> None:
-        """The reader need not see these again. Raises BrokerUnavailable."""
+        """Commit these messages for the reader. Raises BrokerUnavailable."""
         last = {TopicPartition(m.topic, m.partition): m.offset for m in messages}
         with reaching(self._bootstrap):
-            offsets = {place: OffsetAndMetadata(offset + 1, "", -1) for place, offset in last.items()}
+            offsets = {partition: OffsetAndMetadata(offset + 1, "", -1) for partition, offset in last.items()}
             self._consumer.commit(offsets, timeout_ms=5000)
+
+
+def _message(record: Any) -> Message:
+    return Message(record.topic, record.partition, record.offset, record.key, record.value, tuple(record.headers))

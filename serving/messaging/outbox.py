@@ -1,13 +1,12 @@
-"""Events on local disk until they are safe.
+"""The outbox: events stay on local disk until they are safe elsewhere.
 
-Turns events into published messages. Each serving worker owns one outbox; two threads work for it: one takes what
-requests put and makes it safe, the other publishes what lies on disk and forgets it once that is allowed. It
-deliberately knows no HTTP.
+Turns events into published messages. Each serving worker holds one outbox with two threads. The accepting thread takes
+events from requests and makes them safe; the sending thread publishes those on disk and deletes them when it may.
 
-With the embedded broker (`write_ahead`), which forgets everything when it stops, an event is safe once one fsynced
-commit has it on this disk; it stays there until the event log's position has passed it, and is published again under
-the same id when its topic was made anew. With a real Kafka an event is safe once acks=all confirmed it; only
-predictions wait on disk while it is away.
+The embedded broker (`write_ahead`) loses everything when it stops. An event is safe once an fsynced commit has it on this
+disk; it stays there until the event log's position has passed it. If its topic is recreated meanwhile, it is published
+again under the same id. With a real Kafka an event is safe once acks=all confirmed it; while Kafka is unreachable,
+predictions wait on disk and feedback is refused.
 """
 
 import logging
@@ -20,29 +19,29 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from schemas.events import FeedbackReceived, PredictionMade
+from serving.messaging import outbox_store
 from serving.messaging.outbox_disk import Connection, OutboxDisk
-from serving.messaging.outbox_store import count
 from serving.messaging.publisher import MAX_MESSAGE_BYTES, BrokerUnavailable, Outgoing, Publisher, Topics, topic_ids
 
 log = logging.getLogger("ratchet.outbox")
 
 BATCH = 500
-IN_MEMORY = 50_000  # events between a request and the disk before predictions are dropped
+MAX_IN_MEMORY = 50_000  # events between requests and the disk before predictions are dropped
 IDLE_SECONDS, TIDY_SECONDS = 0.2, 1.0
 RETRY_SECONDS, ADOPT_SECONDS = 0.5, 10.0
-SAY_SECONDS = 30.0  # before the same complaint is logged again
+REPEAT_SECONDS = 30.0  # before the same error is logged again
 
 _Item = tuple[Outgoing, "Future[None] | None"]
 
 
 class OutboxUnavailable(ConnectionError):
-    """The event cannot be made safe now."""
+    """The event cannot be made safe now: try again later."""
 
 
 class Outbox:
     """The events of one worker on their way to Kafka. `put_*` may be called from any thread and never block.
 
-    `published`, `dropped` and `waiting` (on disk) count events; `observe` is told the last two every second or so.
+    `published`, `dropped` and `waiting` (on disk) count events. About once a second `observe(waiting, dropped)` is called.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Outbox:
         self._timeout_s = timeout_s
         self._incoming: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._topic_ids: dict[str, str] = {}
-        self._checked_ids: dict[str, str] = {}  # of topics against which every place on disk was held
+        self._checked_ids: dict[str, str] = {}  # topic ids with which the events on disk were last compared
         self._retry_at = self._tidy_at = self._adopt_at = 0.0
         self._full = self._away = self._closed = False
         self._give_up_at = float("inf")
@@ -74,20 +73,20 @@ class Outbox:
         self.published = self.dropped = self.waiting = 0
         self.folder = folder
         self._disk = OutboxDisk(folder)
-        self._unwritten: list[tuple[str, list[tuple[object, ...]]]] = []  # what was published and could not be noted
-        self._said, self._era = ("", 0.0), 0
+        self._unrecorded: list[tuple[str, list[tuple[object, ...]]]] = []  # SQL and rows of what was published
+        self._last_error, self._era = ("", 0.0), 0
         self._threads = [
             threading.Thread(target=self._accept_loop, name="outbox-accept", daemon=True),
             threading.Thread(target=self._send_loop, name="outbox-send", daemon=True),
         ]
 
     def start(self) -> None:
-        """Begin to publish, first what an earlier process left. While the disk refuses, so is feedback, by `put_feedback`."""
+        """Start both threads; the events that an earlier process left on disk are published first."""
         for thread in self._threads:
             thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """Take no more, make safe what was put, publish what can be published in `timeout_s`; the rest stays on disk."""
+        """Refuse new events, make the accepted ones safe, and publish for at most `timeout_s`; the rest stays on disk."""
         self._closed = True
         self._give_up_at = time.monotonic() + timeout_s
         self._incoming.put(None)
@@ -97,29 +96,31 @@ class Outbox:
             self._disk.close()
 
     def put_prediction(self, event: PredictionMade) -> None:
-        """Take an event. Past the outbox's bound it is dropped and counted."""
+        """Accept an event; if the outbox is full or closed, drop and count it."""
         self.put_prediction_bytes(event.data.prediction_id, event.model_dump_json().encode())
 
     def put_prediction_bytes(self, prediction_id: str, value: bytes) -> None:
-        """The same for an event that is JSON already."""
-        if self._full or self._closed or len(value) > MAX_MESSAGE_BYTES or self._incoming.qsize() > IN_MEMORY:
+        """Accept an event that is JSON already, like `put_prediction`."""
+        if self._full or self._closed or len(value) > MAX_MESSAGE_BYTES or self._incoming.qsize() > MAX_IN_MEMORY:
             self.dropped += 1
             return
         self._incoming.put((Outgoing(self._topics.predictions, prediction_id.encode(), value), None))
 
     def put_feedback(self, event: FeedbackReceived) -> "Future[None]":
-        """Take an event; the future is done once it is safe, or fails with OutboxUnavailable."""
+        """Accept an event; the returned future is done once it is safe, or fails with OutboxUnavailable."""
         done: Future[None] = Future()
         value = event.model_dump_json().encode()
         if self._closed:
             done.set_exception(OutboxUnavailable("this worker is stopping"))
         elif len(value) > MAX_MESSAGE_BYTES:
-            done.set_exception(OutboxUnavailable(f"a feedback of {len(value)} bytes, {MAX_MESSAGE_BYTES} at most"))
+            done.set_exception(
+                OutboxUnavailable(f"the feedback event has {len(value)} bytes, at most {MAX_MESSAGE_BYTES} allowed")
+            )
         else:
             self._incoming.put((Outgoing(self._topics.feedback, event.data.prediction_id.encode(), value), done))
         return done
 
-    # --- the accepting thread: from requests to safety ----------------------------------------------------------------
+    # --- the accepting thread: makes events safe ----------------------------------------------------------------------
 
     def _accept_loop(self) -> None:
         disk = Connection(self._disk, "FULL")
@@ -137,7 +138,7 @@ class Outbox:
                 disk.failed(error)
                 dropped = sum(done is None for _, done in items)
                 self.dropped += dropped
-                self._say(f"the outbox cannot write: {error}: feedback is refused and predictions are dropped")
+                self._log_error(f"the outbox cannot write: {error}: feedback is refused and predictions are dropped")
                 _refuse(items, f"the outbox cannot write: {error}")
             if items:
                 self._wake.set()
@@ -147,7 +148,7 @@ class Outbox:
         self._wake.set()
 
     def _take(self) -> tuple[list[_Item], bool]:
-        """What has come within a moment; False at the end."""
+        """Return the events of the next moment, and False once the outbox is closed."""
         items: list[_Item] = []
         try:
             item = self._incoming.get(timeout=IDLE_SECONDS)
@@ -161,8 +162,8 @@ class Outbox:
         return items, False
 
     def _publish_now(self, disk: Connection, direct: Publisher, items: list[_Item]) -> None:
-        """Safe is what the broker confirmed; while it is away, predictions go to disk and feedback is refused at once."""
-        reason = f"broker {self._bootstrap} is away"
+        """Publish; if the broker is unreachable, refuse feedback at once and write predictions to disk."""
+        reason = f"broker {self._bootstrap} is unreachable"
         if not self._away:
             try:
                 direct.publish_many([message for message, _ in items])
@@ -175,10 +176,10 @@ class Outbox:
         _refuse(items, reason)
         disk.write([message for message, done in items if done is None])
 
-    # --- the sending thread: from disk to the broker ------------------------------------------------------------------
+    # --- the sending thread: publishes from disk ----------------------------------------------------------------------
 
     def _send_loop(self) -> None:
-        disk = Connection(self._disk, "NORMAL")  # what it writes can be lost: it would only publish again
+        disk = Connection(self._disk, "NORMAL")  # a lost commit only means that events are published again
         publisher = Publisher(self._bootstrap, timeout_s=self._timeout_s)
         running = True
         while running:
@@ -188,9 +189,9 @@ class Outbox:
             try:
                 self._adopt(disk)
                 connection = disk.get()
-                if self._era != self._disk.era:  # another file, whose events have other numbers
-                    self._era, self._unwritten, self._checked_ids = self._disk.era, [], {}
-                self._note_published(connection)
+                if self._era != self._disk.era:  # the file was replaced: its events have other numbers
+                    self._era, self._unrecorded, self._checked_ids = self._disk.era, [], {}
+                self._record_published(connection)
                 self._publish_waiting(disk.get(), publisher)
                 self._tidy(disk.get())
             except BrokerUnavailable as error:
@@ -202,86 +203,79 @@ class Outbox:
             except Exception as error:
                 if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, ConnectionError):
                     disk.failed(error)
-                self._say(f"the outbox cannot go on: {type(error).__name__}: {error}")
+                self._log_error(f"the outbox cannot publish: {type(error).__name__}: {error}; it tries again")
                 self._retry_at = time.monotonic() + RETRY_SECONDS
         publisher.close()
         disk.close()
 
-    def _say(self, line: str) -> None:
-        """Log a line, the same one every SAY_SECONDS at most: both loops come by again and again."""
-        said, at = self._said
-        if line != said or time.monotonic() - at > SAY_SECONDS:
-            self._said = (line, time.monotonic())
+    def _log_error(self, line: str) -> None:
+        """Log a line, unless it is the last one and that was less than REPEAT_SECONDS ago: both loops retry often."""
+        last, at = self._last_error
+        if line != last or time.monotonic() - at > REPEAT_SECONDS:
+            self._last_error = (line, time.monotonic())
             log.error("%s", line)
 
     def _publish_waiting(self, disk: sqlite3.Connection, publisher: Publisher) -> None:
-        """Publish in order what has no place yet. Raises BrokerUnavailable."""
-        names = (self._topics.predictions, self._topics.feedback)
-        query = "SELECT sequence, topic, key, value FROM events WHERE place IS NULL AND topic IN (?,?) ORDER BY sequence LIMIT ?"
+        """Publish in order the events that have not been published. Raises BrokerUnavailable."""
+        topics = (self._topics.predictions, self._topics.feedback)
         while self._retry_at < time.monotonic() < self._give_up_at:
-            rows = disk.execute(query, (*names, BATCH)).fetchall()
+            rows = outbox_store.unpublished(disk, topics, BATCH)
             if not rows and not self._away:
                 return
             if not self._topic_ids:
-                # Looked up before publishing: a place must never name a topic made after the message was sent.
-                found = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
-                if missing := sorted(set(names) - found.keys()):
+                # Read before publishing: an event must never carry the id of a topic created after the event was sent.
+                ids = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
+                if missing := sorted(set(topics) - ids.keys()):
                     raise BrokerUnavailable(f"broker {self._bootstrap} has no topic {', '.join(missing)}")
-                self._topic_ids = found
+                self._topic_ids = ids
             self._away = False
             positions = publisher.publish_many([Outgoing(topic, key, value) for _, topic, key, value in rows])
             self.published += len(rows)
             if self._write_ahead:
-                placed = [
+                published: list[tuple[object, ...]] = [
                     (f"{self._topic_ids[p.topic]}/{p.partition}", p.offset, row[0])
                     for p, row in zip(positions, rows, strict=True)
                 ]
-                self._unwritten.append(("UPDATE events SET place = ?, last = ? WHERE sequence = ?", list(placed)))
+                self._unrecorded.append((outbox_store.RECORD_PUBLISHED, published))
             else:
-                self._unwritten.append(("DELETE FROM events WHERE sequence = ?", [(row[0],) for row in rows]))
-            self._note_published(disk)
+                self._unrecorded.append((outbox_store.DELETE, [(row[0],) for row in rows]))
+            self._record_published(disk)
 
-    def _note_published(self, disk: sqlite3.Connection) -> None:
-        """Note what was published, before anything more is: a full disk would else have it published again and again."""
-        for statement, rows in self._unwritten:
+    def _record_published(self, disk: sqlite3.Connection) -> None:
+        """Record what was published, before more is: on a full disk the same events would be published without end."""
+        for statement, rows in self._unrecorded:
             disk.executemany(statement, rows)
-        if self._unwritten:
+        if self._unrecorded:
             disk.commit()
-            self._unwritten = []
+            self._unrecorded = []
 
     def _tidy(self, disk: sqlite3.Connection) -> None:
-        """Every second: look at the size, forget what is stored, publish again what a new topic has never seen."""
+        """Every second: measure the file, delete stored events, make those of a recreated topic unpublished again."""
         if time.monotonic() < self._tidy_at:
             return
         self._tidy_at = time.monotonic() + TIDY_SECONDS
-        self._count(disk)
-        if disk.execute("SELECT 1 FROM events WHERE place IS NOT NULL LIMIT 1").fetchone():
-            stored = self._stored_positions()
-            # A place is believed only while its topic is still there: a message sent just after the broker came back
-            # carries the lost topic's id and would pass for stored. So first take such places away, then delete.
-            self._topic_ids = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
-            lost = 0
-            if self._topic_ids != self._checked_ids:  # else every event is looked at, each second that nobody consumes
-                known = [f"{identity}/%" for identity in self._topic_ids.values()]
-                gone = "".join(" AND place NOT LIKE ?" for _ in known)
-                lost = disk.execute(f"UPDATE events SET place = NULL WHERE place IS NOT NULL{gone}", known).rowcount  # noqa: S608
-                self._checked_ids = self._topic_ids
-            disk.executemany("DELETE FROM events WHERE place = ? AND last <= ?", list(stored.items()))
-            disk.commit()
-            if lost:
-                log.warning("the broker's topics were made anew: %d events are published again", lost)
-                self._topic_ids = {}
-                self._wake.set()
-
-    def _count(self, disk: sqlite3.Connection) -> None:
-        self.waiting = count(disk)
+        self.waiting = outbox_store.count(disk)
         if self._observe is not None:
             self._observe(self.waiting, self.dropped)
-        pages = disk.execute("PRAGMA page_count").fetchone()[0] - disk.execute("PRAGMA freelist_count").fetchone()[0]
-        self._full = pages * disk.execute("PRAGMA page_size").fetchone()[0] > self._max_bytes
+        self._full = outbox_store.used_bytes(disk) > self._max_bytes
+        if not outbox_store.any_published(disk):
+            return
+        stored = self._stored_positions()
+        # Compare topic ids before deleting: an event sent just after the broker came back carries the lost topic's id,
+        # and would pass for stored.
+        self._topic_ids = topic_ids(self._bootstrap, self._topics.names(), timeout_s=self._timeout_s)
+        lost = 0
+        if self._topic_ids != self._checked_ids:  # the update reads every event: not each second
+            lost = outbox_store.forget_publications(disk, self._topic_ids.values())
+            self._checked_ids = self._topic_ids
+        outbox_store.delete_stored(disk, stored)
+        if lost:
+            log.warning("the broker's topics were recreated: %d events are published again", lost)
+            self._topic_ids = {}
+            self._wake.set()
 
     def _adopt(self, disk: Connection) -> None:
-        """Take over the events of outboxes that no living process holds: there may be fewer workers than before."""
+        """Move events here from outboxes that no living process holds: there may be fewer workers than before."""
         if time.monotonic() >= self._adopt_at:
             self._adopt_at = time.monotonic() + ADOPT_SECONDS
             disk.get()

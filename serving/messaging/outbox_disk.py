@@ -1,8 +1,7 @@
-"""One worker's outbox file as its two threads use it: opened when needed, again after a failure, anew after damage.
+"""One worker's outbox file, as its two threads use it: opened when needed, reopened after an error, replaced after damage.
 
-Turns a folder into SQLite connections. outbox.py holds one `OutboxDisk`, and a `Connection` for each thread. A full disk
-is met again and again until there is room; a damaged file is set aside, and what it still gives goes into a fresh one. It
-deliberately knows no broker.
+Turns a folder into SQLite connections. outbox.py holds one `OutboxDisk`, and a `Connection` for each thread. On a full disk
+each call fails until there is room. A damaged file is set aside, and its readable events go into a fresh one.
 """
 
 import contextlib
@@ -14,19 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from serving.file_lock import try_lock
 from serving.messaging.outbox_salvage import check, is_damage, set_aside
-from serving.messaging.outbox_store import EVENT, Row, claim, make_table, open_disk, take_over, try_lock, write
+from serving.messaging.outbox_store import EVENT, Row, claim, lock_file, make_table, open_disk, take_over, write
 from serving.messaging.publisher import Outgoing
 
 log = logging.getLogger("ratchet.outbox")
 
 
 class OutboxDisk:
-    """The file that this process holds. `guard` keeps writes that must not be lost apart from setting the file aside."""
+    """The file that this process holds. Hold `guard` while writing events, so that the file is not set aside meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         self.guard = threading.RLock()
-        self.era = 0  # how many files were set aside
+        self.era = 0  # the number of files set aside so far
         self._folder = folder
         self._path: Path | None = None
         self._lock: IO[bytes] | None = None
@@ -34,7 +34,7 @@ class OutboxDisk:
         self._salvaged: list[Row] = []
 
     def open(self, synchronous: str) -> sqlite3.Connection:
-        """Connect to the file; see `open_disk`. Raises sqlite3.Error or OSError: try again later."""
+        """Return a connection to the file; see `open_disk`. Raises sqlite3.Error or OSError, which may pass."""
         with self.guard:
             if self._path is None:
                 self._path, self._lock = claim(self._folder)
@@ -48,24 +48,29 @@ class OutboxDisk:
             return self._opened(self._path, synchronous)
 
     def replace(self, reason: Exception) -> None:
-        """Set the damaged file aside; what it gives is written into the next one as that is opened. Raises OSError."""
+        """Set the damaged file aside; its readable events go into the next one when it is opened. Raises OSError."""
         with self.guard:
             assert self._path is not None
             self._salvaged += set_aside(self._path, reason)
             self.era += 1
 
     def adopt(self, mine: "Connection") -> int:
-        """Take over the events of outboxes that no living process holds; return how many. Raises sqlite3.Error, OSError."""
+        """Move the events of outboxes that no living process holds into `mine`; return how many.
+
+        Raises:
+            sqlite3.Error, OSError: a file cannot be read, or `mine` cannot be written.
+
+        """
         total = 0
         for path in sorted(self._folder.glob("outbox-*.db")):
-            lock = None if path == self._path else try_lock(path)
+            lock = None if path == self._path else try_lock(lock_file(path))
             if lock is not None:
                 with lock, self.guard:
                     total += self._take(path, mine)
         return total
 
     def close(self) -> None:
-        """Let another process have the file."""
+        """Release the file for other processes."""
         if self._lock is not None:
             self._lock.close()
 
@@ -87,9 +92,9 @@ class OutboxDisk:
         return disk
 
     def _notice_loss(self, path: Path, lock: IO[bytes]) -> None:
-        """Say so if a file that was in use is empty or gone: SQLite would take it for a new one."""
+        """Log an error if a file that was in use is empty or gone: SQLite would take it for a new one."""
         if lock.seek(0, os.SEEK_END) and not (path.exists() and path.stat().st_size):
-            log.error("outbox %s was in use and cannot be found, or is empty: the events that it held are lost", path)
+            log.error("outbox %s was in use and is missing or empty: the events that it held are lost", path)
 
     def _note_use(self) -> None:
         with contextlib.suppress(OSError):
@@ -98,7 +103,7 @@ class OutboxDisk:
                 self._lock.flush()
 
     def _take(self, path: Path, mine: "Connection") -> int:
-        """Ours first, fsynced: a death in between leaves two copies of an id, never none."""
+        """Write to `mine` first, fsynced: a crash in between leaves two copies of an event, never none."""
         try:
             with contextlib.closing(open_disk(path, "FULL")) as orphan:
                 make_table(orphan)
@@ -118,26 +123,26 @@ class OutboxDisk:
 
 
 class Connection:
-    """One thread's connection. `synchronous`: see `open_disk`."""
+    """One thread's connection to the outbox. `synchronous`: see `open_disk`."""
 
-    def __init__(self, home: OutboxDisk, synchronous: str) -> None:
-        self._home = home
+    def __init__(self, outbox: OutboxDisk, synchronous: str) -> None:
+        self._outbox = outbox
         self._synchronous = synchronous
         self._disk: sqlite3.Connection | None = None
         self._era = -1
 
     def get(self) -> sqlite3.Connection:
-        """The connection, opened if need be. Raises sqlite3.Error or OSError."""
-        with self._home.guard:
-            if self._disk is None or self._era != self._home.era:
+        """Return the connection, opened if needed. Raises sqlite3.Error or OSError."""
+        with self._outbox.guard:
+            if self._disk is None or self._era != self._outbox.era:
                 self.close()
-                self._disk = self._home.open(self._synchronous)
-                self._era = self._home.era
+                self._disk = self._outbox.open(self._synchronous)
+                self._era = self._outbox.era
             return self._disk
 
     def write(self, messages: Sequence[Outgoing]) -> None:
-        """Add messages in one commit; once more into a fresh file if this one is damaged. Raises sqlite3.Error, OSError."""
-        with self._home.guard:
+        """Insert messages in one commit, into a fresh file if this one is damaged. Raises sqlite3.Error, OSError."""
+        with self._outbox.guard:
             try:
                 write(self.get(), messages)
             except sqlite3.DatabaseError as error:
@@ -147,21 +152,21 @@ class Connection:
                 write(self.get(), messages)
 
     def take_over(self, rows: Sequence[Row]) -> None:
-        """Add another outbox's events, on disk when this returns. Raises sqlite3.Error, OSError."""
+        """Insert another outbox's events, on disk when this returns. Raises sqlite3.Error, OSError."""
         disk = self.get()
         take_over(disk, rows)
         disk.execute(f"PRAGMA synchronous={self._synchronous}")
 
     def failed(self, error: Exception) -> None:
-        """Note that something went wrong with it: it is opened again, and a damaged file is set aside."""
-        with self._home.guard:
-            stale = self._era != self._home.era
+        """Close the connection after an error, so that `get` opens it again; set a damaged file aside."""
+        with self._outbox.guard:
+            stale = self._era != self._outbox.era
             self.close()
             if is_damage(error) and not stale:
-                self._home.replace(error)
+                self._outbox.replace(error)
 
     def close(self) -> None:
-        """Close the connection, and with it what was not committed."""
+        """Close the connection; what was not committed is lost."""
         if self._disk is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._disk.close()

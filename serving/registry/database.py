@@ -1,10 +1,10 @@
 """The registry's connections: short transactions on SQLite or Postgres, and the schema brought up to date.
 
-Turns a URL into transactions and a driver's errors into `RegistryUnavailable`. The registry's other modules build on it.
-It deliberately does not know what the tables mean.
+Turns a URL into transactions and a driver's errors into `RegistryUnavailable`. Each noun of the registry is constructed
+with one `Database`, which knows nothing of what the tables mean.
 
 Writes are serialised: SQLite by BEGIN IMMEDIATE, Postgres by a transaction-scoped advisory lock per model. They are
-few and short, and what they decide (who is champion, who runs the round) must have one order.
+few and short, and their decisions (which version is champion, which process runs the round) need one order.
 """
 
 import hashlib
@@ -21,14 +21,13 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from schemas.events import utc_now
-from serving.registry.elapsed import Unchanged
 
 BUSY_SECONDS = 10.0
 CONNECT_SECONDS = 5
 STATEMENT_MILLISECONDS = 15_000  # longer than the wait for a lock, so that the lock's own error comes first
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-# Alembic keeps its context in module globals: one migration at a time in a process, whatever the database.
+# Alembic keeps its context in module globals: one migration at a time in a process.
 _one_migration = threading.Lock()
 
 
@@ -44,66 +43,65 @@ class Database:
     """One model's database. Thread-safe; one per process, made after any fork.
 
     Args:
-        url: sqlite:///FILE (its folder is made) or postgresql+psycopg://...
+        url: sqlite:///FILE (its folder is created) or postgresql+psycopg://...
         model_name: every row read or written is this model's.
-        clock: the time now, in aware UTC; it may be set back or ahead at any moment.
-        monotonic: seconds that never go back, by which waiting is measured.
+        clock: returns the time now, in aware UTC; it may be set back or ahead at any moment.
 
     Raises:
-        ValueError: `url` is neither.
-        RegistryUnavailable: the SQLite file's folder cannot be made.
+        ValueError: `url` is neither of these.
+        RegistryUnavailable: the SQLite file's folder cannot be created.
 
     """
 
-    def __init__(
-        self,
-        url: str,
-        model_name: str,
-        *,
-        clock: Callable[[], datetime] = utc_now,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, url: str, model_name: str, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.model_name = model_name
-        self._clock = clock
-        self._unchanged = Unchanged(monotonic)
+        self.clock = clock
         parsed = _parse(url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(parsed) if self._sqlite else _postgres_engine(parsed)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection of the pool."""
         self._engine.dispose()
 
     def migrate(self) -> None:
-        """Bring the schema to the newest version. Several processes may do so at once; all wait for the first.
+        """Migrate the schema to the newest version. Several processes may call this at once; all wait for the first.
 
         Raises:
             RegistryUnavailable: the database cannot be reached.
             UnknownSchema: the database is at a revision that this code does not have.
 
         """
-        # Only who starts or upgrades a registry migrates: alembic is not loaded by whoever merely reads it.
+        # A process that only reads the registry never loads alembic.
         from alembic import command
         from alembic.config import Config
         from alembic.util import CommandError
 
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with _one_migration, self._write("migrations") as connection:
+        with _one_migration, self.write("migrations") as connection:
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
             except CommandError as error:
-                raise UnknownSchema(f"the registry's schema is not one that this Ratchet knows: {error}") from error
+                raise UnknownSchema(
+                    f"this Ratchet does not know the registry's schema: {error}; upgrade Ratchet"
+                ) from error
 
     @contextmanager
-    def _read(self) -> Iterator[sa.Connection]:
+    def read(self) -> Iterator[sa.Connection]:
+        """Yield a connection to read from. Raises RegistryUnavailable."""
         with _driver_errors_named(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
-    def _write(self, lock: str | None = None) -> Iterator[sa.Connection]:
-        """A transaction that no other writer of this model (or of `lock`) overlaps; rolled back by any exception."""
+    def write(self, lock: str | None = None) -> Iterator[sa.Connection]:
+        """Yield a transaction that no other writer of this model (or of `lock`) overlaps; any exception rolls it back.
+
+        Raises:
+            RegistryUnavailable: the database cannot be reached or is locked for too long.
+
+        """
         with _driver_errors_named(), self._engine.connect() as connection, connection.begin():
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -113,36 +111,38 @@ class Database:
                 connection.execute(query, {"key": int.from_bytes(key, signed=True)})
             yield connection
 
-    def _mine(self, table: sa.Table) -> sa.ColumnElement[bool]:
+    def mine(self, table: sa.Table) -> sa.ColumnElement[bool]:
+        """Return the condition that a row is this model's."""
         return table.c.model_name == self.model_name
 
-    def _next(self, connection: sa.Connection, table: sa.Table, column: str) -> int:
-        """The number after the highest of this model's rows: their order whatever the clock does."""
-        highest = connection.execute(sa.select(sa.func.max(table.c[column])).where(self._mine(table))).scalar()
+    def next_number(self, connection: sa.Connection, table: sa.Table, column: str) -> int:
+        """Return the number after the highest of this model's rows: it orders them independently of the clock."""
+        highest = connection.execute(sa.select(sa.func.max(table.c[column])).where(self.mine(table))).scalar()
         return 1 if highest is None else int(highest) + 1
 
-    def _upsert(self, connection: sa.Connection, table: sa.Table, row: dict[str, object]) -> None:
-        """Replace a row by primary key. Two plain statements are the same on both databases, and writers queue."""
+    def upsert(self, connection: sa.Connection, table: sa.Table, row: dict[str, object]) -> None:
+        """Replace a row by primary key: two statements that both databases know, safe because writers queue."""
         keyed = sa.and_(*(column == row[column.name] for column in table.primary_key))
         connection.execute(table.delete().where(keyed))
         connection.execute(table.insert().values(row))
 
-    def _now(self) -> str:
-        return iso(self._clock())
+    def now(self) -> str:
+        """Return the time now, as `iso` text."""
+        return iso(self.clock())
 
 
 def iso(moment: datetime) -> str:
-    """An aware time as text of one width in UTC, so that text order is time order."""
+    """Return an aware time as text of one width in UTC, so that text order is time order."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def values(row: "sa.Row[Any]") -> dict[str, Any]:
-    """A row as column name -> value."""
+    """Return a row as column name -> value."""
     return dict(row._mapping)
 
 
 def check_url(url: str) -> None:
-    """Raise ValueError unless `url` is a database's that the registry can use. Connects to nothing."""
+    """Raise ValueError unless the registry supports the database of `url`. Connects to nothing."""
     _parse(url)
 
 
@@ -150,7 +150,9 @@ def _parse(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except exc.ArgumentError as error:
-        raise ValueError("registry.url is no database URL: use sqlite:///FILE or postgresql+psycopg://...") from error
+        raise ValueError(
+            "registry.url must be a database URL: use sqlite:///FILE or postgresql+psycopg://..."
+        ) from error
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
         raise ValueError(f"registry.url: {parsed.drivername} is not supported; use sqlite or postgresql+psycopg")
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
@@ -163,7 +165,7 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
     try:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RegistryUnavailable(f"the registry's folder cannot be made: {error}") from error
+        raise RegistryUnavailable(f"the registry's folder cannot be created: {error}") from error
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
     sa.event.listen(engine, "connect", _prepare_sqlite)
     return engine
@@ -174,16 +176,16 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
     connect_args = {
         "connect_timeout": CONNECT_SECONDS,
         "tcp_user_timeout": int(BUSY_SECONDS * 1000),  # a peer that vanished is an error, not an endless wait
-        "keepalives_idle": max(1, int(BUSY_SECONDS)),  # also one that vanished while its answer was awaited
+        "keepalives_idle": max(1, int(BUSY_SECONDS)),  # also when it vanished before it answered a query
         "keepalives_interval": max(1, int(BUSY_SECONDS / 2)),
         "options": f"{url.query.get('options', '')} {bounds}".strip(),
     }
-    # A pooled connection may be older than the server's last restart: ask it first.
+    # A pooled connection may be older than the server's last restart: pre_ping tests it first.
     return sa.create_engine(url, connect_args=connect_args, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    # We begin transactions ourselves (BEGIN IMMEDIATE), so that two writers queue instead of failing half-way.
+    # `Database.write` begins transactions itself (BEGIN IMMEDIATE), so that two writers queue instead of failing half-way.
     connection.isolation_level = None
     _use_wal(connection)
     connection.execute("PRAGMA synchronous=FULL")
@@ -191,7 +193,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _use_wal(connection: Any) -> None:
-    """Switch to WAL. SQLite does not always honour its busy timeout for this switch, so we wait ourselves."""
+    """Switch to WAL. SQLite does not always honour its busy timeout for this switch, so this loop waits."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -209,7 +211,7 @@ def _driver_errors_named() -> Iterator[None]:
     try:
         yield
     except (exc.IntegrityError, exc.DataError):
-        raise  # our own mistake, which no waiting mends
+        raise  # a bug here: waiting does not help
     except exc.DBAPIError as error:
         raise RegistryUnavailable(f"the registry cannot be used: {error.orig}") from error
     except (exc.TimeoutError, sqlite3.Error) as error:

@@ -1,8 +1,8 @@
-"""What is left out for good: people who asked to be erased, and predictions, feedback and file rows that somebody took out.
+"""Exclusions: erased users, and predictions, feedback and file rows that a person excluded.
 
-Turns names into rows of the registry, and those into one value that says whether an event may be stored. The command line
-writes it; the feedback consumer, the replay of dead letters and dataset builds read it, so that nothing comes back. It
-deliberately deletes nothing itself.
+Turns names into rows of the registry, and the rows into one value that decides whether an event may be stored. The command
+line writes exclusions. The feedback consumer, the replay of dead letters and dataset builds read them, so that excluded
+data cannot return. Nothing is deleted here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,16 +15,17 @@ import sqlalchemy as sa
 from schemas.events import FeedbackReceived, PredictionMade
 from serving.registry import tables as t
 from serving.registry.audit import AuditLog
+from serving.registry.database import Database
 
 Kind = Literal["user", "prediction", "feedback", "row"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """All exclusions of one moment.
+    """All exclusions at one moment.
 
-    `users` are pseudonyms with the time up to which what they said is gone: they may come back. `feedback` holds
-    '<prediction_id>/<feedback_id>', `rows` the keys of texts (pipelines/dataset/exclusions.py).
+    `users` maps a pseudonym to the time up to which the user's events are excluded; later events are accepted. `feedback`
+    holds '<prediction_id>/<feedback_id>', `rows` the keys of texts (pipelines/dataset/exclusions.py).
     """
 
     users: Mapping[str, datetime] = field(default_factory=dict)
@@ -33,7 +34,7 @@ class Excluded:
     rows: frozenset[str] = frozenset()
 
     def covers(self, event: PredictionMade | FeedbackReceived) -> bool:
-        """Whether an event, in the form in which it is stored, must not be stored."""
+        """Return whether an event is excluded; give it in the form in which it would be stored."""
         data = event.data
         until = self.users.get(data.user) if data.user else None
         if (until is not None and event.time <= until) or data.prediction_id in self.predictions:
@@ -42,17 +43,21 @@ class Excluded:
 
 
 def feedback_key(event: FeedbackReceived) -> str:
-    """Return what names a feedback among the exclusions."""
+    """Return a feedback's key among the exclusions."""
     return f"{event.data.prediction_id}/{event.data.feedback_id}"
 
 
-class Exclusions(AuditLog):
+class Exclusions:
     """The exclusions of one model."""
 
+    def __init__(self, database: Database, audit_log: AuditLog) -> None:
+        self._database = database
+        self._audit_log = audit_log
+
     def excluded(self) -> Excluded:
-        """Everything that is left out."""
-        query = sa.select(t.exclusions).where(self._mine(t.exclusions))
-        with self._read() as connection:
+        """Return all exclusions."""
+        query = sa.select(t.exclusions).where(self._database.mine(t.exclusions))
+        with self._database.read() as connection:
             rows = list(connection.execute(query))
         named = {
             kind: frozenset(row.subject for row in rows if row.kind == kind)
@@ -68,20 +73,20 @@ class Exclusions(AuditLog):
     def exclude(
         self, kind: Kind, subjects: Iterable[str], *, actor: str, action: str, detail: Mapping[str, object]
     ) -> None:
-        """Leave these out from now on, in one transaction with a row of the audit log."""
-        with self._write() as connection:
+        """Exclude `subjects` from now on, in one transaction with a row of the audit log."""
+        with self._database.write() as connection:
             for subject in dict.fromkeys(subjects):
-                key = {"model_name": self.model_name, "kind": kind, "subject": subject}
-                self._upsert(connection, t.exclusions, {**key, "excluded_at": self._now()})
-            self._audit(connection, actor, action, detail)
+                key = {"model_name": self._database.model_name, "kind": kind, "subject": subject}
+                self._database.upsert(connection, t.exclusions, {**key, "excluded_at": self._database.now()})
+            self._audit_log.append(connection, actor, action, detail)
 
     def include(
         self, kind: Kind, subjects: Iterable[str], *, actor: str, action: str, detail: Mapping[str, object]
     ) -> None:
-        """Leave these out no longer, in one transaction with a row of the audit log."""
+        """Exclude `subjects` no longer, in one transaction with a row of the audit log."""
         table = t.exclusions
-        with self._write() as connection:
+        with self._database.write() as connection:
             for subject in dict.fromkeys(subjects):
-                mine = sa.and_(self._mine(table), table.c.kind == kind, table.c.subject == subject)
+                mine = sa.and_(self._database.mine(table), table.c.kind == kind, table.c.subject == subject)
                 connection.execute(table.delete().where(mine))
-            self._audit(connection, actor, action, detail)
+            self._audit_log.append(connection, actor, action, detail)

@@ -1,20 +1,20 @@
-"""A glance at the registry: champion, unfinished round, workers and the last cut, for `ratchet status`.
+"""A quick read of the registry: champion, unfinished round, workers and the last cut, for `ratchet status`.
 
-Turns a registry's URL into JSON values. A SQLite registry is read with Python's own driver, because to load SQLAlchemy takes
-longer than a status may; any other, and one that cannot be read so, is asked through `Registry`. Both ways answer alike.
+Turns a registry's URL into JSON values. It reads SQLite with Python's own driver, because loading SQLAlchemy takes longer
+than `ratchet status` may. Postgres, or a SQLite file that fails to open, is read through `Registry`. Both return the same.
 """
 
 import contextlib
 import json
 import sqlite3
 import urllib.parse
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from serving.registry.clocks import seconds_ahead
+
 WORKERS_WITHIN = timedelta(seconds=30)
-CLOCK_SLACK_S = 60.0
 _SQLITE = "sqlite:///"
 _TIMES = {
     "leases": "expires_at",
@@ -28,24 +28,25 @@ _UNFINISHED = "state IN ('claimed', 'running', 'awaiting approval')"
 
 @dataclass(frozen=True)
 class Glance:
-    """What the registry holds now, each as the JSON of its record."""
+    """The registry's present state, each part as the JSON of its record."""
 
     champion: dict[str, Any] | None = None
     unfinished: dict[str, Any] | None = None
     workers: list[dict[str, Any]] = field(default_factory=list)
     last_cut: dict[str, int] = field(default_factory=dict)
-    ahead_s: float = 0.0  # how far the newest time that it holds is ahead of this clock
+    ahead_s: float = 0.0  # how far its newest stored time is ahead of this clock
 
 
 def glance(url: str, model_name: str) -> Glance:
-    """Return a glance at the registry. Raises RegistryUnavailable."""
+    """Return the registry's present state. Raises RegistryUnavailable."""
     if url.startswith(_SQLITE):
         with contextlib.suppress(sqlite3.Error, ValueError):
-            return _of_sqlite(url.removeprefix(_SQLITE), model_name)
-    return _of_registry(url, model_name)
+            return read_sqlite(url.removeprefix(_SQLITE), model_name)
+    return read_registry(url, model_name)
 
 
-def _of_sqlite(path: str, model_name: str) -> Glance:
+def read_sqlite(path: str, model_name: str) -> Glance:
+    """Return the state in a SQLite file. Raises sqlite3.Error, ValueError."""
     file = urllib.parse.unquote(path.partition("?")[0])
     uri = f"file:{urllib.parse.quote(file)}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as database:
@@ -77,7 +78,7 @@ def _of_sqlite(path: str, model_name: str) -> Glance:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as its record's JSON: without the model's name, times ending in Z."""
+    """Return a row as its record's JSON: without the model's name, times ending in Z."""
     return {
         name: value.replace("+00:00", "Z") if name.endswith("_at") else value
         for name, value in row.items()
@@ -85,7 +86,8 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_registry(url: str, model_name: str) -> Glance:
+def read_registry(url: str, model_name: str) -> Glance:
+    """Return the state as `Registry` reads it. Raises RegistryUnavailable."""
     from serving.registry.registry import Registry
 
     registry = Registry(url, model_name)
@@ -100,9 +102,3 @@ def _of_registry(url: str, model_name: str) -> Glance:
         )
     finally:
         registry.close()
-
-
-def seconds_ahead(times: Iterable[str | None], now: datetime) -> float:
-    """Return by how many seconds the newest of some ISO times is ahead of `now`; 0 below CLOCK_SLACK_S."""
-    ahead = max(((datetime.fromisoformat(time) - now).total_seconds() for time in times if time), default=0.0)
-    return ahead if ahead > CLOCK_SLACK_S else 0.0

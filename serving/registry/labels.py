@@ -1,10 +1,9 @@
-"""The label taxonomy and the split ledger: which labels there are, and on which side an example stays.
+"""The label taxonomy: the labels of a model in order, each active, retired or merged into another.
 
-Turns names into ordered labels, and wanted sides into the sides in force. The command line, serving and rounds use it. It
-deliberately does not know how an example's cluster or side is chosen.
+Turns names into ordered labels. The command line changes them; serving, the feedback consumer and rounds read them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import sqlalchemy as sa
 
@@ -12,41 +11,44 @@ from schemas.labels import LabelMap
 from schemas.records import Label
 from serving.registry import tables as t
 from serving.registry.audit import AuditLog
-from serving.registry.database import values
+from serving.registry.database import Database, values
 
-KEYS_PER_QUERY = 500  # below every database's limit of parameters
-FEWEST = 2  # labels that a model can tell apart
+MIN_LABELS = 2  # a model of one label decides nothing
 
 
 class BadLabel(ValueError):
-    """The taxonomy can't be changed so; the message says why and what to do."""
+    """The requested change of the taxonomy is refused; the message says why and what to do."""
 
 
-class Taxonomy(AuditLog):
-    """Labels and sides of one model."""
+class Labels:
+    """The labels of one model."""
+
+    def __init__(self, database: Database, audit_log: AuditLog) -> None:
+        self._database = database
+        self._audit_log = audit_log
 
     def labels(self) -> list[Label]:
-        """The taxonomy, in the order of its making."""
-        with self._read() as connection:
-            return self._labels(connection)
+        """Return all labels, in the order in which they were added."""
+        with self._database.read() as connection:
+            return self._read(connection)
 
     def label_map(self) -> LabelMap:
-        """The taxonomy as one value that answers what a name means now."""
+        """Return the map from every label name, old ones too, to the label that it means now."""
         return LabelMap(self.labels())
 
     def active_labels(self) -> list[str]:
-        """Names of the labels in use, in the order of their making."""
+        """Return the names of the active labels, in the order in which they were added."""
         return [label.name for label in self.labels() if label.state == "active"]
 
     def set_labels(self, names: Iterable[str]) -> None:
-        """Add the labels that are missing, as active; those that exist, retired ones too, stay as they are."""
-        with self._write() as connection:
+        """Add the missing labels, as active; existing ones, retired ones too, stay as they are."""
+        with self._database.write() as connection:
             self._add(connection, names)
 
     def take_up_labels(self, names: Iterable[str], *, actor: str) -> tuple[list[str], list[str]]:
-        """Make these labels active, in one transaction with the audit log: (those that are added, those taken up again)."""
-        with self._write() as connection:
-            known = {label.name: label for label in self._labels(connection)}
+        """Make labels active, audited; return the names that were added and those that became active again."""
+        with self._database.write() as connection:
+            known = {label.name: label for label in self._read(connection)}
             wanted = list(dict.fromkeys(names))
             added = [name for name in wanted if name not in known]
             again = [name for name in wanted if name in known and known[name].state != "active"]
@@ -54,97 +56,73 @@ class Taxonomy(AuditLog):
             for name in again:
                 self._change(connection, name, "active", None)
             if added or again:
-                self._audit(connection, actor, "labels add", {"names": added, "again": again})
+                self._audit_log.append(connection, actor, "labels add", {"names": added, "again": again})
             return added, again
 
     def retire_label(self, name: str, *, actor: str, reason: str = "") -> None:
-        """Take a label out of use: it neither trains nor is accepted as feedback. Raises BadLabel."""
-        with self._write() as connection:
-            self._in_use(connection, name)
-            self._keep_enough(connection)
+        """Retire a label: no model trains on it and no feedback may name it. Raises BadLabel."""
+        with self._database.write() as connection:
+            self._require_active(connection, name)
+            self._require_spare(connection)
             self._change(connection, name, "retired", None)
-            self._audit(connection, actor, "labels retire", {"name": name, "reason": reason})
+            self._audit_log.append(connection, actor, "labels retire", {"name": name, "reason": reason})
 
     def rename_label(self, name: str, to: str, *, actor: str, reason: str = "") -> None:
-        """Give a label another name; the old one goes on to mean it. Raises BadLabel if `to` is a label in use or retired."""
-        with self._write() as connection:
-            known = self._in_use(connection, name)
+        """Rename a label; the old name stays an alias. Raises BadLabel if `to` is an active or retired label."""
+        with self._database.write() as connection:
+            known = self._require_active(connection, name)
             if to in known and known[to].state != "merged":
-                state = "in use" if known[to].state == "active" else "a retired label"
-                raise BadLabel(f"{to!r} is {state}: `ratchet labels merge` makes one label of two")
+                raise BadLabel(
+                    f"label {to!r} exists and is {known[to].state}: use `ratchet labels merge` to join the two"
+                )
             self._add(connection, [to])
             self._change(connection, to, "active", None)
             self._change(connection, name, "merged", to)
-            self._audit(connection, actor, "labels rename", {"name": name, "to": to, "reason": reason})
+            self._audit_log.append(connection, actor, "labels rename", {"name": name, "to": to, "reason": reason})
 
     def merge_labels(self, name: str, into: str, *, actor: str, reason: str = "") -> None:
-        """Make one label of two: what is called `name` is `into` from now on. Raises BadLabel."""
-        with self._write() as connection:
+        """Merge two labels: `name` means `into` from now on. Raises BadLabel."""
+        with self._database.write() as connection:
             if name == into:
-                raise BadLabel(f"{name!r} can't be merged into itself")
-            self._in_use(connection, name)
-            self._in_use(connection, into)
-            self._keep_enough(connection)
+                raise BadLabel(f"label {name!r} cannot be merged into itself: name two labels")
+            self._require_active(connection, name)
+            self._require_active(connection, into)
+            self._require_spare(connection)
             self._change(connection, name, "merged", into)
-            self._audit(connection, actor, "labels merge", {"name": name, "into": into, "reason": reason})
+            self._audit_log.append(connection, actor, "labels merge", {"name": name, "into": into, "reason": reason})
 
-    def sides(self, keys: Iterable[str]) -> dict[str, str]:
-        """The sides in force of those `keys` that have one."""
-        with self._read() as connection:
-            return self._sides(connection, keys)
-
-    def record_sides(self, sides: Mapping[str, str]) -> dict[str, str]:
-        """Write key -> side where there is none yet, and return the sides in force: the first writer wins."""
-        with self._write() as connection:
-            known = self._sides(connection, sides)
-            rows = [
-                {"model_name": self.model_name, "cluster": key, "side": side}
-                for key, side in sides.items()
-                if key not in known
-            ]
-            if rows:
-                connection.execute(t.sides.insert(), rows)
-            return {key: known.get(key, side) for key, side in sides.items()}
-
-    def _labels(self, connection: sa.Connection) -> list[Label]:
-        query = sa.select(t.labels).where(self._mine(t.labels)).order_by(t.labels.c.place)
+    def _read(self, connection: sa.Connection) -> list[Label]:
+        query = sa.select(t.labels).where(self._database.mine(t.labels)).order_by(t.labels.c.place)
         return [Label.model_validate(values(row)) for row in connection.execute(query)]
 
     def _add(self, connection: sa.Connection, names: Iterable[str]) -> None:
-        known = {label.name for label in self._labels(connection)}
+        known = {label.name for label in self._read(connection)}
         missing = [name for name in dict.fromkeys(names) if name not in known]
-        start = self._next(connection, t.labels, "place")
+        start = self._database.next_number(connection, t.labels, "place")
         rows = [
-            {"model_name": self.model_name, "name": name, "place": place, "state": "active"}
-            for place, name in enumerate(missing, start)
+            {"model_name": self._database.model_name, "name": name, "place": position, "state": "active"}
+            for position, name in enumerate(missing, start)
         ]
         if rows:
             connection.execute(t.labels.insert(), rows)
 
-    def _in_use(self, connection: sa.Connection, name: str) -> dict[str, Label]:
-        """All labels by name, `name` among those in use."""
-        known = {label.name: label for label in self._labels(connection)}
+    def _require_active(self, connection: sa.Connection, name: str) -> dict[str, Label]:
+        """Return all labels by name. Raises BadLabel unless `name` is active."""
+        known = {label.name: label for label in self._read(connection)}
         if name not in known:
-            raise BadLabel(f"{name!r} is not in the taxonomy: see `ratchet labels list`")
+            raise BadLabel(f"label {name!r} does not exist: see `ratchet labels list`")
         if known[name].state != "active":
             label = known[name]
-            now = f"merged into {label.merged_into!r}" if label.state == "merged" else "retired"
-            raise BadLabel(f"{name!r} is {now} already: `ratchet labels add` makes it a label of its own again")
+            state = f"merged into {label.merged_into!r}" if label.state == "merged" else "retired"
+            raise BadLabel(f"label {name!r} is {state} already: `ratchet labels add` makes it active again")
         return known
 
-    def _keep_enough(self, connection: sa.Connection) -> None:
-        active = sum(label.state == "active" for label in self._labels(connection))
-        if active <= FEWEST:
-            raise BadLabel(f"{active} labels are in use and a model needs {FEWEST}: add another first")
+    def _require_spare(self, connection: sa.Connection) -> None:
+        """Raise BadLabel if the model needs all of its active labels."""
+        active = sum(label.state == "active" for label in self._read(connection))
+        if active <= MIN_LABELS:
+            raise BadLabel(f"the model has {active} active labels and needs at least {MIN_LABELS}: add another first")
 
     def _change(self, connection: sa.Connection, name: str, state: str, merged_into: str | None) -> None:
-        mine = sa.and_(self._mine(t.labels), t.labels.c.name == name)
+        mine = sa.and_(self._database.mine(t.labels), t.labels.c.name == name)
         connection.execute(t.labels.update().where(mine).values(state=state, merged_into=merged_into))
-
-    def _sides(self, connection: sa.Connection, keys: Iterable[str]) -> dict[str, str]:
-        wanted, found = list(keys), dict[str, str]()
-        for start in range(0, len(wanted), KEYS_PER_QUERY):
-            some = t.sides.c.cluster.in_(wanted[start : start + KEYS_PER_QUERY])
-            query = sa.select(t.sides.c.cluster, t.sides.c.side).where(self._mine(t.sides), some)
-            found |= {row.cluster: row.side for row in connection.execute(query)}
-        return found

@@ -1,8 +1,8 @@
-"""A note of the registry beside the artefacts, by which a lost, replaced or older registry is noticed.
+"""A marker of the registry beside the artefacts, which reveals a lost, replaced or older registry.
 
-Turns a registry's identity, generation and audit log into `registry-<model>.json` in the artefact store, and a
-disagreement between both into one line. Promotions write it; `ratchet up`, `doctor`, rounds and serving compare. It
-deliberately repairs nothing: which of both is right, a person knows.
+Turns a registry's identity, generation and audit log into `registry-<model>.json` in the artefact store, and a difference
+between the two into one line. Promotions write it; `ratchet up`, `doctor`, rounds and serving compare. Nothing is
+repaired here: a person decides which of the two is right.
 """
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,11 +14,11 @@ WAY_OUT = "restore the registry from its newest backup, or accept this one with 
 
 
 class RegistryLost(ValueError):
-    """The registry is not the one that promoted what the artefact store holds, or an older state of it."""
+    """The registry is not the one that promoted the stored artefacts, or it is an older state of that one."""
 
 
 class Marker(BaseModel):
-    """What the artefact store remembers of a registry."""
+    """The state of a registry, as last written to the artefact store."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,25 +31,25 @@ class Marker(BaseModel):
 
 
 def check(registry: Registry, store: ArtifactStore) -> None:
-    """Compare a registry with the marker of its model; without a marker there is nothing to compare.
+    """Compare a registry with the marker of its model; do nothing if there is no marker.
 
     Raises:
-        RegistryLost: the registry is empty, another one, or behind the marker; or its audit log is cut off or rewritten.
-        RegistryUnavailable, ArtifactStoreUnavailable: one of both cannot be reached.
+        RegistryLost: the registry is empty, another one, or behind the marker; or its audit log is truncated or rewritten.
+        RegistryUnavailable, ArtifactStoreUnavailable: one of the two cannot be reached.
 
     """
     if (marker := _read(registry, store)) and (fault := _fault(marker, registry)):
-        raise RegistryLost(f"{fault}, says {store.place_of(_name(registry))}: {WAY_OUT}")
+        raise RegistryLost(f"{fault}, according to {store.place_of(_name(registry))}: {WAY_OUT}")
 
 
 def keep(registry: Registry, store: ArtifactStore) -> None:
-    """Write how far a registry is, after a promotion. Raises as `check` does, and OSError."""
+    """Write the marker after a promotion. Raises what `check` raises, and OSError."""
     check(registry, store)
     accept(registry, store)
 
 
 def accept(registry: Registry, store: ArtifactStore) -> None:
-    """Take a registry for the right one from now on, whatever the marker says. Raises OSError."""
+    """Replace the marker by the state of this registry, without a comparison. Raises OSError."""
     rows, head, first = registry.audit_head()
     champion = registry.champion()
     if champion is None or first is None or head is None:
@@ -74,12 +74,12 @@ def _read(registry: Registry, store: ArtifactStore) -> Marker | None:
     try:
         return Marker.model_validate_json(content) if content is not None else None
     except ValidationError as error:
-        place = store.place_of(_name(registry))
-        raise RegistryLost(f"{place} cannot be read: restore it from a backup, or remove it") from error
+        path = store.place_of(_name(registry))
+        raise RegistryLost(f"{path} cannot be read: restore it from a backup, or remove it") from error
 
 
 def _fault(marker: Marker, registry: Registry) -> str | None:
-    """What sets a registry apart from its marker; None if nothing does."""
+    """Return the first difference between a registry and its marker; None if they agree."""
     champion = registry.champion()
     generation = champion.generation if champion else 0
     rows, _, first = registry.audit_head()
@@ -89,7 +89,7 @@ def _fault(marker: Marker, registry: Registry) -> str | None:
     if rows < marker.audit_rows:
         return f"the audit log of {registry.model_name} has {rows} rows, and had {marker.audit_rows}"
     if first != marker.registry_id:
-        return f"the registry is another one than that which promoted generation {marker.generation}"
+        return f"the registry is not the one that promoted generation {marker.generation}"
     if registry.audit_hash(marker.audit_rows) != marker.audit_head:
         return f"the audit log of {registry.model_name} was rewritten up to row {marker.audit_rows}"
     return None

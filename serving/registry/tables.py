@@ -1,8 +1,7 @@
 """The registry's tables, as SQLAlchemy Core sees them.
 
-Turns nothing; the registry's modules select from them, migrations/versions creates them, and a test holds the two
-equal. It deliberately holds no rule that a constraint cannot state. Times are ISO 8601 text in UTC of one width, so that
-both databases keep the same value and sort it alike.
+The registry's modules select from them, migrations/versions creates them, and a test compares the two. Times are ISO 8601
+text in UTC of one width, so that both databases keep the same value and sort it alike.
 """
 
 from sqlalchemy import (

@@ -1,6 +1,6 @@
 """The first schema of the registry.
 
-Alembic runs it once per database. A migration is history: it repeats what the tables were and imports nothing of ours.
+Alembic runs it once per database. A migration is history: it repeats the tables of its time and imports nothing of Ratchet.
 """
 
 import sqlalchemy as sa

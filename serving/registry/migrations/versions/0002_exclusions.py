@@ -1,4 +1,4 @@
-"""What is left out for good: people who asked to be erased, and rows that a person took out."""
+"""Exclusions: erased users, and rows that a person excluded."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from pipelines.dataset.build import Dataset, Ledger, build
+from pipelines.dataset.build import Dataset, Ledger, Sources, build
 from pipelines.dataset.clean import Tokens
 from pipelines.dataset.examples import Example
 from pipelines.dataset.exclusions import kept
@@ -51,18 +51,21 @@ def collect_and_build(
         rows = kept(read_rows(settings.path(path), task, columns), without)
         return [replace(row, label=labels.target(task, row.label)) for row in rows]
 
-    return build(
-        read(settings.dataset.seed),
-        _judging(read(reference), labels, task) if reference else None,
-        [_renamed(row, labels, task) for row in feedback],
-        labels=labels.active,
+    sources = Sources(
+        seed=read(settings.dataset.seed),
+        domain=[row for path in settings.dataset.domain for row in read(path)],
+        reference=_judging(read(reference), labels, task) if reference else None,
+        feedback=[_renamed(row, labels, task) for row in feedback],
         cut=cut,
+        since=since,
+    )
+    return build(
+        sources,
+        labels=labels.active,
         settings=settings,
         embed=base.embed,
         ledger=ledger,
-        domain=[row for path in settings.dataset.domain for row in read(path)],
         tokens=Tokens(base.token_counts, base.token_limit),
-        since=since,
     )
 
 

@@ -99,9 +99,8 @@ class Groups:
         for n, given in members.items():
             rows = given
             if self.known.get(self.key[self._texts[n]]) in JUDGING:
-                rows = drops.keep(
-                    given, lambda e: e.source in FROM_FILES, IN_REFERENCE
-                )  # feedback never enters the reference set
+                # feedback never enters the reference set
+                rows = drops.keep(given, lambda e: e.source in FROM_FILES, IN_REFERENCE)
             example = aggregate(self._texts[n], rows, drops, self._task) if rows else None
             if example is not None:
                 merged.append(example)

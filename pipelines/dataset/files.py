@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.files.cells import BadRow, is_parted, read_cells
+from pipelines.files.cells import BadRow, is_label_list, read_cells
 from pipelines.files.columns import Layout, find_columns
 from pipelines.files.label_checks import is_missing, label_notes
 from pipelines.files.layouts import one_hot, plain
@@ -83,7 +83,7 @@ class _Reading:
         self._failures: list[str] = []  # tables without text or target column
         self._unlabelled: list[str] = []
         self._layout: Layout | None = None
-        self._parted = False
+        self._has_lists = False
         self.notes: list[str] = []
 
     def add(self, name: str, table: Table) -> None:
@@ -110,7 +110,7 @@ class _Reading:
             if cells.target is None:
                 self._unlabelled.append(name + record.where)
                 continue
-            self._parted = self._parted or is_parted(record.values[layout.target])
+            self._has_lists = self._has_lists or is_label_list(record.values[layout.target])
             metadata = {key: anonymise(value) for key, value in cells.metadata.items()}
             self._rows.append(FileRow(anonymise(cells.text), cells.target, metadata))
 
@@ -130,7 +130,7 @@ class _Reading:
 
     def _odd(self) -> list[str]:
         counts = Counter(label for row in self._rows for label in labels_of(self._task, row.label))
-        notes = label_notes(self._task, counts, parted=self._parted)
+        notes = label_notes(self._task, counts, lists=self._has_lists)
         generation = self._task == "generation"  # targets are texts too
         if texts := sum(is_missing(row.text) or (generation and is_missing(row.label)) for row in self._rows):
             notes.append(f"{counted(texts)} whose text is a word for a missing value, such as NaN or n/a")

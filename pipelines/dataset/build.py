@@ -1,8 +1,8 @@
 """Build the dataset of a round from files and feedback, with a reason for every row that is left out.
 
 Order: collect, clean, cap per person, quarantine, cluster near-duplicates, hold out the reference and the audit sample,
-merge by vote, assign sides, replay and balance. `build` depends on nothing but its arguments, of which two have effects:
-`embed` (texts to vectors) and the split ledger.
+merge by vote, assign sides, replay and balance. `build` reads no files; its only side effect is that it records sides in the
+split ledger.
 
 Every row in use, on any side, leads its cluster. No two of them are near-duplicates, so the split leaks nothing.
 """

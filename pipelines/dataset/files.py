@@ -144,5 +144,5 @@ def _with_advice(failure: str, table: Table, task: Task) -> str:
         return failure
     return (
         f"no column 'labels', but {len(hot)} columns that hold only 0 and 1 ({', '.join(hot[:5])}): write the names of each "
-        "row's labels into one column 'labels', parted by '|'"
+        "row's labels into one column 'labels', separated by '|'"
     )

@@ -9,7 +9,7 @@ Every row in use, on any side, leads its cluster. No two of them are near-duplic
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from pipelines.feature_store.store import FeedbackRow
 from schemas.manifests import DatasetManifest
 from schemas.settings import Settings
 
+USES = {"validation": "validate", "calibration": "judge", "test": "judge"}  # sides without rejections
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]  # n texts -> [n, width]
 Redact = Callable[[list[str]], list[str]]  # texts -> texts without names of people and places
 
@@ -45,39 +46,20 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """The rows that a dataset is built from.
+    """The rows that a dataset is built from."""
 
-    Attributes:
-        seed: labelled rows that train in every round.
-        domain: further labelled rows.
-        reference: curated rows that never train; None: only held-out rows of files form the reference set.
-        feedback: effective feedback up to `cut`.
-        cut: last offset of feedback by topic-partition, for the manifest.
-        since: feedback up to this time is old and subject to replay; None: all feedback is new.
-
-    """
-
-    seed: Sequence[FileRow]
-    domain: Sequence[FileRow] = ()
-    reference: Sequence[FileRow] | None = None
-    feedback: Sequence[FeedbackRow]
-    cut: dict[str, int]
-    since: datetime | None = None
+    seed: Sequence[FileRow]  # train in every round
+    domain: Sequence[FileRow] = ()  # further labelled rows
+    reference: Sequence[FileRow] | None = None  # curated, never train; None: only held-out rows form the reference set
+    feedback: Sequence[FeedbackRow]  # effective feedback up to `cut`
+    cut: dict[str, int]  # last offset of feedback by topic-partition, for the manifest
+    since: datetime | None = None  # feedback up to this time is subject to replay; None: all feedback is new
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """The rows on which a round trains, calibrates and evaluates; no row is a near-duplicate of another.
+class Dataset(Sides):
+    """The rows on which a round trains, calibrates and evaluates; no row is a near-duplicate of another."""
 
-    `rejections` name a label that their text does not have. `audit` is a fair sample of traffic, and never trains.
-    """
-
-    train: list[Example]
-    validation: list[Example]
-    rejections: list[Example] = field(default_factory=list)
-    calibration: list[FileRow]
-    judge: list[FileRow]
-    audit: list[Example] = field(default_factory=list)
     labels: list[str]
     manifest: DatasetManifest
 
@@ -111,14 +93,15 @@ def build(
     reference, reference_sides = hold_out_reference(groups, settings, reference_drops)
     audit = groups.audit(drops)
     on = assign_sides(groups, audit, reference_sides, ledger, settings, drops)
+    kept = {
+        side: drops.keep(on[side], lambda e: not e.rejects, f"rejection: does not {use}") for side, use in USES.items()
+    }
     sides = Sides(
         train=replay_and_balance([e for e in on["train"] if not e.rejects], sources.since, settings, drops),
-        validation=drops.keep(on["validation"], lambda e: not e.rejects, "rejection: does not validate"),
+        validation=kept["validation"],
         rejections=[e for e in on["train"] if e.rejects],
-        held_out={
-            side: reference[side] + drops.keep(on[side], lambda e: not e.rejects, "rejection: does not judge")
-            for side in JUDGING
-        },
+        calibration=_file_rows(reference["calibration"] + kept["calibration"]),
+        judge=_file_rows(reference["test"] + kept["test"]),
         audit=audit,
     )
     manifest = manifest_of(
@@ -132,16 +115,7 @@ def build(
         drops=drops,
         reference_drops=reference_drops,
     )
-    return Dataset(
-        train=sides.train,
-        validation=sides.validation,
-        rejections=sides.rejections,
-        calibration=[_file_row(e) for e in sides.held_out["calibration"]],
-        judge=[_file_row(e) for e in sides.held_out["test"]],
-        audit=audit,
-        labels=list(labels),
-        manifest=manifest,
-    )
+    return Dataset(**vars(sides), labels=list(labels), manifest=manifest)
 
 
 def clean_and_cap(
@@ -268,5 +242,5 @@ def _policy(settings: Settings) -> split.Policy:
     return split.Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
 
 
-def _file_row(e: Example) -> FileRow:
-    return FileRow(e.text, e.label, e.metadata)
+def _file_rows(rows: Iterable[Example]) -> list[FileRow]:
+    return [FileRow(e.text, e.label, e.metadata) for e in rows]

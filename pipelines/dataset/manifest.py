@@ -5,27 +5,32 @@ build.py calls it last. The fingerprint covers what a model is fitted on, `refer
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import orjson
 
 from pipelines.dataset.counted import Counted
 from pipelines.dataset.examples import Drops, Example
-from pipelines.dataset.groups import JUDGING
+from pipelines.dataset.files import FileRow
 from schemas.manifests import DatasetManifest
 from schemas.targets import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """The rows in use, by side; `held_out` has "calibration" and "test", reference rows first."""
+    """The rows in use, by side.
+
+    `rejections` name a label that their text does not have. `judge` is the reference set (side "test"). `audit` is a fair
+    sample of traffic, and never trains.
+    """
 
     train: list[Example]
     validation: list[Example]
-    rejections: list[Example]
-    held_out: Mapping[str, list[Example]]
-    audit: list[Example]
+    rejections: list[Example] = field(default_factory=list)
+    calibration: list[FileRow]
+    judge: list[FileRow]
+    audit: list[Example] = field(default_factory=list)
 
 
 def manifest_of(
@@ -41,7 +46,7 @@ def manifest_of(
     reference_drops: Drops,
 ) -> DatasetManifest:
     """Return the counts and fingerprints of a dataset; `curated` of its held-out rows come from the reference file."""
-    train, validation, held_out = sides.train, sides.validation, sides.held_out
+    train, validation = sides.train, sides.validation
     counted = Counted.over(task, labels, [e.label for e in train])
     return DatasetManifest(
         fingerprint=_fingerprint(
@@ -55,17 +60,21 @@ def manifest_of(
         rows_train=len(train),
         rows_validation=len(validation),
         rows_rejections=len(sides.rejections),
-        rows_held_out=sum(map(len, held_out.values())) - curated,
+        rows_held_out=len(sides.judge) + len(sides.calibration) - curated,
         rows_audit=len(sides.audit),
         rows_by_source=dict(sorted(Counter(e.source for e in [*train, *validation]).items())),
         rows_by_label=counted.rows(e.label for e in [*train, *validation]),
         dropped=dict(sorted(drops.counts.items())),
         dropped_examples=dict(sorted(drops.examples.items())),
         quarantined_people=quarantined_people,
-        reference_rows=len(held_out["test"]),
-        reference_calibration_rows=len(held_out["calibration"]),
+        reference_rows=len(sides.judge),
+        reference_calibration_rows=len(sides.calibration),
         reference_dropped=dict(sorted(reference_drops.counts.items())),
-        reference_sha256=_fingerprint((side, e.text, e.label) for side in JUDGING for e in held_out[side]),
+        reference_sha256=_fingerprint(
+            (side, row.text, row.label)
+            for side, rows in (("calibration", sides.calibration), ("test", sides.judge))
+            for row in rows
+        ),
     )
 
 

@@ -59,14 +59,14 @@ def test_what_the_two_files_disagree_about_is_warned_of(tmp_path: Path) -> None:
         "warning: 1 text of the seed is in the reference too: it judges and never trains",
         "warning: labels that only the seed has: Refund (1 row), only (1 row): no row judges them",
         "warning: labels that only the reference has: other (1 row), refund (1 row): no row trains them",
-        "warning: seed and reference: labels 'Refund' and 'refund' differ only by case: are they one?",
+        "warning: seed and reference: labels 'Refund' and 'refund' differ only by case: are they the same label?",
     ]
 
 
 def test_notes_of_the_files_are_warnings(tmp_path: Path) -> None:
     lines = said(data(tmp_path, rows("a", "A", "NaN")))
     assert lines[1].startswith("warning: seed: label 'NaN' (1 row): a word for a missing value")
-    assert lines[2] == "warning: seed: labels 'A' and 'a' differ only by case: are they one?"
+    assert lines[2] == "warning: seed: labels 'A' and 'a' differ only by case: are they the same label?"
 
 
 def test_too_few_rows_that_judge_are_said_with_how_many_are_required(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.dataset.build import Dataset, build
+from pipelines.dataset.build import Dataset, Sources, build
 from pipelines.dataset.deduplicate import jaccard
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import BadFile, FileRow, read_rows
@@ -76,15 +76,11 @@ def dataset(
 ) -> Dataset:
     settings = Settings(model=ModelSettings(name="m"), dataset=DatasetSettings.model_validate(fields))
     return build(
-        seed,
-        reference,
-        given,
+        Sources(seed=seed, reference=reference, feedback=given, cut={}, since=since),
         labels=list(TOPICS),
-        cut={},
         settings=settings,
         embed=bag_of_words,
         ledger=ledger or Ledger(),
-        since=since,
     )
 
 

@@ -227,8 +227,8 @@ def test_the_chat_export_keeps_the_published_rules() -> None:
     ("line", "rule"),
     [
         ("{", "not JSON"),
-        ("[]", "no messages"),
-        ('{"messages": []}', "no messages"),
+        ("[]", "`messages` is missing or empty"),
+        ('{"messages": []}', "`messages` is missing or empty"),
         ('{"messages": [{"role": "bot", "content": "x"}]}', "role"),
         ('{"messages": [{"role": "assistant", "content": " "}]}', "content"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "last message"),

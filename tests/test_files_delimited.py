@@ -82,23 +82,23 @@ def test_a_cell_of_a_million_characters_is_read(tmp_path: Path) -> None:
         ("text,label\n,a\nx,\nhi,a\n", "2 rows cannot be read: line 2: text is empty; line 3: label is empty"),
         ('text,label\n"two\nlines",\n', "line 2: label is empty"),
         ('text,label\n"two\nlines",a\nx,\n', "line 4: label is empty"),
-        ("text,label,label\nhi,a,b\n", "line 1: column 'label' stands twice in the header: rename or remove one of them"),
-        ("text,label,x,x\nhi,a,1,2\n", "line 1: column 'x' stands twice in the header: rename or remove one of them"),
-        ("text,label, label \nhi,a,b\n", "line 1: column 'label' stands twice in the header: rename or remove one of them"),
+        ("text,label,label\nhi,a,b\n", "line 1: column 'label' appears twice in the header: rename or remove one of them"),
+        ("text,label,x,x\nhi,a,1,2\n", "line 1: column 'x' appears twice in the header: rename or remove one of them"),
+        ("text,label, label \nhi,a,b\n", "line 1: column 'label' appears twice in the header: rename or remove one of them"),
         ("text,label,Label\nhi,a,b\n", "columns 'label' and 'Label' differ only by case or space: name it with --label-column "
          "(dataset.label_column)"),
-        ('text,label\n"no" I said,a\n', "line 2: text follows the closing quote of a cell; a quote inside a quoted cell is "
-         "written twice"),
-        ('text,label\nhi,a\n"open,a\nbye,b\n', "line 3: a quote opens here and does not close its cell, which would run to "
-         "line 4"),
-        ('text,label\nhi,a\nhi,"a\nbye,b\n', "line 3: a quote opens here and does not close its cell, which would run to "
-         "line 4"),
-        ('text\tlabel\nhi\ta\n"open\ta\nbye\tb\n', "line 3: a quote opens here and does not close its cell, which would run "
-         "to line 4"),
+        ('text,label\n"no" I said,a\n', "line 2: text follows the closing quote of a cell: double the quotes "
+         "inside a quoted cell"),
+        ('text,label\nhi,a\n"open,a\nbye,b\n', "line 3: a quote opens here and is not closed up to line 4: "
+         "close it, or remove it"),
+        ('text,label\nhi,a\nhi,"a\nbye,b\n', "line 3: a quote opens here and is not closed up to line 4: "
+         "close it, or remove it"),
+        ('text\tlabel\nhi\ta\n"open\ta\nbye\tb\n', "line 3: a quote opens here and is not closed up to line 4: "
+         "close it, or remove it"),
         ('text,label\nhi,a\n"open,a\nbye,b\nsee 5",b\nhi,b\n', "line 3: a quote opens here and swallows rows up to line 5: "
          "close it, or remove it"),
-        ('text,label\nx,"a\nhi,a\n"open,b\n', "2 rows cannot be read: line 2: a quote opens here and does not close its cell, "
-         "which would run to line 4; line 4: a quote opens here and does not close its cell, which would run to line 4"),
+        ('text,label\nx,"a\nhi,a\n"open,b\n', "2 rows cannot be read: line 2: a quote opens here and is not closed up to line "
+         "4: close it, or remove it; line 4: a quote opens here and is not closed up to line 4: close it, or remove it"),
         ("hello,a\nbye,b\n", "no column 'text' and no column 'label'; it has hello, a: name it with --text-column and "
          "--label-column, or give the file a header"),
         ("text,labels\nhi,a\n", "no column 'label'; it has text, labels: 'labels' is the column of --task multilabel; or name "
@@ -207,7 +207,7 @@ def test_columns_are_found_by_option_or_by_name(
         ("text,category,class", Columns(), "no column 'label', and 'category' and 'class' could each be it: name it with "
          "--label-column"),
         ("review,message,label", Columns(), "no column 'text', and 'review' and 'message' could each be it"),
-        ("text,label,x", Columns(None, "kind"), "no column 'kind', as dataset.label_column has it; it has text, label, x"),
+        ("text,label,x", Columns(None, "kind"), "no column 'kind', which dataset.label_column names; it has text, label, x"),
         ("text,topic,x", Columns(), "no column 'label'; it has text, topic, x: name it with --label-column"),
     ],
 )  # fmt: skip

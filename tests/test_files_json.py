@@ -64,7 +64,7 @@ def test_only_a_line_feed_parts_lines(tmp_path: Path, separator: str) -> None:
         ('{"text": "x", "label": "a"},\n' + LINES, "line 1: not JSON: Extra data (column 28)"),
         ('{"text": "x", "label": "a",}\n' + LINES, "line 1: not JSON: "),
         ("{'text': 'x'}\n" + LINES, "line 1: not JSON: Expecting property name enclosed in double quotes (column 2)"),
-        ('{"text": "x", "label": "a", "label": "b"}\n' + LINES, "line 1: key 'label' stands twice in an object"),
+        ('{"text": "x", "label": "a", "label": "b"}\n' + LINES, "line 1: key 'label' appears twice in an object"),
         ('{"text": "x", "label": "a"}\n"b"\n3\nnull\n', "3 rows cannot be read: line 2: \"b\" is not an object such as "
          '{"text": ...}; line 3: 3 is not an object'),
         ('["x", "a"]\n["y", "b"]\n', "2 rows cannot be read: line 1: [\"x\", \"a\"] is not an object"),
@@ -147,7 +147,7 @@ def test_chats_and_instructions_are_prompts_and_completions(
 def test_a_system_message_that_all_rows_share_is_left_out_and_said(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text((json.dumps({"messages": [SYSTEM, USER, ANSWER]}) + "\n") * 2, encoding="utf-8")
     notes = read_file(tmp_path / "a.jsonl", "generation").notes
-    assert notes == ["the system message 'Be brief.' of every row is left out: a served prompt has none"]
+    assert notes == ["the system message 'Be brief.' of every row is left out, because served prompts have none"]
 
 
 @pytest.mark.parametrize(

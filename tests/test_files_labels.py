@@ -22,7 +22,7 @@ def notes(path: Path, labels: list[str], task: Task = "classification") -> list[
 )
 def test_a_word_for_a_missing_label_is_warned_of(tmp_path: Path, word: str) -> None:
     assert notes(tmp_path, ["a", "b", word, word]) == [
-        f"label {word.strip()!r} (2 rows): a word for a missing value, read as a label; if no label was meant, take the rows out"
+        f"label {word.strip()!r} (2 rows): a word for a missing value, read as a label; if none was meant, remove the rows"
     ]
 
 
@@ -53,8 +53,8 @@ def test_near_equal_labels(labels: list[str], groups: list[list[str]]) -> None:
 
 def test_near_equal_labels_are_noted_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert notes(tmp_path, ["Refund", "refund", "card x", "card_x"]) == [
-        "labels 'Refund' and 'refund' differ only by case: are they one?",
-        "labels 'card x' and 'card_x' differ only by case, space or punctuation: are they one?",
+        "labels 'Refund' and 'refund' differ only by case: are they the same label?",
+        "labels 'card x' and 'card_x' differ only by case, space or punctuation: are they the same label?",
     ]
 
 
@@ -150,20 +150,18 @@ def test_exported_feedback_is_read_as_its_corrections(
     assert found.notes == [
         "read as exported feedback: 2 rows with a correction",
         "1 row of other kinds (rating, score, comment) left out: they name no target",
-        "1 row without a text left out: their prediction is not known",
+        "1 row without a text left out: their prediction is not stored",
     ]
 
 
 def test_minus_one_among_numbers_is_noted(tmp_path: Path) -> None:
-    assert notes(tmp_path, ["0", "1", "-1"]) == [
-        "label '-1' (1 row) often stands for no label: if it does, take the rows out"
-    ]
+    assert notes(tmp_path, ["0", "1", "-1"]) == ["label '-1' (1 row) often means no label: if so, remove the rows"]
     assert notes(tmp_path, ["0", "a", "-1"]) == []
 
 
 def test_texts_in_the_place_of_labels_are_noted(tmp_path: Path) -> None:
     assert (
         notes(tmp_path, ["x" * 200, "y"])[0]
-        == "1 row with a label of more than 100 characters: is it the column of labels?"
+        == "1 row with a label of more than 100 characters: is this the label column?"
     )
-    assert notes(tmp_path, [f"label {n}" for n in range(30)])[0].startswith("nearly every row has a label of its own")
+    assert notes(tmp_path, [f"label {n}" for n in range(30)])[0].startswith("nearly every row has a different label")

@@ -227,8 +227,8 @@ def test_the_sheet_that_has_the_columns_is_read(tmp_path: Path, sheets: dict[str
         ({"a": [["text", "label"], ["hi", "a"], ["x", None], [None, "b"]]}, "2 rows cannot be read: row 3: label is empty; row "
          "4: text is empty"),
         ({"a": [["text", "label"], ["hi", "a", "b"]]}, "row 2: a cell to the right of the header's 2"),
-        ({"a": [["text", "label", "label"], ["hi", "a", "b"]]}, "sheet 'a': row 1: column 'label' stands twice"),
-        ({"a": [["text", "label"], ["x", "a"]], "b": [["text", "label"], ["y", "b"]]}, "sheets 'a' and 'b' both have"),
+        ({"a": [["text", "label", "label"], ["hi", "a", "b"]]}, "sheet 'a': row 1: column 'label' appears twice"),
+        ({"a": [["text", "label"], ["x", "a"]], "b": [["text", "label"], ["y", "b"]]}, "sheets 'a' and 'b' all have"),
         ({"a": [["hi", "a"]]}, "sheet 'a': no column 'text' and no column 'label'; it has hi, a"),
         ({"a": []}, "no rows"),
         ({"a": [["text", "label"]]}, "no rows"),

@@ -94,5 +94,5 @@ def test_a_page_that_fails_is_a_line_and_a_log_record(tmp_path: Path, caplog: py
         raise KeyError("label")
 
     write_page(tmp_path / "report.html", broken)
-    assert "This page could not be made" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "report.html could not be made" in caplog.text
+    assert "This page could not be rendered" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "report.html could not be rendered" in caplog.text

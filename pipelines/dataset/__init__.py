@@ -1,9 +1,9 @@
-"""The dataset of a round: rows of files and feedback in, rows on four sides out, every row accounted for.
+"""Build a round's dataset from files and feedback, with a reason for every row that is left out.
 
-build.py is a straight line: collect, clean, cap each person, quarantine, group near-duplicates, merge by vote, assign
-sides, replay and balance. Rows in equal rows kept plus rows dropped by reason. Near-duplicates (Jaccard of character
-trigrams >= 0.9) are found exactly (PartEnum, Arasu et al. 2006). Every row in use leads its group, so no two rows in
-use are near each other, whatever their sides. A group's side is a keyed hash, written once to the split ledger.
+build.py's steps: collect, clean, cap each person, quarantine, group near-duplicates, merge by vote, assign sides, replay and
+balance. Rows in equal rows kept plus rows dropped by reason (manifest.py). The search for near-duplicates (Jaccard similarity
+of character 3-grams of at least 0.9) is exact (PartEnum, Arasu et al. 2006). Every row in use leads its group, so no two of
+them are near-duplicates, whatever their sides. A group's side is drawn from a keyed hash, and stored once in the split ledger.
 
-files.py reads what people have; project_dataset.py joins a project's files and feedback.
+files.py reads labelled files; project_dataset.py joins a project's files and feedback. report/ describes the result.
 """

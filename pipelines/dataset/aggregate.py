@@ -1,10 +1,7 @@
-"""Aggregation: one row stands for a cluster of near-duplicates, with the votes of all.
+"""Merge each cluster of near-duplicates into one row by weighted vote, or into none if the members disagree.
 
-Turns the members of a cluster into one example, or none where they disagree. groups.py calls it for every cluster. It
-deliberately knows no sides.
-
-Files outvote people: what was curated is not overruled by feedback. A thumbs-down takes its weight from the label that it
-rejects. How votes become one target is ELECTIONS' to say, by task.
+Files outvote people, so feedback never overrules curated rows. A thumbs-down subtracts its weight from the label that it
+rejects. ELECTIONS has the voting rule of each task. groups.py calls `aggregate` for every cluster.
 """
 
 from collections import defaultdict
@@ -17,7 +14,7 @@ from schemas.targets import Task, canonical, labels_of
 
 @dataclass(frozen=True)
 class Elected:
-    """A target, what the votes for it come to, and what becomes of rows that say otherwise."""
+    """The winning target, its votes net of those against it, and the drop reason of rows with another target."""
 
     label: str
     weight: float
@@ -26,9 +23,9 @@ class Elected:
 
 
 def aggregate(text: str, members: Sequence[Example], drops: Drops, task: Task) -> Example | None:
-    """The example that trains for these near-duplicates of `text`; all other members are counted as dropped.
+    """Return the one example for these near-duplicates of `text`, or None if there is no winner.
 
-    Its weight is what the votes come to, at most 1.
+    Its weight is the net votes, at most 1. All other members are counted in `drops`.
     """
     elected = ELECTIONS[task](members)
     if elected is None:
@@ -44,8 +41,9 @@ def aggregate(text: str, members: Sequence[Example], drops: Drops, task: Task) -
 
 
 def most_votes(members: Sequence[Example]) -> Elected | None:
-    """The label with the most votes; a tie is nobody's. Without a label left, the one most rejected is ruled out, unless
-    somebody had given another.
+    """Return the label with the most votes; None for a tie.
+
+    If no label has positive votes and all members are rejections, the most rejected label is returned as a rejection.
     """
     ranked = sorted(_votes(members).items(), key=lambda vote: (-vote[1], vote[0]))
     label, most = ranked[0]
@@ -59,8 +57,10 @@ def most_votes(members: Sequence[Example]) -> Elected | None:
 
 
 def newest_of_most_votes(members: Sequence[Example]) -> Elected:
-    """The text with the most votes, of tied ones the newest: people who answer the same question hardly ever use the same
-    words, and what is asked most would never train. There are no rejections of texts.
+    """Return the text with the most votes; of tied ones the newest.
+
+    People seldom answer a question in the same words. If ties had no winner, the most frequent prompts would never train.
+    There are no rejections of texts.
     """
     votes = _votes(members)
     most = max(votes.values())
@@ -68,8 +68,9 @@ def newest_of_most_votes(members: Sequence[Example]) -> Elected:
 
 
 def majority_of_each(members: Sequence[Example]) -> Elected | None:
-    """The labels that have more votes than they lack; a tie over any label is nobody's. Rejections weigh only against the very
-    labels that come out.
+    """Return the set of labels that each have a majority; None if any label is tied.
+
+    A rejection counts only against exactly the winning set.
     """
     given = [(set(labels_of("multilabel", e.label)), e.votes) for e in members if not e.rejects]
     if not given:
@@ -86,15 +87,15 @@ def majority_of_each(members: Sequence[Example]) -> Elected | None:
 
 
 def middle(members: Sequence[Example]) -> Elected:
-    """The weighted median of the numbers, the mean of two if it lies between them."""
+    """Return the weighted median of the numbers; the mean of the two middle ones if it lies between them."""
     ordered = sorted((float(e.label), e.votes) for e in members)
     total = sum(votes for _, votes in ordered)
-    below, found = 0.0, list[float]()
+    below, medians = 0.0, list[float]()
     for number, votes in ordered:
         if below <= total / 2 <= below + votes:
-            found.append(number)
+            medians.append(number)
         below += votes
-    label = canonical("regression", (found[0] + found[-1]) / 2)
+    label = canonical("regression", (medians[0] + medians[-1]) / 2)
     return Elected(label, total, others="merged into a median")
 
 
@@ -107,7 +108,7 @@ ELECTIONS: Mapping[Task, Callable[[Sequence[Example]], Elected | None]] = {
 
 
 def _votes(members: Sequence[Example]) -> dict[str, float]:
-    """Of each label, less those against it."""
+    """Return the votes for each label minus the votes against it."""
     votes: dict[str, float] = defaultdict(float)
     for e in members:
         votes[e.label] += -e.votes if e.rejects else e.votes

@@ -1,6 +1,6 @@
-"""Balance and memory: rare labels are heard, and old rows stay beside new ones.
+"""Sample older training rows for replay, and balance labels by weights or by a cap.
 
-Turns training rows into training rows, weighted or fewer. build.py calls it last. It deliberately invents no rows.
+build.py calls it after sides are assigned. No rows are synthesised.
 """
 
 import hashlib
@@ -13,23 +13,23 @@ from pipelines.dataset.examples import FROM_FILES, Drops, Example
 
 MOST_WEIGHT = 10.0
 CAP = 5  # rows of a label, in medians of all labels
-ALWAYS_REPLAYED = 10_000  # older rows, if a round starts from the base model: it needs them, and they cost little
+ALWAYS_REPLAYED = 10_000  # older rows that a round keeps in any case if it starts from the base model
 
 
 def replay(
     rows: list[Example], since: datetime | None, ratio: float | None, drops: Drops, *, always: int
 ) -> list[Example]:
-    """All rows of files, all feedback after `since`, and at most `ratio` times as many older rows beside that.
+    """Return all rows of files, all feedback after `since`, and at most `ratio` times as many older rows.
 
-    The older rows are drawn by hash, the same ones for the same rows (experience replay: Rolnick et al. 2019). Each weighs as
-    many as it stands for, up to MOST_WEIGHT: labels that came last would otherwise look more frequent than they are.
+    Older rows are sampled by hash, so the same rows give the same sample (experience replay: Rolnick et al. 2019). Each sampled
+    row is weighted by the rows that it represents, up to MOST_WEIGHT. Otherwise recent labels would look too frequent.
 
     Args:
         rows: training rows.
-        since: when the feedback was read that the champion was trained on; None: everything is new.
-        ratio: None keeps all.
-        drops: told of the rows left out.
-        always: so many older rows stay in any case.
+        since: time of the cut on which the champion was trained; None: everything is new.
+        ratio: None: keep all.
+        drops: counts the rows left out.
+        always: number of older rows that are kept in any case.
 
     """
     if ratio is None or since is None:
@@ -47,7 +47,7 @@ def replay(
 
 
 def class_weights(rows: list[Example]) -> list[Example]:
-    """Rows weighted inversely to the frequency of their label, the mean weight kept (King and Zeng 2001)."""
+    """Return the rows weighted inversely to their label's frequency, with mean weight 1 (King and Zeng 2001)."""
     counts = Counter(e.label for e in rows)
     factors = {label: min(MOST_WEIGHT, len(rows) / (len(counts) * n)) for label, n in counts.items()}
     mean = sum(factors[e.label] for e in rows) / max(1, len(rows))
@@ -55,7 +55,7 @@ def class_weights(rows: list[Example]) -> list[Example]:
 
 
 def capped(rows: list[Example], drops: Drops) -> list[Example]:
-    """No label has more than CAP times the rows of the median label; which of them stay is drawn by hash."""
+    """Return at most CAP times the median label's rows for each label, sampled by hash; rows of files all stay."""
     counts = Counter(e.label for e in rows)
     if len(counts) < 2:
         return rows

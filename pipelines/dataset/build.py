@@ -1,180 +1,145 @@
-"""The dataset of a round: files and feedback in, training and judging rows out, every row accounted for.
+"""Build the dataset of a round from files and feedback, with a reason for every row that is left out.
 
-training_round.py and `ratchet dataset` call `build`. A pure function but for what is passed in: `embed` (texts to vectors) and
-the split ledger. It deliberately trains nothing.
+Order: collect, clean, cap per person, quarantine, cluster near-duplicates, hold out the reference and the audit sample,
+merge by vote, assign sides, replay and balance. `build` reads no files; its only side effect is that it records sides in the
+split ledger.
 
-Order: collect, clean, cap per person, quarantine, cluster near-duplicates, evict what judges, merge by vote, decide sides,
-replay and balance. All rows in use, on whatever side, lead their clusters, so no two of them are near-duplicates: that is
-how a split leaks nothing.
+Every row in use, on any side, leads its cluster. No two of them are near-duplicates, so the split leaks nothing.
 """
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from pipelines.dataset import balance, split
 from pipelines.dataset.clean import Tokens, clean, tidy
 from pipelines.dataset.collect import from_feedback, from_files
-from pipelines.dataset.counted import Counted
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import FileRow
 from pipelines.dataset.groups import AUDIT, IN_AUDIT, JUDGING, Groups
+from pipelines.dataset.manifest import Sides, manifest_of
 from pipelines.dataset.names import installed_tier
 from pipelines.dataset.quarantine import quarantined
 from pipelines.feature_store.store import FeedbackRow
 from schemas.manifests import DatasetManifest
-from schemas.setting_groups import DatasetSettings
 from schemas.settings import Settings
+
+USES = {"validation": "validate", "calibration": "judge", "test": "judge"}  # sides without rejections
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]  # n texts -> [n, width]
+Redact = Callable[[list[str]], list[str]]  # texts -> texts without names of people and places
 
 
 class Ledger(Protocol):
-    """Where sides are kept: the registry."""
+    """The split ledger: the side of every cluster that a round has assigned so far."""
 
     def sides(self, keys: Iterable[str]) -> dict[str, str]:
-        """The sides in force of those keys that have one."""
+        """Return the side of each key that has one."""
 
     def record_sides(self, sides: Mapping[str, str]) -> dict[str, str]:
-        """Write sides where there are none yet; the sides in force."""
+        """Store the sides of keys that have none yet; return the stored side of every key."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """What a round trains on, calibrates on and is judged by; no row of one is near a row of another.
+class Sources:
+    """The rows that a dataset is built from."""
 
-    `rejections` say what their texts are not. `audit` rows are a fair sample of traffic not seen before, and never train.
-    """
+    seed: Sequence[FileRow]  # train in every round
+    domain: Sequence[FileRow] = ()  # further labelled rows
+    reference: Sequence[FileRow] | None = None  # curated, never train; None: only held-out rows form the reference set
+    feedback: Sequence[FeedbackRow]  # effective feedback up to `cut`
+    cut: dict[str, int]  # last offset of feedback by topic-partition, for the manifest
+    since: datetime | None = None  # feedback up to this time is subject to replay; None: all feedback is new
 
-    train: list[Example]
-    validation: list[Example]
-    rejections: list[Example] = field(default_factory=list)
-    calibration: list[FileRow]
-    judge: list[FileRow]
-    audit: list[Example] = field(default_factory=list)
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Sides):
+    """The rows on which a round trains, calibrates and evaluates; no row is a near-duplicate of another."""
+
     labels: list[str]
     manifest: DatasetManifest
 
 
 def build(
-    seed: Sequence[FileRow],
-    reference: Sequence[FileRow] | None,
-    feedback: Sequence[FeedbackRow],
+    sources: Sources,
     *,
     labels: Sequence[str],
-    cut: dict[str, int],
     settings: Settings,
-    embed: Callable[[Sequence[str]], NDArray[np.float32]],
+    embed: Embed,
     ledger: Ledger,
-    domain: Sequence[FileRow] = (),
     tokens: Tokens | None = None,
-    since: datetime | None = None,
 ) -> Dataset:
-    """Build the dataset of one round. The same rows in another order make the same one.
+    """Return the dataset of one round. The order of the source rows makes no difference.
 
     Args:
-        seed: labelled rows that train in every round.
-        reference: curated rows that never train; None: only rows of files that are held out judge.
-        feedback: effective feedback up to the cut.
+        sources: the rows.
         labels: the active taxonomy, in order.
-        cut: what `feedback` was read up to, for the manifest.
         settings: the project's.
-        embed: texts -> [n, width].
-        ledger: sides decided before; what is decided now is written to it.
-        domain: further labelled rows.
-        tokens: how the base model counts; None: no text is too long.
-        since: up to when feedback is old, for replay; None: all is new.
+        embed: n texts -> [n, width].
+        ledger: sides assigned before; this round's new sides are written to it.
+        tokens: token counts of the base model; None: no text is too long.
 
     """
-    wanted, name, task, drops = settings.dataset, settings.model.name, settings.model.task, Drops()
-    names = installed_tier() if wanted.names else None
-    given = [*from_files(seed, "seed"), *from_files(domain, "domain"), *from_feedback(feedback, drops, task)]
+    drops, reference_drops = Drops(), Drops()
+    redact = installed_tier() if settings.dataset.names else None
+    examples = clean_and_cap(sources, labels, settings, tokens, redact, drops)
+    people = quarantined_people(examples, embed, settings)
+    examples = drops.keep(examples, lambda e: e.person not in people, "quarantined person")
+    groups = group_near_duplicates(sources.reference or (), examples, redact, ledger, settings)
+    reference, reference_sides = hold_out_reference(groups, settings, reference_drops)
+    audit = groups.audit(drops)
+    on = assign_sides(groups, audit, reference_sides, ledger, settings, drops)
+    kept = {
+        side: drops.keep(on[side], lambda e: not e.rejects, f"rejection: does not {use}") for side, use in USES.items()
+    }
+    sides = Sides(
+        train=replay_and_balance([e for e in on["train"] if not e.rejects], sources.since, settings, drops),
+        validation=kept["validation"],
+        rejections=[e for e in on["train"] if e.rejects],
+        calibration=_file_rows(reference["calibration"] + kept["calibration"]),
+        judge=_file_rows(reference["test"] + kept["test"]),
+        audit=audit,
+    )
+    manifest = manifest_of(
+        sides,
+        labels,
+        settings.model.task,
+        rows_in=len(sources.seed) + len(sources.domain) + len(sources.feedback),
+        cut=sources.cut,
+        curated=len(reference_sides),
+        quarantined_people=sorted(people),
+        drops=drops,
+        reference_drops=reference_drops,
+    )
+    return Dataset(**vars(sides), labels=list(labels), manifest=manifest)
+
+
+def clean_and_cap(
+    sources: Sources,
+    labels: Sequence[str],
+    settings: Settings,
+    tokens: Tokens | None,
+    redact: Redact | None,
+    drops: Drops,
+) -> list[Example]:
+    """Return the usable rows of seed, domain and feedback: cleaned, and the newest `max_rows_per_person` of each person."""
+    wanted, task = settings.dataset, settings.model.task
+    files = [*from_files(sources.seed, "seed"), *from_files(sources.domain, "domain")]
     examples = clean(
-        given,
+        [*files, *from_feedback(sources.feedback, drops, task)],
         set(labels),
         drops,
         task=task,
         min_chars=wanted.min_chars,
         language=wanted.language,
         tokens=tokens,
-        names=names,
+        names=redact,
     )
-    examples = _cap(examples, wanted.max_rows_per_person, drops)
-    people = _quarantined(examples, embed, settings)
-    examples = drops.keep(examples, lambda e: e.person not in people, "quarantined person")
-
-    rows = from_files(reference or (), "seed")
-    texts = [tidy(e.text) for e in rows]
-    curated = [replace(e, text=text) for e, text in zip(rows, names(texts) if names else texts, strict=True)]
-    groups = Groups(curated, examples, lambda text: split.cluster_key(name, text), ledger.sides, task)
-    reference_drops = Drops()
-    held_out, sides = _reference(groups, wanted, reference_drops)
-    audit = groups.audit(drops)
-    merged = groups.merge(drops)
-    keys = [groups.key[e.text] for e in merged]
-    policy = split.Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
-    decided = split.decide(merged, keys, groups.known, policy, task=task, reference_rows=len(sides))
-    drawn = {groups.key[e.text]: AUDIT for e in audit}
-    in_force = ledger.record_sides({**sides, **drawn, **dict(zip(keys, decided, strict=True))})
-    groups.drop_between(in_force, drops)
-    on = defaultdict[str, list[Example]](list)
-    for e, key in sorted(zip(merged, keys, strict=True), key=lambda pair: pair[0].text):
-        on[in_force[key]].append(e)
-
-    rejections = [e for e in on["train"] if e.rejects]
-    always = balance.ALWAYS_REPLAYED if settings.training.start == "base" else 0
-    train = balance.replay([e for e in on["train"] if not e.rejects], since, wanted.replay, drops, always=always)
-    if wanted.balance == "cap":
-        train = balance.capped(train, drops)
-    elif wanted.balance == "weights":
-        train = balance.class_weights(train)
-    validation = drops.keep(on["validation"], lambda e: not e.rejects, "rejection: does not validate")
-    for side in JUDGING:
-        held_out[side] += drops.keep(on[side], lambda e: not e.rejects, "rejection: does not judge")
-    counted = Counted.over(task, labels, [e.label for e in train])
-    manifest = DatasetManifest(
-        fingerprint=_fingerprint(
-            (side, e.text, e.label, e.source, round(e.weight, 9))
-            for side, rows in (("train", train), ("validation", validation), ("rejection", rejections))
-            for e in rows
-        ),
-        cut=cut,
-        labels=list(labels),
-        rows_in=len(seed) + len(domain) + len(feedback),
-        rows_train=len(train),
-        rows_validation=len(validation),
-        rows_rejections=len(rejections),
-        rows_held_out=sum(map(len, held_out.values())) - len(sides),
-        rows_audit=len(audit),
-        rows_by_source=dict(sorted(Counter(e.source for e in [*train, *validation]).items())),
-        rows_by_label=counted.rows(e.label for e in [*train, *validation]),
-        dropped=dict(sorted(drops.counts.items())),
-        dropped_examples=dict(sorted(drops.examples.items())),
-        quarantined_people=sorted(people),
-        reference_rows=len(held_out["test"]),
-        reference_calibration_rows=len(held_out["calibration"]),
-        reference_dropped=dict(sorted(reference_drops.counts.items())),
-        reference_sha256=_fingerprint((side, e.text, e.label) for side in JUDGING for e in held_out[side]),
-    )
-    return Dataset(
-        train=train,
-        validation=validation,
-        rejections=rejections,
-        calibration=[_file_row(e) for e in held_out["calibration"]],
-        judge=[_file_row(e) for e in held_out["test"]],
-        audit=audit,
-        labels=list(labels),
-        manifest=manifest,
-    )
-
-
-def _cap(examples: list[Example], cap: int | None, drops: Drops) -> list[Example]:
-    """At most `cap` rows a person, the newest."""
+    cap = wanted.max_rows_per_person
     if cap is None:
         return examples
     seen: Counter[str] = Counter()
@@ -186,9 +151,8 @@ def _cap(examples: list[Example], cap: int | None, drops: Drops) -> list[Example
     return drops.keep(examples, lambda e: id(e) in kept, "over the cap per person")
 
 
-def _quarantined(
-    examples: Sequence[Example], embed: Callable[[Sequence[str]], NDArray[np.float32]], settings: Settings
-) -> set[str]:
+def quarantined_people(examples: Sequence[Example], embed: Embed, settings: Settings) -> set[str]:
+    """Return the people whose corrections contradict everybody else's; nobody if quarantine is off."""
     if not settings.dataset.quarantine or not any(e.person for e in examples):
         return set()
     given = sorted((e for e in examples if not e.rejects), key=lambda e: (e.text, e.label, e.person or "", e.order))
@@ -203,11 +167,25 @@ def _quarantined(
     )
 
 
-def _reference(
-    groups: Groups, wanted: DatasetSettings, drops: Drops
+def group_near_duplicates(
+    reference: Sequence[FileRow],
+    examples: Sequence[Example],
+    redact: Redact | None,
+    ledger: Ledger,
+    settings: Settings,
+) -> Groups:
+    """Return the clusters of the reference and all other rows, with the sides that the ledger has for them."""
+    rows, name = from_files(reference, "seed"), settings.model.name
+    texts = [tidy(e.text) for e in rows]
+    curated = [replace(e, text=text) for e, text in zip(rows, redact(texts) if redact else texts, strict=True)]
+    return Groups(curated, examples, lambda text: split.cluster_key(name, text), ledger.sides, settings.model.task)
+
+
+def hold_out_reference(
+    groups: Groups, settings: Settings, drops: Drops
 ) -> tuple[dict[str, list[Example]], dict[str, str]]:
-    """The curated rows by side, and the sides of their keys. What trained once cannot judge."""
-    policy = split.Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
+    """Return the curated rows by side, and the side of each key. Rows that have trained in an earlier round are dropped."""
+    policy = _policy(settings)
     held_out: dict[str, list[Example]] = {side: [] for side in JUDGING}
     sides: dict[str, str] = {}
     for e in groups.reference(drops):
@@ -221,10 +199,48 @@ def _reference(
     return held_out, sides
 
 
-def _file_row(e: Example) -> FileRow:
-    return FileRow(e.text, e.label, e.metadata)
+def assign_sides(
+    groups: Groups,
+    audit: Sequence[Example],
+    reference_sides: Mapping[str, str],
+    ledger: Ledger,
+    settings: Settings,
+    drops: Drops,
+) -> Mapping[str, list[Example]]:
+    """Merge each cluster to one row, record all sides in the ledger, and return side -> rows in order of their text."""
+    merged = groups.merge(drops)
+    keys = [groups.key[e.text] for e in merged]
+    decided = split.decide(
+        merged,
+        keys,
+        groups.known,
+        _policy(settings),
+        task=settings.model.task,
+        reference_rows=len(reference_sides),
+    )
+    drawn = {groups.key[e.text]: AUDIT for e in audit}
+    in_force = ledger.record_sides({**reference_sides, **drawn, **dict(zip(keys, decided, strict=True))})
+    groups.drop_between(in_force, drops)
+    on = defaultdict[str, list[Example]](list)
+    for e, key in sorted(zip(merged, keys, strict=True), key=lambda pair: pair[0].text):
+        on[in_force[key]].append(e)
+    return on
 
 
-def _fingerprint(rows: Iterable[object]) -> str:
-    """One hash over the rows, whatever their order."""
-    return hashlib.sha256(b"\n".join(sorted(orjson.dumps(row) for row in rows))).hexdigest()
+def replay_and_balance(train: list[Example], since: datetime | None, settings: Settings, drops: Drops) -> list[Example]:
+    """Return the training rows with older ones sampled (`dataset.replay`) and labels balanced (`dataset.balance`)."""
+    wanted = settings.dataset
+    always = balance.ALWAYS_REPLAYED if settings.training.start == "base" else 0
+    train = balance.replay(train, since, wanted.replay, drops, always=always)
+    if wanted.balance == "cap":
+        return balance.capped(train, drops)
+    return balance.class_weights(train) if wanted.balance == "weights" else train
+
+
+def _policy(settings: Settings) -> split.Policy:
+    wanted = settings.dataset
+    return split.Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
+
+
+def _file_rows(rows: Iterable[Example]) -> list[FileRow]:
+    return [FileRow(e.text, e.label, e.metadata) for e in rows]

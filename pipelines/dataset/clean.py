@@ -1,11 +1,8 @@
-"""Cleaning: texts repaired, and left out where nothing can be learnt from them.
+"""Normalise texts, and drop rows that are empty, too short, too long, in another language or outside the taxonomy.
 
-Turns examples into fewer examples with tidy texts; build.py tidies the reference with it too. It deliberately judges no label
-but one that the taxonomy lacks.
-
-Mojibake and Unicode are repaired by ftfy. What a repair brings to light passes the anonymiser again: `bob&#64;example.org` is
-an address only afterwards. A text longer than the base model can read is left out; one that is merely cut to
-`model.max_length` is kept, because serving cuts it in the same way.
+ftfy repairs mojibake and Unicode. A repaired text is anonymised again: `bob&#64;example.org` is an address only afterwards.
+A text longer than the base model can read is dropped. One that is truncated to `model.max_length` is kept, because serving
+truncates it in the same way. build.py normalises the reference with `tidy` too.
 """
 
 import re
@@ -19,8 +16,8 @@ from schemas.targets import Task, labels_of
 from serving.privacy.anonymise import anonymise
 
 PASSES = 4
-SURE = 0.9  # probability at which another language is believed
-ENOUGH = 24  # characters; shorter texts are of any language
+SURE = 0.9  # probability from which another language is accepted
+ENOUGH = 24  # characters; shorter texts pass for any language
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+")
@@ -36,14 +33,14 @@ _WORD = re.compile(r"[^\W_]")
 
 @dataclass(frozen=True)
 class Tokens:
-    """How a base model counts: texts -> tokens of each, and the most that it can read."""
+    """Token counts of a base model: texts -> tokens of each, and the longest text that it reads."""
 
     count: Callable[[Sequence[str]], list[int]]
     limit: int
 
 
 def tidy(text: str) -> str:
-    """The text with mojibake repaired, in NFC, without control and invisible characters, white space collapsed. Idempotent."""
+    """Return the text in NFC, mojibake repaired, control and invisible characters removed, white space collapsed. Idempotent."""
     if text.isascii() and "&" not in text:
         return " ".join(_CONTROL.sub(" ", text).split())
     import ftfy
@@ -69,17 +66,17 @@ def clean(
     tokens: Tokens | None = None,
     names: Callable[[list[str]], list[str]] | None = None,
 ) -> list[Example]:
-    """Tidy the texts and leave out what does not help.
+    """Return the usable examples with normalised texts.
 
     Args:
         examples: in any order.
         labels: the taxonomy.
-        drops: told of every row left out.
-        task: what labels are.
+        drops: counts every row left out.
+        task: the task.
         min_chars: letters and digits that a text must have.
-        language: ISO 639-1 code of the only language wanted; None: any.
-        tokens: the base model's; None: no limit.
-        names: texts -> texts without names and places; None: that tier is not installed.
+        language: ISO 639-1 code of the accepted language; None: any.
+        tokens: token counts of the base model; None: no limit.
+        names: texts -> texts without names and places; None: keep them.
 
     """
     rows = []
@@ -93,7 +90,7 @@ def clean(
     rows = drops.keep(rows, lambda e: len(_WORD.findall(e.text[: 8 * min_chars])) >= min_chars, "too short")
     rows = drops.keep(rows, lambda e: labels.issuperset(labels_of(task, e.label)), "label not in the taxonomy")
     if tokens is not None:
-        # no token is shorter than a character
+        # a token has at least one character
         long = sorted({e.text for e in rows if len(e.text) > tokens.limit - 2})
         too_long = {text for text, n in zip(long, tokens.count(long), strict=True) if n > tokens.limit}
         rows = drops.keep(rows, lambda e: e.text not in too_long, "too long for the base model")
@@ -106,11 +103,11 @@ def clean(
 
 
 def is_language(text: str, language: str) -> bool:
-    """False only where another language is next to certain (langid: Lui and Baldwin 2012)."""
+    """Return False only if another language is nearly certain (langid: Lui and Baldwin 2012)."""
     if len(text) < ENOUGH:
         return True
-    found, probability = _identifier().classify(text)
-    return bool(found == language or probability < SURE)
+    detected, probability = _identifier().classify(text)
+    return bool(detected == language or probability < SURE)
 
 
 @cache

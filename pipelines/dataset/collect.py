@@ -1,10 +1,8 @@
-"""Collection: rows of files and feedback become examples with a source, a weight and a person.
+"""Turn rows of files and feedback into examples with a source, a weight and a person.
 
-Turns FileRow and FeedbackRow into Example; build.py calls it first. It deliberately cleans nothing.
-
-A correction or confirmation is a target; a thumbs-up is a weak one. A thumbs-down says which label, or which labels together, it
-is not (a complementary label: Ishida et al. 2017); of a number it does not say what is wrong. A score rates an answer and
-names no target, comments are for people.
+A correction or confirmation gives a target, a thumbs-up a weak one. A thumbs-down gives a complementary label, or set of
+labels, that the text does not have (Ishida et al. 2017). For numbers and generated texts it gives nothing to train on, nor
+do scores and comments. build.py calls it first.
 """
 
 from collections.abc import Iterable
@@ -21,11 +19,11 @@ UNTAUGHT = {
     "score": "score: names no target",
     "rating": "thumbs-down: does not say what is wrong",
 }
-REVIEWER = "reviewer"  # the column of a file that says who labelled a row; the name itself is not kept
+REVIEWER = "reviewer"  # column of a file with the name of who labelled a row; the name is not stored
 
 
 def from_files(rows: Iterable[FileRow], source: str) -> list[Example]:
-    """Rows of files; one that names its reviewer is a reviewer's."""
+    """Return one example a row; its source is "reviewer" if the row names one, else `source`."""
     return [
         Example(
             text=row.text,
@@ -38,8 +36,8 @@ def from_files(rows: Iterable[FileRow], source: str) -> list[Example]:
 
 
 def from_feedback(feedback: Iterable[FeedbackRow], drops: Drops, task: Task) -> list[Example]:
-    """Feedback that says what a text is or is not."""
-    found = []
+    """Return one example for each feedback that gives a target or rejects one; count the rest in `drops`."""
+    examples = []
     for row in feedback:
         match row.kind, row.value:
             case "correction", value:
@@ -56,7 +54,7 @@ def from_feedback(feedback: Iterable[FeedbackRow], drops: Drops, task: Task) -> 
             case kind, _:
                 drops.add(UNTAUGHT.get(kind, f"{kind}: no label"), row.text)
                 continue
-        found.append(
+        examples.append(
             Example(
                 text=row.text,
                 label=label,
@@ -68,4 +66,4 @@ def from_feedback(feedback: Iterable[FeedbackRow], drops: Drops, task: Task) -> 
                 audit=row.audit,
             )
         )
-    return found
+    return examples

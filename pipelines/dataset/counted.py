@@ -1,7 +1,6 @@
-"""Counting: how many rows there are of what.
+"""Count rows by label, or by bin where targets are numbers.
 
-Turns targets into the names that they count under: their labels, or for numbers the bin that they lie in. build.py and
-profile.py count with it. It deliberately compares nothing.
+manifest.py and report/profile.py count with it.
 """
 
 from collections import Counter
@@ -14,13 +13,13 @@ import numpy as np
 
 from schemas.targets import Task, labels_of
 
-FEW_VALUES = 12  # so few different numbers count each by itself
-OUTLYING = 1  # percent at either end that do not stretch the bins
+FEW_VALUES = 12  # up to this many different numbers, each is a bin of its own
+OUTLYING = 1  # percent of rows at either end that lie outside the bins
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Names in their order; `edges` [len(names) - 1] part the numbers that they stand for."""
+    """The names of labels or bins, in order; `edges` [len(names) - 1] separate the bins."""
 
     task: Task
     names: Sequence[str]
@@ -28,7 +27,7 @@ class Counted:
 
     @classmethod
     def over(cls, task: Task, labels: Sequence[str], targets: Sequence[str]) -> "Counted":
-        """The names for targets like these, under a taxonomy of `labels`."""
+        """Return the bins for these targets; for tasks with labels, the taxonomy `labels`."""
         if task != "regression" or not targets:
             return cls(task, labels)
         numbers = sorted({float(target) for target in targets})
@@ -40,20 +39,20 @@ class Counted:
         return cls(task, [f"below {edges[0]:g}", *between, f"{edges[-1]:g} and more"], edges)
 
     def of(self, target: str) -> Sequence[str]:
-        """The names that one target counts under."""
+        """Return the labels of one target, or its bin."""
         if not self.edges:
             return labels_of(self.task, target)
         return (self.names[int(np.searchsorted(self.edges, float(target), side="right"))],)
 
     def rows(self, targets: Iterable[str]) -> Mapping[str, int]:
-        """Name -> how many of these targets, without those that none has."""
+        """Return name -> number of targets, without names of none."""
         counts = Counter(name for target in targets for name in self.of(target))
-        unnamed = sorted(counts.keys() - set(self.names))  # labels that were retired
+        unnamed = sorted(counts.keys() - set(self.names))  # retired labels
         return {name: counts[name] for name in [*self.names, *unnamed] if counts[name]}
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers a step of 1, 2 or 5 apart, from at or below `low` to at or above `high`."""
+    """Return round numbers, a step of 1, 2 or 5 (times a power of ten) apart, that enclose `low` and `high`."""
     span = (high - low) or abs(high) or 1.0
     rough = span / about
     power = 10.0 ** floor(log10(rough))

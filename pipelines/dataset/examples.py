@@ -1,25 +1,22 @@
-"""The words of the dataset: an example, and the rows left out.
-
-Every step of build.py turns lists of `Example` into lists of `Example`, and says in `Drops` what it left out. It deliberately
-holds no step.
-"""
+"""Define `Example`, which every step of build.py takes and returns, and `Drops`, which counts the rows left out."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-# Where a label came from, the most trusted first: that order decides whose row stands for a cluster.
+# Origin of a label, the most trusted first. The order decides which row represents a cluster.
 SOURCES = ("seed", "domain", "reviewer", "correction", "confirmation", "rating", "rejection")
 FROM_FILES = frozenset({"seed", "domain", "reviewer"})
 VOTES = {"seed": 1000.0, "domain": 1000.0, "reviewer": 10.0}
-SHOWN = 120  # characters of a dropped row's example
+SHOWN = 120  # characters shown of a dropped row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One labelled text that may train; a `rejection` says what its label is not.
+    """One labelled text that may train.
 
-    `order` sorts by time: the ISO 8601 time of the feedback, empty for rows of files.
+    A rejection names a label that the text does not have. `order` is the ISO 8601 time of the feedback in UTC, and empty for
+    rows of files.
     """
 
     text: str
@@ -33,30 +30,30 @@ class Example:
 
     @property
     def rejects(self) -> bool:
-        """Whether the label is complementary: not this one."""
+        """Return whether the label is complementary: the text does not have it."""
         return self.source == "rejection"
 
     @property
     def votes(self) -> float:
-        """What the row weighs when a cluster's rows disagree."""
+        """Return the weight of the row in the vote of its cluster."""
         return self.weight * VOTES.get(self.source, 1.0)
 
 
 class Drops:
-    """Rows left out, by reason, with one example each."""
+    """Counts of rows left out, by reason, with one example each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
 
     def add(self, reason: str, text: str, rows: int = 1) -> None:
-        """Count rows."""
+        """Count dropped rows under a reason, and keep the first text in order as its example."""
         self.counts[reason] += rows
-        if text < self.examples.get(reason, "\U0010ffff"):  # the same one whatever the order
+        if text < self.examples.get(reason, "\U0010ffff"):
             self.examples[reason] = text[:SHOWN]
 
     def keep(self, rows: Iterable[Example], good: Callable[[Example], bool], reason: str) -> list[Example]:
-        """The good rows; the others are counted."""
+        """Return the rows that satisfy `good`; count the others under `reason`."""
         kept = []
         for row in rows:
             if good(row):

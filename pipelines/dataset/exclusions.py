@@ -1,7 +1,7 @@
-"""Rows of files that somebody took out: known by their text, whatever file or place they move to.
+"""Leave out rows of files that were excluded by their text, in whatever file they are.
 
-Turns rows into keys and into the rows that stay. A project's dataset is built without them, `ratchet dataset exclude` finds and
-names them. It deliberately changes no file: the registry holds the keys.
+`ratchet dataset exclude` finds rows and stores their keys in the registry; project_dataset.py builds without them. Files stay
+as they are.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ def row_key(text: str) -> str:
 
 
 def kept(rows: Sequence[FileRow], without: frozenset[str]) -> list[FileRow]:
-    """Return the rows that nobody took out."""
+    """Return the rows that are not excluded."""
     return [row for row in rows if row_key(row.text) not in without] if without else list(rows)
 
 
-def found(rows: Iterable[FileRow], words: str) -> list[FileRow]:
-    """Return the rows whose text holds these words, or whose key begins with them."""
+def rows_matching(rows: Iterable[FileRow], words: str) -> list[FileRow]:
+    """Return the rows whose text contains `words`, or whose key begins with it; case is ignored."""
     wanted = words.casefold()
     return [row for row in rows if wanted in row.text.casefold() or row_key(row.text).startswith(wanted)]

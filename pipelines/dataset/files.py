@@ -1,14 +1,14 @@
-"""Labelled files: CSV, JSON, Parquet, Excel or a dataset folder in, rows out.
+"""Read labelled rows from CSV, JSON, Parquet, Excel or a dataset folder.
 
-`ratchet init` checks seed and reference with it, rounds read them. pipelines/files/ reads each format; this module makes rows
-of its records, and counts what is bad, left out or odd. Texts pass the fast anonymiser, as served texts do. It does not clean.
+pipelines/files/ reads each format into records. This module turns records into rows, and counts those that are bad, left out
+or odd. Texts are anonymised by pattern, as served texts are. `ratchet init` and rounds call it.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.files.cells import BadRow, is_parted, read_cells
+from pipelines.files.cells import BadRow, is_label_list, read_cells
 from pipelines.files.columns import Layout, find_columns
 from pipelines.files.label_checks import is_missing, label_notes
 from pipelines.files.layouts import one_hot, plain
@@ -23,7 +23,7 @@ BY_NAME = Columns()
 
 @dataclass(frozen=True)
 class FileRow:
-    """One labelled text, anonymised; other columns as metadata. `label` is the target's canonical text, whatever the task."""
+    """One labelled text, anonymised; other columns are metadata. `label` is the target's canonical text for any task."""
 
     text: str
     label: str
@@ -32,7 +32,7 @@ class FileRow:
 
 @dataclass(frozen=True)
 class FileRows:
-    """The rows of a file, the columns they come from, and sentences on what was left out or looks odd."""
+    """The rows of a file, their columns, and notes on what was left out or looks odd."""
 
     rows: list[FileRow]
     notes: list[str]
@@ -52,11 +52,11 @@ def read_file(path: Path, task: Task, columns: Columns = BY_NAME) -> FileRows:
 
     Args:
         path: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx, a folder of `save_to_disk`, or a cloned dataset.
-        task: what the target is; without named columns it names them (schemas.targets.COLUMNS).
-        columns: the columns of text and target, where they are not found by name.
+        task: decides the target's column name (schemas.targets.COLUMNS) and form.
+        columns: the columns of text and target, if they are not to be detected by name.
 
     Raises:
-        BadFile: it cannot be read, or some row is bad: all are counted and the first few listed.
+        BadFile: the file cannot be read, or has bad rows; the message counts them and lists the first few.
 
     """
     try:
@@ -80,24 +80,23 @@ class _Reading:
         self._task, self._columns = task, columns
         self._rows: list[FileRow] = []
         self._problems: list[str] = []
-        self._failures: list[str] = []  # of tables without the wanted columns
+        self._failures: list[str] = []  # tables without text or target column
         self._unlabelled: list[str] = []
         self._layout: Layout | None = None
-        self._parted = False
+        self._has_lists = False
         self.notes: list[str] = []
 
     def add(self, name: str, table: Table) -> None:
-        """Read a table; `name` begins its messages."""
-        if not table.records and table.problems:  # nothing to find columns in
+        """Add the rows of a table; `name` begins its messages."""
+        if not table.records and table.problems:  # no columns to detect
             self._problems += [name + problem for problem in table.problems]
             return
         try:
-            found = find_columns(table.columns, self._task, self._columns)
+            self._layout = find_columns(table.columns, self._task, self._columns)
         except BadFile as error:
             self._failures.append(name + _with_advice(str(error), table, self._task))
             return
-        self._layout = found
-        examples, layout = plain(table, found, self._task)
+        examples, layout = plain(table, self._layout, self._task)
         self._problems += [name + problem for problem in examples.problems]
         self.notes += [name + note for note in examples.notes]
         for record in examples.records:
@@ -111,12 +110,12 @@ class _Reading:
             if cells.target is None:
                 self._unlabelled.append(name + record.where)
                 continue
-            self._parted = self._parted or is_parted(record.values[layout.target])
+            self._has_lists = self._has_lists or is_label_list(record.values[layout.target])
             metadata = {key: anonymise(value) for key, value in cells.metadata.items()}
             self._rows.append(FileRow(anonymise(cells.text), cells.target, metadata))
 
     def result(self) -> FileRows:
-        """Return all rows; a split that lacks the target's column is left out if another one has it. Raises BadFile."""
+        """Return all rows; a split without the target column is left out if another one has it. Raises BadFile."""
         if self._problems:
             raise BadFile(listed(self._problems))
         if self._layout is None:
@@ -131,19 +130,19 @@ class _Reading:
 
     def _odd(self) -> list[str]:
         counts = Counter(label for row in self._rows for label in labels_of(self._task, row.label))
-        notes = label_notes(self._task, counts, parted=self._parted)
-        written = self._task == "generation"  # its targets are texts too
-        if texts := sum(is_missing(row.text) or (written and is_missing(row.label)) for row in self._rows):
+        notes = label_notes(self._task, counts, lists=self._has_lists)
+        generation = self._task == "generation"  # targets are texts too
+        if texts := sum(is_missing(row.text) or (generation and is_missing(row.label)) for row in self._rows):
             notes.append(f"{counted(texts)} whose text is a word for a missing value, such as NaN or n/a")
         return notes
 
 
 def _with_advice(failure: str, table: Table, task: Task) -> str:
-    """Return the failure, or what to do about a file with one column per label."""
+    """Return the failure, or how to convert a file with one column per label."""
     hot = one_hot(table) if task == "multilabel" else ()
     if len(hot) < 2:
         return failure
     return (
         f"no column 'labels', but {len(hot)} columns that hold only 0 and 1 ({', '.join(hot[:5])}): write the names of each "
-        "row's labels into one column 'labels', parted by '|'"
+        "row's labels into one column 'labels', separated by '|'"
     )

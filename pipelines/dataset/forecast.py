@@ -1,8 +1,7 @@
-"""Forecast: how many rows will judge the first candidates, known before anything is trained.
+"""Predict the size of the first round's reference set, before anything is trained.
 
-Turns the rows of seed and reference into the number that the data gate will compare with `data.min_judge_rows`.
-services/checks/data_summary.py calls it. It searches no near-duplicates, which a round leaves out too: the number is an
-upper bound.
+The data gate compares that size with `data.min_judge_rows`. Near-duplicates are not removed here, so the number is an upper
+bound. services/checks/data_summary.py calls it.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from schemas.settings import Settings
 
 
 def judging_rows(seed: Sequence[FileRow], reference: Sequence[FileRow], settings: Settings) -> int:
-    """Return how many rows will judge, by the split that a first round makes of these rows."""
+    """Return how many of these rows a first round puts on the side "test"."""
     wanted, name = settings.dataset, settings.model.name
     policy = Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
     curated = {cluster_key(name, row.text) for row in reference}

@@ -1,13 +1,13 @@
-"""Groups: a round's texts clustered together with what judges, and what the ledger knows of them.
+"""Cluster a round's texts together with the reference and the audit sample, and merge each cluster to one row.
 
-Turns curated rows and examples into one row a cluster. build.py makes one `Groups` a round. It deliberately decides no side.
+Precedence: the reference and the audit sample, whose near-duplicates never train; then texts that the split ledger has, so
+that a leader of an earlier round leads again; then rows of files; then people's rows. A row near two leaders is dropped. If
+they are on different sides it is a "bridge", else a "duplicate".
 
-Order of precedence: the reference and the audit sample, which lead or not but let nothing like them train; then what the
-ledger knows, so that who led once leads again; then rows of files, then people's. A row that is near two leaders speaks for
-neither: if they lie on two sides it is a bridge, and left out in any case.
+A text joins the audit sample when it is first seen, or never. A text that has trained does not become evidence when it is
+sampled later. A sampled text does not train after the feedback that sampled it is withdrawn.
 
-The audit sample is a side like any other: a text joins it when it is first seen, or never. What has trained does not become
-evidence because the same words were drawn later, and what was drawn does not train once the feedback that drew it is gone.
+build.py makes one `Groups` a round, and assigns the sides.
 """
 
 from collections import defaultdict
@@ -23,14 +23,18 @@ IN_REFERENCE, IN_AUDIT, BRIDGE, DUPLICATE = "in the reference", "in the audit sa
 
 
 class Groups:
-    """One round's clusters.
+    """The clusters of one round.
+
+    Attributes:
+        key: text -> its key in the split ledger.
+        known: key -> side, for keys that the ledger has.
 
     Args:
-        curated: rows of the reference, tidy.
-        examples: all other rows, tidy.
+        curated: normalised rows of the reference.
+        examples: all other rows, normalised.
         key_of: text -> its key in the ledger.
-        sides: keys -> the sides in force, of those that have one.
-        task: by which votes are counted.
+        sides: keys -> side of each key that has one.
+        task: decides the voting rule.
 
     """
 
@@ -59,22 +63,22 @@ class Groups:
         ]
         self._anchors = len(anchors)
         self._texts = [*anchors, *rest]
-        found = cluster(self._texts, self._anchors)
-        self._leads = [leader == n for n, leader in enumerate(found.leader)]
-        self._near = found.near
+        clusters = cluster(self._texts, self._anchors)
+        self._leads = [leader == n for n, leader in enumerate(clusters.leader)]
+        self._near = clusters.near
         self._between: list[tuple[int, list[int]]] = []
 
     def reference(self, drops: Drops) -> list[Example]:
-        """One curated row a cluster, with the label of most."""
+        """Return one reference row a cluster, with the elected label."""
         return self._judging(range(len(self._reference)), self._reference, drops)
 
     def audit(self, drops: Drops) -> list[Example]:
-        """One row of the audit sample a cluster that is not in the reference; it says what a text is, not what it isn't."""
-        found = self._judging(range(len(self._reference), self._anchors), self._audit, drops)
-        return drops.keep(found, lambda e: not e.rejects, "rejection: does not judge")
+        """Return one audit row a cluster that is not in the reference, without rejections."""
+        rows = self._judging(range(len(self._reference), self._anchors), self._audit, drops)
+        return drops.keep(rows, lambda e: not e.rejects, "rejection: does not judge")
 
     def merge(self, drops: Drops) -> list[Example]:
-        """One example a cluster of the rows that may train or be held out, with the votes of all."""
+        """Return one example a cluster of the rows that may train or be held out, elected by all its members."""
         for text in self._others:
             if text in self._reference or text in self._audit:
                 reason = IN_REFERENCE if text in self._reference else IN_AUDIT
@@ -95,28 +99,29 @@ class Groups:
         for n, given in members.items():
             rows = given
             if self.known.get(self.key[self._texts[n]]) in JUDGING:
-                rows = drops.keep(given, lambda e: e.source in FROM_FILES, IN_REFERENCE)  # people do not judge
+                # feedback never enters the reference set
+                rows = drops.keep(given, lambda e: e.source in FROM_FILES, IN_REFERENCE)
             example = aggregate(self._texts[n], rows, drops, self._task) if rows else None
             if example is not None:
                 merged.append(example)
         return merged
 
     def drop_between(self, sides: Mapping[str, str], drops: Drops) -> None:
-        """Count the rows that stand between clusters, once the sides of these are known."""
+        """Count the rows near several leaders as bridges or duplicates; `sides` has the side of every leader."""
         for n, near in self._between:
-            found = {sides.get(self.key[self._texts[leader]]) for leader in near} - {None}
-            drops.add(BRIDGE if len(found) > 1 else DUPLICATE, self._texts[n], len(self._others[self._texts[n]]))
+            touched = {sides.get(self.key[self._texts[leader]]) for leader in near} - {None}
+            drops.add(BRIDGE if len(touched) > 1 else DUPLICATE, self._texts[n], len(self._others[self._texts[n]]))
 
     def _belongs(self, n: int) -> tuple[int | None, str]:
-        """The one leader of a text, or why it has none; without a reason it is between clusters."""
+        """Return a text's leader and "", or None and the drop reason; the reason is empty for a text between clusters."""
         near = self._near[n]
         if near[0] < self._anchors:
             return None, IN_REFERENCE if near[0] < len(self._reference) else IN_AUDIT
         if len(near) > 1:
             self._between.append((n, near))
             return None, ""
-        own, other = (self.known.get(self.key[self._texts[m]]) for m in (n, near[0]))
-        return (None, BRIDGE) if own is not None and own != other else (near[0], "")
+        side, other = (self.known.get(self.key[self._texts[m]]) for m in (n, near[0]))
+        return (None, BRIDGE) if side is not None and side != other else (near[0], "")
 
     def _is_audit(self, text: str, rows: Sequence[Example]) -> bool:
         known = self.known.get(self.key[text])
@@ -131,8 +136,8 @@ class Groups:
                     members[leaders[0]] += rows[self._texts[n]]
                 else:
                     drops.add(DUPLICATE if leaders else IN_REFERENCE, self._texts[n], len(rows[self._texts[n]]))
-        found = (aggregate(self._texts[n], group, drops, self._task) for n, group in members.items() if group)
-        return [e for e in found if e is not None]
+        merged = (aggregate(self._texts[n], group, drops, self._task) for n, group in members.items() if group)
+        return [e for e in merged if e is not None]
 
     def _in_order(self, rows: Mapping[str, list[Example]]) -> list[str]:
         def precedence(text: str) -> tuple[bool, str, bool, str]:
@@ -144,7 +149,7 @@ class Groups:
 
 
 def _by_text(rows: Iterable[Example]) -> dict[str, list[Example]]:
-    found: dict[str, list[Example]] = defaultdict(list)
+    by_text: dict[str, list[Example]] = defaultdict(list)
     for row in rows:
-        found[row.text].append(row)
-    return dict(found)
+        by_text[row.text].append(row)
+    return dict(by_text)

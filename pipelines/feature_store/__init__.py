@@ -1,7 +1,9 @@
 """The feature store: the event log in Delta Lake, and Feast over it.
 
-event_log.py commits a micro-batch's rows together with the Kafka positions that they stand for, so a position is
-never ahead of its rows. event_rows.py turns events into rows. offline_store.py lets Feast read one consistent
-snapshot; online_store.py keeps the newest value by event time. store.py answers what rounds, triggers and the
-consumer ask, and effective_feedback.py says in SQL which feedback counts. Only this room imports feast and deltalake.
+event_log.py commits the rows of a micro-batch together with their Kafka positions (positions.py), so no position is ahead of
+its rows. event_rows.py turns events into rows. A tail damaged by a power cut is set aside (event_log_repair.py).
+
+store.py is the entry for rounds, triggers and the consumer. effective_feedback.py selects in SQL the feedback that counts.
+feast_views.py calls Feast, which reads one consistent snapshot (offline_store.py) and keeps the newest value by event time
+(online_store.py). Only this folder imports feast and deltalake.
 """

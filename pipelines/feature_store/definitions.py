@@ -1,6 +1,6 @@
-"""What Feast knows: entities, sources and feature views over the event log.
+"""Define Feast's entities, sources and feature views over the event log.
 
-feature_store/store.py applies it; a test holds its fields equal to the log's columns. Objects alone: no store is opened here.
+feast_views.py applies them; a test compares their fields with the log's columns.
 """
 
 from datetime import timedelta
@@ -19,8 +19,11 @@ TIMES = ("event_timestamp", "created_timestamp")
 
 
 def definitions(event_log: str) -> list[Any]:
-    """Entities and views over the log at `event_log`; predictions are written online too, live counts online alone."""
-    found: list[Any] = []
+    """Return the entities and views over the log at `event_log`.
+
+    Predictions are also written online, live counts only online.
+    """
+    objects: list[Any] = []
     for name, key in ENTITIES.items():
         entity = Entity(name=key, join_keys=[key], value_type=ValueType.STRING)
         source = FileSource(
@@ -39,17 +42,18 @@ def definitions(event_log: str) -> list[Any]:
             ttl=timedelta(0),
             online=name == "predictions",
         )
-        found += [entity, view]
-    return [*found, *_live(found[-1].source)]
+        objects += [entity, view]
+    return [*objects, *_live(objects[-1].source)]
 
 
 def _live(source: FileSource) -> list[Any]:
-    """Counts of feedback, one row a topic-partition, written by the consumer that owns it. Online alone: the source is
-    named because Feast asks for one.
+    """Return entity and view of live feedback counts: one row a topic-partition, written by the consumer that owns it.
+
+    They exist online only. Feast requires a source, so any is named.
     """
-    place = Entity(name="place", join_keys=["place"], value_type=ValueType.STRING)
+    topic_partition = Entity(name="place", join_keys=["place"], value_type=ValueType.STRING)
     fields = [Field(name="place", dtype=String), Field(name="counts", dtype=String)]
     view = FeatureView(
-        name="live_feedback", entities=[place], schema=fields, source=source, ttl=timedelta(0), online=True
+        name="live_feedback", entities=[topic_partition], schema=fields, source=source, ttl=timedelta(0), online=True
     )
-    return [place, view]
+    return [topic_partition, view]

@@ -1,14 +1,13 @@
-"""The event log: two append-only Delta tables, predictions and feedback, the truth that everything else is built from.
+"""Store predictions and feedback in two append-only Delta tables, the source of truth of the feature store.
 
-Turns micro-batches of rows, with the positions they stand for, into one Delta commit each. The feedback consumer
-appends; Feast's offline store reads. It deliberately knows no event's meaning and no Kafka.
+Each micro-batch is one Delta commit of rows and positions. The feedback consumer appends, Feast's offline store reads.
 
-In a folder, rows and commit are on disk before `append` returns: outboxes delete what the log's positions cover. A tail
-that was damaged all the same is set aside when the log is opened (event_log_repair.py). An object store is durable by itself.
+In a folder, rows and commit are on disk before `append` returns, because outboxes delete the events that the log's positions
+cover. A damaged tail is set aside when the log is opened (event_log_repair.py). An object store needs neither.
 
-A commit carries, as application transactions, the last offset of each topic-partition ('<topic_id>/<partition>'), and
-is made from the very snapshot whose positions were checked, so that a second writer with a stale view is refused
-(Delta protocol, "Transaction Identifiers").
+A commit carries the last offset of each topic-partition ('<topic_id>/<partition>') as application transactions. It is based on
+the snapshot whose positions were checked, so a second writer with a stale snapshot is refused (Delta protocol, "Transaction
+Identifiers").
 """
 
 import contextlib
@@ -20,7 +19,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pds
 import pyarrow.fs as pfs
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
@@ -30,17 +28,18 @@ from deltalake.transaction import AddAction
 from pipelines.feature_store.event_log_files import check_folder, write_rows
 from pipelines.feature_store.event_log_repair import repair
 from pipelines.feature_store.event_log_tail import ACTIONS, EventLogDamaged, lost_files, secure, sync_checkpoint
+from pipelines.feature_store.positions import last_offsets, last_stored_offsets, rows_beyond
 
 log = logging.getLogger("ratchet.event_log")
 
-# Small enough that merging never rewrites much of the history, large enough that a million rows are a dozen files.
+# Small, so that a compaction rewrites little of the history; large enough to hold a million rows in a dozen files.
 FILE_BYTES = 16 * 1024 * 1024
-# How long files that a compaction replaced are kept for readers of an older snapshot; they read for seconds.
+# Replaced files are kept so long for readers of an older snapshot, who need seconds.
 KEEP_REPLACED_HOURS = 1
 ERASE_ATTEMPTS = 10
-# Statistics of columns would put texts and users into the table's history, which outlives their rows.
+# No column statistics: they would keep texts and users in the table's history after their rows are erased.
 PRIVATE = {"delta.dataSkippingNumIndexedCols": "0", "delta.logRetentionDuration": "interval 1 hours"}
-NEWEST_SYNCED = 3  # commits synced again when the log is opened: their writer may have been killed before it could
+NEWEST_SYNCED = 3  # commits synced again when the log is opened, in case their writer was killed before it did
 VACUUM_EVERY = 10  # compactions by one process, the first included
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -80,17 +79,17 @@ SCHEMAS: dict[str, pa.Schema] = {
 
 
 class ConcurrentCommitError(RuntimeError):
-    """Another writer committed the same partition since we looked."""
+    """Another writer committed the same topic-partition since its position was read."""
 
 
 class EventLog:
-    """The two tables below one folder or s3:// address (credentials: AWS_*). Not thread-safe."""
+    """The two tables in one folder or at an s3:// address (credentials: AWS_*). Not thread-safe."""
 
     def __init__(self, location: str) -> None:
-        """Make the tables that are missing and repair damaged tails.
+        """Create missing tables and repair damaged tails.
 
         Raises:
-            EventLogDamaged: damage that is no tail; an OSError.
+            EventLogDamaged: damage that is not confined to the tail; an OSError.
             OSError: the tables cannot be opened.
             UnusableFolder: see `check_folder`.
 
@@ -105,41 +104,40 @@ class EventLog:
         self._seen = {name: self.version(name) for name in SCHEMAS}
 
     def uri(self, name: str) -> str:
-        """Address of a table."""
+        """Return the address of a table."""
         return f"{self._location}/{name}"
 
-    def position(self, name: str, place: str) -> int:
-        """Last offset of '<topic_id>/<partition>' that a commit stands for, or -1, in the newest snapshot."""
-        found = self._newest(name).transaction_version(place)
-        return -1 if found is None else int(found)
+    def position(self, name: str, topic_partition: str) -> int:
+        """Return the last committed offset of '<topic_id>/<partition>' in the newest snapshot; -1 if there is none."""
+        offset = self._newest(name).transaction_version(topic_partition)
+        return -1 if offset is None else int(offset)
 
     def append(self, name: str, rows: pa.Table, positions: Mapping[str, int] | None = None) -> int:
-        """Commit, at once, the rows that are not stored yet and how far the topics have been read.
+        """Commit the rows that are not stored yet, together with the positions up to which topics have been read.
 
         Args:
             name: "predictions" or "feedback".
             rows: in SCHEMAS[name].
-            positions: last offset read by '<topic_id>/<partition>', where that is beyond the rows' own (the messages in
-                between became no row).
+            positions: last offset read, by '<topic_id>/<partition>', where it exceeds that of the rows because later
+                messages gave no row.
 
         Returns:
-            How many rows were new.
+            The number of new rows.
 
         Raises:
-            ConcurrentCommitError: another writer was first; look at the positions again.
+            ConcurrentCommitError: another writer was first; read the positions again.
             OSError: the log cannot be written.
 
         """
         table = self._newest(name)
         try:
-            last = {place: int(offset) for place, offset in (positions or {}).items()}
-            last = {**_last_offsets(rows), **last}
-            stored = {place: table.transaction_version(place) for place in last}
-            ahead = {place: last[place] for place, at in stored.items() if at is None or at < last[place]}
+            last = last_offsets(rows) | {key: int(offset) for key, offset in (positions or {}).items()}
+            stored = {key: table.transaction_version(key) for key in last}
+            ahead = {key: last[key] for key, offset in stored.items() if offset is None or offset < last[key]}
             if not ahead:
                 return 0
-            fresh = _beyond(rows, {place: -1 if at is None else at for place, at in stored.items()})
-            self._commit(name, table, fresh, [Transaction(*place) for place in ahead.items()])
+            fresh = rows_beyond(rows, {key: -1 if offset is None else offset for key, offset in stored.items()})
+            self._commit(name, table, fresh, [Transaction(key, offset) for key, offset in ahead.items()])
         except CommitFailedError as error:
             raise ConcurrentCommitError(f"event log {name}: {error}") from error
         except DeltaError as error:
@@ -147,7 +145,7 @@ class EventLog:
         return int(fresh.num_rows)
 
     def _commit(self, name: str, table: DeltaTable, rows: pa.Table, transactions: list[Transaction]) -> None:
-        """Write the rows' file, then the commit that names it; in a folder, each is on disk before the next step."""
+        """Write the rows' file, then the commit that names it; in a folder, sync each before the next step."""
         if not self._local:
             properties = CommitProperties(app_transactions=transactions)
             write_deltalake(table, rows, mode="append", commit_properties=properties)
@@ -169,15 +167,15 @@ class EventLog:
         self._newest(name, written=added[0].path if added else None)
 
     def compaction_due(self, name: str, every: int) -> bool:
-        """Whether a multiple of `every` commits has been passed since the last call, or since the log was opened."""
+        """Return whether the version passed a multiple of `every` since the last call, or since the log was opened."""
         before, self._seen[name] = self._seen[name], self.version(name)
         return self._seen[name] // every > before // every
 
     def compact(self, name: str) -> bool:
-        """Merge small files and write a checkpoint; now and then delete what was replaced KEEP_REPLACED_HOURS ago.
+        """Merge small files and write a checkpoint, so that cost and disk do not grow with the number of commits.
 
-        So cost and disk do not grow with the number of commits. Losing a race against a commit is no failure: the next
-        time will do. Returns whether it compacted.
+        Every VACUUM_EVERY calls, delete files that were replaced KEEP_REPLACED_HOURS ago. Return whether it compacted: a
+        concurrent commit makes it fail, and the next call tries again.
         """
         table = self._newest(name)
         try:
@@ -195,10 +193,10 @@ class EventLog:
         return True
 
     def erase(self, name: str, predicate: str) -> int:
-        """Delete the rows for which an SQL predicate holds, and the files that held them; return how many rows.
+        """Delete the rows that satisfy an SQL predicate, and the files that held them; return the number of rows.
 
-        Positions stay as they are. Readers of an older snapshot fail once. The table's own history keeps no values of rows from
-        then on, and is cut to an hour. Raises ConcurrentCommitError if others commit again and again, or OSError.
+        Positions stay. Readers of an older snapshot fail once. From then on the table's history has no values of rows, and is
+        truncated to an hour. Raises ConcurrentCommitError after ERASE_ATTEMPTS lost races, or OSError.
         """
         for attempt in range(1, ERASE_ATTEMPTS + 1):
             table = self._newest(name)
@@ -217,39 +215,32 @@ class EventLog:
             table.create_checkpoint()
             table.cleanup_metadata()
         except DeltaError as error:
-            raise OSError(f"event log {name}: rows are deleted, their files not yet: {error}") from error
+            raise OSError(f"event log {name}: rows are deleted, but not their files: {error}; erase again") from error
         return deleted
 
     def version(self, name: str) -> int:
-        """The table's newest version: it changes when rows do."""
+        """Return the table's newest version, which changes whenever rows do."""
         return int(self._newest(name).version())
 
     def positions(self, name: str) -> dict[str, int]:
-        """Last stored offset by '<topic_id>/<partition>', from the rows themselves: the cut that covers them all."""
-        import duckdb
-
+        """Return the cut that covers all rows: their last offset by '<topic_id>/<partition>'."""
         version = self.version(name)
         if self._cuts.get(name, (-1, {}))[0] != version:
-            rows = snapshot(self._tables[name])
-            with duckdb.connect() as connection:
-                connection.register("rows", rows)
-                query = 'SELECT topic_id || \'/\' || "partition", max("offset") FROM rows GROUP BY 1'
-                found = connection.execute(query).fetchall()
-            self._cuts[name] = (version, {place: int(last) for place, last in found})
+            self._cuts[name] = (version, last_stored_offsets(snapshot(self._tables[name])))
         return dict(self._cuts[name][1])
 
     def stored_at(self, name: str) -> datetime | None:
-        """Return when the newest row of a table was stored; None if it has none."""
+        """Return when the newest row of a table was stored; None for an empty table."""
         import duckdb
 
         self._newest(name)
         with duckdb.connect() as connection:
             connection.register("rows", self._tables[name].to_pyarrow_dataset())
-            found = connection.execute("SELECT epoch_us(max(created_timestamp)) FROM rows").fetchone()
-        return None if not found or found[0] is None else EPOCH + timedelta(microseconds=found[0])
+            newest = connection.execute("SELECT epoch_us(max(created_timestamp)) FROM rows").fetchone()
+        return None if not newest or newest[0] is None else EPOCH + timedelta(microseconds=newest[0])
 
     def _newest(self, name: str, written: str | None = None) -> DeltaTable:
-        """The table at its newest version, whose commits are checked and on disk. `written`: see `secure`."""
+        """Return the table at its newest version, its commits checked and synced. `written`: see `secure`."""
         try:
             if name in self._tables:
                 self._tables[name].update_incremental()
@@ -260,7 +251,7 @@ class EventLog:
                 secure(self._folder(name), self._secured[name], newest, written)
                 self._secured[name] = newest
         except (DeltaError, OSError) as error:
-            self._forget(name)  # what is opened next is repaired first
+            self._forget(name)  # so that the next call opens and repairs it
             raise error if isinstance(error, OSError) else OSError(f"event log {name}: {_line(error)}") from error
         return self._tables[name]
 
@@ -270,7 +261,7 @@ class EventLog:
         try:
             table = DeltaTable(self.uri(name))
         except TableNotFoundError:
-            with contextlib.suppress(DeltaError):  # whoever made it in the same moment was first
+            with contextlib.suppress(DeltaError):  # another process created it in the same moment
                 DeltaTable.create(self.uri(name), SCHEMAS[name], mode="ignore", name=name, configuration=PRIVATE)
             table = DeltaTable(self.uri(name))
         if self._local:
@@ -289,18 +280,14 @@ class EventLog:
 
 
 def snapshot(table: DeltaTable) -> pds.Dataset:
-    """Return the rows of a table's snapshot as a dataset. A folder's files are named exactly: no URL, no pattern."""
-    schema = pa.schema(table.schema().to_arrow())
-    root = _local_root(table)
-    if root is None:
-        return table.to_pyarrow_dataset()
-    files = [str(root / unquote(path)) for path in table._table.get_add_file_sizes()]
-    return pds.dataset(files, schema=schema, format="parquet", filesystem=pfs.LocalFileSystem())
-
-
-def _local_root(table: DeltaTable) -> Path | None:
+    """Return the rows of a table's snapshot as a dataset. A folder's files are named literally, not by URL or pattern."""
     uri = str(table.table_uri)
-    return Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else None
+    if not uri.startswith("file://"):
+        return table.to_pyarrow_dataset()
+    root = Path(unquote(uri.removeprefix("file://")))
+    files = [str(root / unquote(path)) for path in table._table.get_add_file_sizes()]
+    schema = pa.schema(table.schema().to_arrow())
+    return pds.dataset(files, schema=schema, format="parquet", filesystem=pfs.LocalFileSystem())
 
 
 def _added(folder: Path, rows: pa.Table) -> AddAction:
@@ -309,27 +296,5 @@ def _added(folder: Path, rows: pa.Table) -> AddAction:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error: Delta's carry a stack trace."""
+    """Return the first line of an error; Delta's errors carry a stack trace."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _places(rows: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(rows["topic_id"], pc.cast(rows["partition"], pa.string()), "/")
-
-
-def _last_offsets(rows: pa.Table) -> dict[str, int]:
-    if not rows.num_rows:
-        return {}
-    grouped = (
-        pa.table({"place": _places(rows), "offset": rows["offset"]}).group_by("place").aggregate([("offset", "max")])
-    )
-    return dict(zip(grouped["place"].to_pylist(), grouped["offset_max"].to_pylist(), strict=True))
-
-
-def _beyond(rows: pa.Table, stored: Mapping[str, int]) -> pa.Table:
-    """Rows whose offset is beyond what is stored of their place."""
-    if not rows.num_rows:
-        return rows
-    limits = pc.index_in(_places(rows), value_set=pa.array(list(stored), pa.string()))
-    stored_offsets = pa.array(list(stored.values()), pa.int64()).take(limits.combine_chunks())
-    return rows.filter(pc.greater(rows["offset"], stored_offsets))

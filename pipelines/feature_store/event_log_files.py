@@ -1,7 +1,6 @@
-"""Where the event log may lie, and its rows' files in a folder.
+"""Check that Delta Lake can open a location, and write the log's Parquet files in a folder.
 
-Turns rows into a Parquet file that is on disk, and a location into a refusal. event_log.py and `ratchet init` call it. It
-deliberately knows no Delta library.
+event_log.py and `ratchet init` call it.
 """
 
 import re
@@ -13,29 +12,29 @@ import pyarrow.parquet as pq
 
 from serving.atomic_write import sync
 
-# What Delta's library decodes or divides wherever it stands in a path, whatever we quote: seen with deltalake 1.6.
+# Characters that deltalake 1.6 decodes or splits at anywhere in a path, however they are quoted.
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\]|%[0-9A-Fa-f]{2}")
 
 
 class UnusableFolder(ValueError):
-    """The folder's name holds characters that Delta's library cannot open."""
+    """The folder's path has characters that Delta's library cannot open."""
 
 
 def check_folder(location: str) -> None:
-    """Raise UnusableFolder if the event log cannot lie at a location."""
-    folder = location if "://" in location else str(Path(location).resolve())  # as Delta follows links
-    if "://" not in location and (found := _UNUSABLE.search(folder)):
+    """Raise UnusableFolder if Delta's library cannot open a location."""
+    folder = location if "://" in location else str(Path(location).resolve())  # Delta resolves links
+    if "://" not in location and (match := _UNUSABLE.search(folder)):
         raise UnusableFolder(
-            f"feature_store.event_log: {folder!r} holds {found[0]!r}, which Delta Lake cannot have in a path: rename"
+            f"feature_store.event_log: {folder!r} has {match[0]!r}, which Delta Lake cannot open in a path: rename"
             " the folder, or set feature_store.event_log to another one"
         )
 
 
 def write_rows(folder: Path, rows: pa.Table) -> tuple[str, int]:
-    """Write rows into a file of their own; return its name and bytes once it is on disk.
+    """Write rows to a new Parquet file; return its name and size in bytes after it is synced.
 
     Raises:
-        OSError: the disk refuses; nothing is left of the file.
+        OSError: writing failed; the file is removed.
 
     """
     sink = pa.BufferOutputStream()

@@ -1,11 +1,10 @@
-"""The event log's damaged tail, set aside.
+"""Set a damaged tail of the event log aside, so that Kafka or the outbox delivers its events again.
 
-Turns a Delta table whose newest commits or checkpoints are damaged into one that ends before them, so that positions go
-back and the outbox or Kafka delivers again. event_log.py calls it before it opens a table. It deliberately knows no Delta
-library: a library that has read a damaged commit has believed it.
+The table then ends before the damage, and its positions go back. event_log.py calls this before it opens a table. Files are
+read without Delta's library, which would accept a damaged commit.
 
-A power cut damages the newest commit alone, because each is on disk before the next begins. So only a tail is repaired:
-damage with a whole commit after it is refused, for setting that aside would drop rows that nobody sends again.
+A power cut damages only the newest commit, because each is synced before the next begins. So only a tail is repaired. Damage
+followed by a whole commit raises EventLogDamaged: setting both aside would drop rows that are not delivered again.
 """
 
 import contextlib
@@ -37,13 +36,13 @@ from serving.file_lock import locked
 
 log = logging.getLogger("ratchet.event_log")
 
-DAMAGED = "_damaged"  # Delta's vacuum leaves folders alone that begin with an underscore
-DEEP = 3  # newest commits whose Parquet files are read to the last page, not by their footer alone
+DAMAGED = "_damaged"  # vacuum skips folders whose names begin with an underscore
+DEEP = 3  # newest commits whose Parquet files are read to the last page; of the others, only the footer
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit of the log and what is wrong with it, None if nothing is."""
+    """One commit of the log and its fault; None: it is whole."""
 
     version: int
     path: Path
@@ -51,11 +50,11 @@ class Commit:
 
 
 def repair(table: Path) -> list[Path]:
-    """Set a damaged tail and damaged checkpoints aside; return what was moved. One process at a time does it.
+    """Set a damaged tail and damaged checkpoints aside, under a lock; return the moved files.
 
     Raises:
-        EventLogDamaged: a whole commit follows a damaged one, or no complete history would be left.
-        OSError: the disk refuses.
+        EventLogDamaged: a whole commit follows a damaged one, or no complete history would remain.
+        OSError: a file cannot be read or moved.
 
     """
     if not (table / LOG).is_dir():
@@ -73,8 +72,8 @@ def _repair_tail(table: Path) -> list[Path]:
     if whole := [commit for commit in tail if commit.fault is None]:
         raise EventLogDamaged(
             f"event log {table.name}: {first.path} is {first.fault}, and commit {whole[-1].version} after it is whole: "
-            f"restore that file from a backup, or move it and every later commit into {table / DAMAGED}; rows from there"
-            " on come back only if Kafka or the outbox still holds them"
+            f"restore that file from a backup, or move it and every later commit into {table / DAMAGED}; later rows"
+            " are read again only if Kafka or the outbox still has them"
         )
     if first.version == 0:
         raise EventLogDamaged(
@@ -84,7 +83,7 @@ def _repair_tail(table: Path) -> list[Path]:
     moved = _set_aside(table, [commit.path for commit in tail] + _checkpoints_from(table, first.version))
     _keep_orphans(table, moved[0].parent, since=min(path.stat().st_mtime for path in moved))
     log.error(
-        "event log %s: commit %d is %s: set aside in %s with %d more; what it held is read again from Kafka or the outbox",
+        "event log %s: commit %d is %s: set aside in %s with %d more files; its events are read again from Kafka or the outbox",
         table.name,
         first.version,
         first.fault,
@@ -95,48 +94,48 @@ def _repair_tail(table: Path) -> list[Path]:
 
 
 def _checkpoints_from(table: Path, version: int) -> list[Path]:
-    """The checkpoints that hold a damaged commit, and the hint. Raises EventLogDamaged if nothing covers what was before."""
+    """Return the checkpoints from a version on, and the hint. Raises EventLogDamaged if no history before it would remain."""
     known = checkpoints(table)
-    found = [path for path in known if version_of(path) >= version]
-    start = max((version_of(path) for path in known if path not in found), default=-1)
-    if found and not _complete(table, start, version - 1):
+    later = [path for path in known if version_of(path) >= version]
+    start = max((version_of(path) for path in known if path not in later), default=-1)
+    if later and not _complete(table, start, version - 1):
         raise EventLogDamaged(
-            f"event log {table.name}: {commit_path(table, version)} is damaged, and what was before it is in {found[0]} alone:"
+            f"event log {table.name}: {commit_path(table, version)} is damaged, and only {later[0]} has the history before it:"
             " restore the commit and its files from a backup"
         )
-    return [*found, *(table / LOG).glob(HINT)]
+    return [*later, *(table / LOG).glob(HINT)]
 
 
 def _complete(table: Path, start: int, newest: int) -> bool:
-    """Whether commits lead from a checkpoint (-1: from the beginning) to a version."""
+    """Return whether all commits from a checkpoint (-1: the beginning) to a version exist."""
     return start >= newest or all(commit_path(table, version).exists() for version in range(start + 1, newest + 1))
 
 
 def _tail(table: Path) -> list[Commit]:
-    """The commits from the first damaged one to the newest; empty without damage.
+    """Return the commits from the first damaged one to the newest; empty without damage.
 
-    Looked at are those that no whole checkpoint covers, and the newest DEEP in any case.
+    Checks the commits that no whole checkpoint covers, and always the newest DEEP.
     """
     numbered = commits(table)
     versions = [version for version, _ in numbered]
     if versions and versions != list(range(versions[0], versions[-1] + 1)):
         gap = next(version for version in range(versions[0], versions[-1]) if version not in versions)
         raise EventLogDamaged(
-            f"event log {table.name}: {commit_path(table, gap)} is missing, and later commits are there: restore it from a backup"
+            f"event log {table.name}: {commit_path(table, gap)} is missing, but later commits exist: restore it from a backup"
         )
     covered = max((version_of(path) for path in checkpoints(table)), default=-1)
     recent = [pair for n, pair in enumerate(reversed(numbered)) if n < DEEP or pair[0] > covered]
-    found: list[Commit] = []
+    checked: list[Commit] = []
     replaced: set[str] = set()
     for n, (version, path) in enumerate(recent):
-        found.append(Commit(version, path, _unless_replaced(table, path, replaced, deep=n < DEEP)))
+        checked.append(Commit(version, path, _unless_replaced(table, path, replaced, deep=n < DEEP)))
         replaced |= removed_files(path)
-    damaged = [commit.version for commit in found if commit.fault]
-    return [commit for commit in reversed(found) if commit.version >= min(damaged)] if damaged else []
+    damaged = [commit.version for commit in checked if commit.fault]
+    return [commit for commit in reversed(checked) if commit.version >= min(damaged)] if damaged else []
 
 
 def _unless_replaced(table: Path, path: Path, replaced: set[str], *, deep: bool) -> str | None:
-    """The fault of a commit, unless it is a file that a later commit has replaced anyway."""
+    """Return the fault of a commit; None if a later commit has replaced all its files."""
     fault = fault_of(table, path, deep=False)
     if fault is None:
         return fault_of(table, path, deep=True) if deep else None
@@ -147,7 +146,7 @@ def _unless_replaced(table: Path, path: Path, replaced: set[str], *, deep: bool)
 
 
 def _repair_checkpoints(table: Path) -> list[Path]:
-    """Set aside the newest checkpoints that cannot be read, and a hint that names none: commits say the same."""
+    """Set aside the newest checkpoints that cannot be read, and a hint to none; the commits have the same content."""
     left, damaged = checkpoints(table), []
     while left and not _readable(left[-1]):
         damaged.append(left.pop())
@@ -160,10 +159,10 @@ def _repair_checkpoints(table: Path) -> list[Path]:
     newest = max((version for version, _ in commits(table)), default=-1)
     if not _complete(table, covered, newest) or max(covered, newest) < 0:
         raise EventLogDamaged(
-            f"event log {table.name}: {damaged[0]} cannot be read, and the commits before it are gone: restore it from a backup"
+            f"event log {table.name}: {damaged[0]} cannot be read, and the commits before it are missing: restore it from backup"
         )
     moved = _set_aside(table, damaged)
-    log.error("event log %s: %s cannot be read: set aside, the commits say the same", table.name, damaged[0])
+    log.error("event log %s: %s cannot be read: set aside, the commits have the same content", table.name, damaged[0])
     return moved
 
 
@@ -178,7 +177,7 @@ def _readable(path: Path) -> bool:
 
 
 def _set_aside(table: Path, paths: Sequence[Path]) -> list[Path]:
-    """Move files into a folder named by the time, the newest first, so that a death leaves a shorter tail."""
+    """Move files, newest first, to a folder named by the time; an interruption leaves a shorter damaged tail."""
     folder = table / DAMAGED / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     folder.mkdir(parents=True)
     moved = []
@@ -190,8 +189,8 @@ def _set_aside(table: Path, paths: Sequence[Path]) -> list[Path]:
 
 
 def _keep_orphans(table: Path, folder: Path, since: float) -> None:
-    """Link the Parquet files that were written with a tail beside it, before vacuum deletes what no commit names."""
+    """Hard-link the tail's Parquet files into `folder`, because vacuum deletes files that no commit names."""
     for path in table.glob("*.parquet"):
-        with contextlib.suppress(OSError):  # a file system without links: the files stay an hour
+        with contextlib.suppress(OSError):  # without links, vacuum deletes the files after an hour
             if path.stat().st_mtime >= since - 60:
                 os.link(path, folder / path.name)

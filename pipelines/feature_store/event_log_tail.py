@@ -1,7 +1,6 @@
-"""What the event log's newest commits must be: whole, and on disk.
+"""Check that the newest commits of a Delta table are whole, and sync them to disk.
 
-Turns a Delta table's folder into the first fault of its commits, or into the certainty that they will be there after a
-power cut. event_log.py and event_log_repair.py call it. It deliberately repairs nothing.
+event_log.py syncs with it, event_log_repair.py gets the fault of each commit.
 """
 
 import contextlib
@@ -17,43 +16,43 @@ import pyarrow.parquet as pq
 
 from serving.atomic_write import sync_all
 
-ACTIONS = "ratchet_actions"  # in commitInfo: how many lines follow it
+ACTIONS = "ratchet_actions"  # key in commitInfo: number of lines after it
 LOG = "_delta_log"
 HINT = "_last_checkpoint"
 
 
 class EventLogDamaged(OSError):
-    """A part of the event log is damaged that nobody would deliver again; the message names file and way out."""
+    """Damage to events that would not be delivered again; the message names the file and the way out."""
 
 
 def secure(table: Path, after: int, newest: int, written: str | None = None) -> None:
-    """Check the commits of a range, and wait until they and the files that they add are on disk.
+    """Check the commits of a range, and sync them and the files that they add.
 
     Args:
         table: the table's folder.
         after: the version before the first one to check.
         newest: the last one to check.
-        written: name of a Parquet file that this process has just written and synced itself.
+        written: name of a Parquet file that this process has just written and synced.
 
     Raises:
-        EventLogDamaged: one of them cannot be trusted.
-        OSError: the disk refuses.
+        EventLogDamaged: a commit is damaged.
+        OSError: a file cannot be read or synced.
 
     """
     trusted = {written} if written else set[str]()
     for path in (commit_path(table, version) for version in range(newest, after, -1)):
-        if not path.exists():  # a checkpoint covers it, or Delta would not have read this far
+        if not path.exists():  # a checkpoint covers it: Delta has read past it
             continue
         if fault := fault_of(table, path, deep=True, trusted=trusted):
             raise EventLogDamaged(f"event log {table.name}: {path} is {fault}")
         sync_all([*(table / name for name in added_files(path) if name not in trusted), path])
-        trusted |= removed_files(path)  # an earlier commit's file that was replaced since may be deleted by now
+        trusted |= removed_files(path)  # vacuum may have deleted a replaced file of an earlier commit
     if newest > after:
         sync_all([table, table / LOG])
 
 
 def sync_checkpoint(table: Path) -> None:
-    """Wait until the newest checkpoint and the hint that names it are on disk. Raises OSError."""
+    """Sync the newest checkpoint and the hint that names it. Raises OSError."""
     hint = table / LOG / HINT
     version = hinted_version(hint)
     if version is not None:
@@ -61,26 +60,23 @@ def sync_checkpoint(table: Path) -> None:
 
 
 def lost_files(table: Path, active: Sequence[tuple[str, int]]) -> list[str]:
-    """Return what is wrong with a snapshot's files (name, bytes), a sentence each: missing, or of another size."""
+    """Return a message for each of a snapshot's files (name, bytes) that is missing or of another size."""
     return [f"{table / name}: {fault}" for name, size in active if (fault := _wrong_size(table / name, size))]
 
 
-# --- what is wrong ----------------------------------------------------------------------------------------------------
-
-
 def commit_path(table: Path, version: int) -> Path:
-    """Return where a commit lies."""
+    """Return the path of a commit."""
     return table / LOG / f"{version:020d}.json"
 
 
 def commits(table: Path) -> list[tuple[int, Path]]:
-    """Return version and path of every commit that is there, in order."""
-    found = (Path(entry.path) for entry in os.scandir(table / LOG) if entry.name.endswith(".json"))
-    return sorted((int(path.stem), path) for path in found if path.stem.isdecimal())
+    """Return version and path of every existing commit, in order."""
+    paths = (Path(entry.path) for entry in os.scandir(table / LOG) if entry.name.endswith(".json"))
+    return sorted((int(path.stem), path) for path in paths if path.stem.isdecimal())
 
 
 def checkpoints(table: Path) -> list[Path]:
-    """Return every checkpoint, the newest last. A table of ours never needs several parts."""
+    """Return every checkpoint, the newest last. These tables are too small for checkpoints in several parts."""
     return sorted((table / LOG).glob("*.checkpoint.parquet"))
 
 
@@ -90,7 +86,7 @@ def version_of(checkpoint: Path) -> int:
 
 
 def fault_of(table: Path, path: Path, *, deep: bool, trusted: Collection[str] = ()) -> str | None:
-    """Return what is wrong with a commit or its files, but for `trusted` ones; `deep`: read the files to their end."""
+    """Return the fault of a commit or of its files, except `trusted` ones; `deep`: read the files to their end."""
     text = path.read_bytes()
     if not text:
         return "empty"
@@ -115,7 +111,7 @@ def fault_of(table: Path, path: Path, *, deep: bool, trusted: Collection[str] = 
 
 
 def _short(info: dict[str, Any], actions: Sequence[dict[str, Any]]) -> str | None:
-    """Whether a commit without our count, a compaction or one of an older Ratchet, lacks actions that it must have."""
+    """Return the fault of a commit without ACTIONS (a compaction, or an older Ratchet's) that lacks expected actions."""
     counts = {kind: sum(kind in action for action in actions) for kind in ("add", "remove", "txn", "metaData")}
     metrics = info.get("operationMetrics", {})
     wanted = {"add": metrics.get("num_added_files", metrics.get("numFilesAdded", 0))}
@@ -130,7 +126,7 @@ def _short(info: dict[str, Any], actions: Sequence[dict[str, Any]]) -> str | Non
 def _file_fault(table: Path, add: dict[str, Any], *, deep: bool) -> str | None:
     path = table / unquote(add["path"])
     if fault := _wrong_size(path, add["size"]):
-        # A later commit may have replaced the file, and vacuum deleted it: whoever calls knows the newest commits alone.
+        # Vacuum deletes the files that a later commit replaced, so callers check for that.
         return f"its file {path.name} is {fault}"
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -144,10 +140,10 @@ def _file_fault(table: Path, add: dict[str, Any], *, deep: bool) -> str | None:
 
 def _wrong_size(path: Path, size: int) -> str | None:
     try:
-        found = path.stat().st_size
+        actual = path.stat().st_size
     except FileNotFoundError:
         return "missing"
-    return None if found == size else f"{found} bytes long instead of {size}"
+    return None if actual == size else f"{actual} bytes long instead of {size}"
 
 
 def added_files(commit: Path) -> list[str]:
@@ -157,7 +153,7 @@ def added_files(commit: Path) -> list[str]:
 
 
 def removed_files(commit: Path) -> set[str]:
-    """Return the names of the files that a commit removes; none of one that cannot be read."""
+    """Return the names of the files that a commit removes; empty if it cannot be read."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         actions = [json.loads(line) for line in commit.read_bytes().splitlines()]
         return {unquote(action["remove"]["path"]) for action in actions if "remove" in action}
@@ -165,7 +161,7 @@ def removed_files(commit: Path) -> set[str]:
 
 
 def hinted_version(hint: Path) -> int | None:
-    """Return the version that the hint names, None if it cannot be read."""
+    """Return the version in the hint; None if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return int(json.loads(hint.read_bytes())["version"])
     return None

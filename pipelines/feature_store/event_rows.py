@@ -1,7 +1,6 @@
-"""From the bytes of one message to one row of the event log.
+"""Parse a message's bytes into a validated event, and turn an event with its position into a row of SCHEMAS.
 
-Turns a message's value into a validated event, and an event with its position into a row of SCHEMAS. The feedback
-consumer calls it for every message. It deliberately does no I/O.
+The feedback consumer calls it for every message.
 """
 
 import math
@@ -14,20 +13,20 @@ from pydantic import ValidationError
 from schemas.events import Event, FeedbackReceived, PredictionMade, parse_event
 from serving.messaging.publisher import MAX_MESSAGE_BYTES
 
-# How far ahead of ours a producer's clock may be and still be believed.
+# A producer's clock may be this far ahead of the consumer's; later times are replaced.
 CLOCK_AHEAD = timedelta(minutes=5)
-YEARS = range(1970, 2200)  # what the stores behind Feast can all represent
+YEARS = range(1970, 2200)  # representable in every store behind Feast
 
 
 class BadMessage(ValueError):
-    """A message that no retry would make readable; the text says why, without quoting it."""
+    """A message that no retry makes readable; the error text has the reason, without the message's content."""
 
 
 Stored = TypeVar("Stored", bound=Event)
 
 
 def read_event(value: bytes | None, table: str) -> PredictionMade | FeedbackReceived:
-    """The event in a message bound for `table` ("predictions" or "feedback"), with values that every store can hold.
+    """Return the event of a message for `table` ("predictions" or "feedback"), with values that every store can represent.
 
     Raises BadMessage.
     """
@@ -57,14 +56,14 @@ def read_event(value: bytes | None, table: str) -> PredictionMade | FeedbackRece
 
 
 def on_our_clock(event: Stored, now: datetime) -> Stored:
-    """The event; its time is `now` if it claims to come from the future, where it would win for ever by event time."""
+    """Return the event, with the time `now` if its own is in the future: there it would stay the newest for ever."""
     return event.model_copy(update={"time": now}) if event.time > now + CLOCK_AHEAD else event
 
 
 def row_of(
     event: PredictionMade | FeedbackReceived, stored_at: datetime, topic_id: str, partition: int, offset: int
 ) -> dict[str, object]:
-    """A row of the event log's table, position included."""
+    """Return a row of the event log, with its position."""
     row = _prediction_row(event) if isinstance(event, PredictionMade) else _feedback_row(event)
     row["event_timestamp"] = event.time
     row["created_timestamp"] = stored_at

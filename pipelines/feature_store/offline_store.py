@@ -1,8 +1,7 @@
 """Feast's offline store over the event log: DuckDB on one consistent snapshot of a Delta table.
 
-Feast calls it by the name in feature_store.yaml. It turns a Delta source into the rows of its newest snapshot and leaves the
-point-in-time join to Feast. It deliberately does not use DuckDB's own Delta extension, which would be downloaded
-at run time. Writes stay with the event log.
+Feast loads it by the class path in feature_store.yaml. It reads the newest snapshot of a Delta source; Feast does the
+point-in-time join. DuckDB's Delta extension is not used, because it is downloaded at run time.
 """
 
 from datetime import datetime
@@ -17,7 +16,7 @@ from pipelines.feature_store.event_log import snapshot
 
 
 class EventLogOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]  # feast has no types
-    """Configuration: nothing beyond DuckDB's."""
+    """Configuration of DuckDB's offline store, under another type."""
 
     type: Literal["pipelines.feature_store.offline_store.EventLogOfflineStore"] = (
         "pipelines.feature_store.offline_store.EventLogOfflineStore"
@@ -29,11 +28,11 @@ def _read(source: Any, _repo_path: str) -> Any:
 
 
 def _refuse(*_: Any, **__: Any) -> None:
-    raise NotImplementedError("the event log is written by the feedback consumer alone")
+    raise NotImplementedError("Feast cannot write to the event log: only the feedback consumer does")
 
 
 class EventLogOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]  # feast has no types
-    """Reads through Feast; never writes."""
+    """Reads the event log for Feast; refuses writes."""
 
     @staticmethod
     def get_historical_features(
@@ -46,7 +45,7 @@ class EventLogOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]  # feast h
         full_feature_names: bool = False,
         **_: Any,
     ) -> Any:
-        """Point-in-time join of `entity_df` with the views."""
+        """Return the point-in-time join of `entity_df` with the views."""
         return get_historical_features_ibis(
             config=config,
             feature_views=feature_views,
@@ -70,7 +69,7 @@ class EventLogOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]  # feast h
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> Any:
-        """All rows of a source between two times."""
+        """Return all rows of a source between two times."""
         return pull_all_from_table_or_query_ibis(
             config=config,
             data_source=data_source,

@@ -1,7 +1,7 @@
-"""Feast's SQLite online store, made to respect event time.
+"""Feast's SQLite online store, with upserts ordered by event time.
 
-Feast calls it by the name in feature_store.yaml. Stock Feast lets a replayed old event overwrite a newer value and writes
-without WAL; this subclass changes the one statement that writes, and can forget old rows. It deliberately changes nothing else.
+Feast loads it by the class path in feature_store.yaml. Stock Feast lets a replayed old event overwrite a newer value, and
+writes without WAL. This subclass replaces the statement that writes, and can delete old rows.
 """
 
 import sqlite3
@@ -17,7 +17,7 @@ FORGET_ROWS, FORGET_SECONDS = 20_000, 1.0
 
 
 class EventTimeOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]  # feast has no types
-    """Configuration: SQLite's own."""
+    """Configuration of Feast's SQLite online store, under another type."""
 
     type: Literal["pipelines.feature_store.online_store.EventTimeOnlineStore"] = (
         "pipelines.feature_store.online_store.EventTimeOnlineStore"
@@ -25,9 +25,9 @@ class EventTimeOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]
 
 
 class EventTimeOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # feast has no types
-    """The newest event time wins; equal times: the last write.
+    """SQLite online store in which the newest event time wins; for equal times, the last write.
 
-    Feast reads event_ts as whole seconds, so the order is kept in created_ts, which it never reads: microseconds.
+    Feast reads event_ts in whole seconds. So created_ts, which it never reads, has the event time in microseconds.
     """
 
     @staticmethod
@@ -71,9 +71,9 @@ class EventTimeOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # feast ha
             progress(len(data))
 
     def forget(self, config: Any, table: Any, before: datetime, *, seconds: float = FORGET_SECONDS) -> int:
-        """Delete features whose event is older than a time, for a bounded while; return how many rows went.
+        """Delete features with an event before a time, for at most `seconds`; return the number of rows.
 
-        Rows lie about in the order of their first event, so that the oldest are looked at and no index is needed.
+        Rows are stored roughly in the order of their first event, so scanning the oldest ones needs no index.
         """
         name = _table_id(config.project, table, config.registry.enable_online_feature_view_versioning)
         oldest = f'SELECT rowid FROM "{name}" ORDER BY rowid LIMIT {FORGET_ROWS}'  # noqa: S608

@@ -1,7 +1,7 @@
-"""Cells: what one record says, as text, canonical target and metadata.
+"""Turn one record into a text, a canonical target and metadata.
 
-Turns a `Record` into an `Example` or says why it is none; dataset/files.py calls it. schemas/targets.py knows what a target is,
-this module what people write into cells. Nothing is anonymised here.
+This module handles what people write into cells; schemas/targets.py defines the canonical targets. dataset/files.py calls it
+and anonymises the result.
 """
 
 import ast
@@ -15,16 +15,16 @@ from pipelines.files.columns import Layout
 from pipelines.files.records import Record, brief
 from schemas.targets import BadTarget, Task, from_cell
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no file of ours can hold it
+_SURROGATE = re.compile("[\ud800-\udfff]")  # unpaired surrogates: UTF-8 cannot encode them
 
 
 class BadRow(ValueError):
-    """A record that is no labelled text; the message says which cell and why."""
+    """A record that is no labelled text; the message names the cell and the reason."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A text, its target in canonical form, None where the file says that it has none, and the other cells as text."""
+    """A text, its canonical target (None: explicitly missing), and the other cells as text."""
 
     text: str
     target: str | None
@@ -38,28 +38,28 @@ def read_cells(record: Record, layout: Layout, task: Task) -> Cells | None:
         return None
     for column in (layout.text, layout.target):
         if column not in values:
-            raise BadRow(f"no {column!r}, which other rows have")
+            raise BadRow(f"no {column!r}, which other rows have: add it")
     text, target = values[layout.text], values[layout.target]
-    if text is None and target is None:  # neither: nothing is lost with it
+    if text is None and target is None:  # no text that could be lost
         return Cells("", None, {})
     if _is_empty(text):
         raise BadRow(f"{layout.text} is empty")
     if not isinstance(text, str | int | float):
         raise BadRow(f"{layout.text} is {brief(text)}: expected a text")
     if target is not None and _is_empty(target):
-        hint = "; [] says that a row has no labels" if task == "multilabel" else ""
+        hint = "; write [] for a row without labels" if task == "multilabel" else ""
         raise BadRow(f"{layout.target} is empty{hint}")
     try:
         canonical = None if target is None else _canonical(task, target)
     except BadTarget as error:
         raise BadRow(f"{layout.target} is {brief(str(error))}") from error
     others = {key: str(value).strip() for key, value in values.items() if key not in layout.used and value is not None}
-    metadata = {_whole(key): _whole(value) for key, value in others.items() if value}
-    return Cells(_whole(str(text).strip()), canonical, metadata)
+    metadata = {_without_surrogates(key): _without_surrogates(value) for key, value in others.items() if value}
+    return Cells(_without_surrogates(str(text).strip()), canonical, metadata)
 
 
-def is_parted(cell: object) -> bool:
-    """Return whether a cell names labels in plural, as a list or parted by `|`."""
+def is_label_list(cell: object) -> bool:
+    """Return whether a cell is a list of labels, or labels separated by `|`."""
     return isinstance(cell, list) or (isinstance(cell, str) and ("|" in cell or cell.lstrip().startswith("[")))
 
 
@@ -74,7 +74,7 @@ def _canonical(task: Task, cell: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return a stored value as text, number, list or object; NaN, which stands for a missing one, as None."""
+    """Return a stored value as text, number, list or object; NaN as None, because it means missing."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
@@ -90,7 +90,7 @@ def _is_empty(value: object) -> bool:
 
 
 def _is_literal(text: str) -> bool:
-    """Return whether a text is a list or an object, as JSON or as Python writes it."""
+    """Return whether a text is a list or object in JSON or Python syntax."""
     for parse in (json.loads, ast.literal_eval):
         try:
             return isinstance(parse(text), list | dict | set)
@@ -99,5 +99,5 @@ def _is_literal(text: str) -> bool:
     return False
 
 
-def _whole(text: str) -> str:
+def _without_surrogates(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)

@@ -1,9 +1,7 @@
-"""Columns: which columns of a file hold the text and the target.
+"""Detect which columns of a file have the text and the target.
 
-Turns the column names of a file, the task and what the user named into a `Layout`. The readers of tables call it to find the
-header, dataset/files.py to make rows. It reads no cells and never guesses between two candidates.
-
-Order: the named column; the exact name; the name but for case and space; the only one among common synonyms.
+Precedence: the configured column; the standard name, ignoring case and space; the only column with a common synonym as name.
+Two candidates are an error. Readers of tables call it to find the header row, dataset/files.py to make rows.
 """
 
 import re
@@ -28,14 +26,14 @@ _SYNONYMS: Mapping[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 _CHATS = ("messages", "conversations", "conversation")
-_FEEDBACK = {"feedback_id", "prediction_id", "kind", "value", "text"}  # what `ratchet feedback export` writes
-# An index that pandas wrote: a header cell without a name, or one that pandas made up.
+_FEEDBACK = {"feedback_id", "prediction_id", "kind", "value", "text"}  # columns that `ratchet feedback export` writes
+# An index written by pandas: its header cell is empty or generated.
 _NAMELESS = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where text and target stand; columns outside `used` are metadata."""
+    """The columns of text and target; columns outside `used` are metadata."""
 
     text: str
     target: str
@@ -44,7 +42,7 @@ class Layout:
 
 
 def find_columns(columns: Sequence[str], task: Task, named: Columns) -> Layout:
-    """Return where text and target stand. Raises BadFile: a column is missing, or there is more than one candidate."""
+    """Return the columns of text and target. Raises BadFile if one is missing or has several candidates."""
     target_name = COLUMNS[task]
     if named == Columns() and set(columns) >= _FEEDBACK:
         return Layout("text", "value", frozenset(columns), "feedback")
@@ -60,14 +58,14 @@ def find_columns(columns: Sequence[str], task: Task, named: Columns) -> Layout:
 
 
 def check_header(columns: Sequence[str], where: str) -> None:
-    """Raise BadFile if two columns have one name: the second one would replace the first silently."""
+    """Raise BadFile if two columns have the same name, because one would silently replace the other."""
     twice = [name for name, n in Counter(columns).items() if n > 1 and not nameless(name)]
     if twice:
-        raise BadFile(f"{where}: column {brief(twice[0])!r} stands twice in the header: rename or remove one of them")
+        raise BadFile(f"{where}: column {brief(twice[0])!r} appears twice in the header: rename or remove one of them")
 
 
 def nameless(column: str) -> bool:
-    """Return whether a column has no name of its own, as an index that was written beside the data has none."""
+    """Return whether a column has no name, like the index that pandas writes."""
     return _NAMELESS.fullmatch(column) is not None
 
 
@@ -87,7 +85,7 @@ def _pick(
         same = [column for column in columns if _folded(column) == _folded(named)]
         if len(same) == 1:
             return same[0]
-        raise BadFile(f"no column {named!r}, as dataset.{option}_column has it; {_listing(columns)}")
+        raise BadFile(f"no column {named!r}, which dataset.{option}_column names; {_listing(columns)}")
     free = [column for column in columns if column != taken]
     same = [column for column in free if _folded(column) == name]
     if len(same) > 1:
@@ -101,7 +99,7 @@ def _pick(
 
 
 def _generation(columns: Sequence[str]) -> Layout | None:
-    """Return the layout of Alpaca files (instruction, input, output) and of chats, if the columns are theirs."""
+    """Return the layout of an Alpaca file (instruction, input, output) or a chat file; None for other columns."""
     by_name = {_folded(column): column for column in columns}
     if by_name.keys() & {"text", "completion"}:
         return None
@@ -114,14 +112,14 @@ def _generation(columns: Sequence[str]) -> Layout | None:
 
 def _missing(columns: Sequence[str], missing: Sequence[str], task: Task) -> str:
     options = " and ".join(f"--{'text' if name == 'text' else 'label'}-column" for name in missing)
-    said = f"no column {' and no column '.join(map(repr, missing))}; {_listing(columns)}"
+    failure = f"no column {' and no column '.join(map(repr, missing))}; {_listing(columns)}"
     folded = {_folded(column) for column in columns}
     if folded & set(_CHATS) and task != "generation":
-        return f"{said}: a chat is read with --task generation"
+        return f"{failure}: a chat is read with --task generation"
     for other, column in COLUMNS.items():
         if other != task and column in folded and missing == [COLUMNS[task]]:
-            return f"{said}: {column!r} is the column of --task {other}; or name one with {options}"
-    return f"{said}: name it with {options}, or give the file a header"
+            return f"{failure}: {column!r} is the column of --task {other}; or name one with {options}"
+    return f"{failure}: name it with {options}, or give the file a header"
 
 
 def _listing(columns: Sequence[str]) -> str:

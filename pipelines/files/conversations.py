@@ -1,7 +1,7 @@
-"""Conversations: chat files, as people fine-tune models with, become prompts and completions.
+"""Turn the messages of a chat into system message, prompt and completion.
 
-Turns the messages of one row (OpenAI's `messages`, ShareGPT's `conversations`, prompts that are lists of messages) into text and
-completion. layouts.py calls it for generation. It trains nothing and applies no chat template.
+Reads OpenAI's `messages`, ShareGPT's `conversations`, and prompts that are lists of messages. layouts.py calls it for the task
+"generation".
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _ROLES = {
 
 
 class BadConversation(ValueError):
-    """Messages that are no prompt and completion; the message says what was expected."""
+    """Messages that are no prompt with a completion; the error text says what was expected."""
 
 
 def turns(value: object) -> list[tuple[str, str]]:
@@ -31,16 +31,15 @@ def turns(value: object) -> list[tuple[str, str]]:
 
 
 def prompt_and_completion(pairs: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
-    """Return system message, prompt and completion: the last message, of the assistant, and what came before it.
+    """Return system message, prompt and completion; the completion is the assistant's message at the end.
 
-    A single user message is the prompt as it is; of several turns each is a paragraph that begins with its role.
-    Raises BadConversation.
+    A single user message is the prompt. Several turns become paragraphs, each beginning with its role. Raises BadConversation.
     """
     system = "\n\n".join(content for role, content in pairs if role == "system")
-    talk = [(role, content) for role, content in pairs if role != "system"]
-    if len(talk) < 2 or talk[-1][0] != "assistant":
+    dialogue = [(role, content) for role, content in pairs if role != "system"]
+    if len(dialogue) < 2 or dialogue[-1][0] != "assistant":
         raise BadConversation("expected a user's message and an assistant's answer at the end")
-    *before, (_, completion) = talk
+    *before, (_, completion) = dialogue
     if not any(role == "user" for role, _ in before):
         raise BadConversation("expected a user's message before the answer")
     if len(before) == 1:
@@ -56,7 +55,7 @@ def _turn(message: object) -> tuple[str, str]:
     if role is None:
         raise BadConversation(f"role {named!r}: expected system, user or assistant")
     content = message.get("content", message.get("value"))
-    if isinstance(content, Sequence) and not isinstance(content, str):  # parts, of which texts can be read
+    if isinstance(content, Sequence) and not isinstance(content, str):  # a list of parts: all must be texts
         texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         known = [text for text in texts if isinstance(text, str)]
         content = "\n".join(known) if len(known) == len(texts) else None

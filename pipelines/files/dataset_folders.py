@@ -1,7 +1,6 @@
-"""Dataset folders: what `save_to_disk` wrote, or a repository cloned from the hub, becomes the tables of its splits.
+"""Read a folder of `save_to_disk`, or list the data files of a dataset repository cloned from the hub.
 
-reading.py calls it, and reads the data files that `data_files` names. All splits are read;
-who wants one names its file or folder.
+All splits are read; to read one, name its file or folder. reading.py calls it, and reads the files that `data_files` returns.
 """
 
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ def read_saved(folder: Path) -> dict[str, Table]:
 
     try:
         loaded = load_from_disk(str(folder.absolute()))
-    except Exception as error:  # whatever a damaged folder makes Arrow and fsspec raise
+    except Exception as error:  # Arrow and fsspec raise many types for a damaged folder
         raise BadFile(f"not a whole saved dataset: {type(error).__name__}: {error}".partition("\n")[0]) from error
     splits = dict(loaded) if isinstance(loaded, DatasetDict) else {"": loaded}
     return {
@@ -38,18 +37,18 @@ def data_files(folder: Path) -> list[Path]:
     """Return the data files of a cloned dataset, in order: beside README.md, or in the one folder that holds any.
 
     Raises:
-        BadFile: there are none, they are of more than one format, or more than one folder holds some.
+        BadFile: there are none, or they have several formats, or several folders have some.
 
     """
     candidates = [folder, folder / "data", *sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "data")]
-    held = {place: files for place in candidates if place.is_dir() and (files := _data(place))}
+    held = {each: files for each in candidates if each.is_dir() and (files := _data(each))}
     if not held:
         raise BadFile(
             "a folder, but not of a Hugging Face dataset (no dataset_info.json or dataset_dict.json), and without "
-            f"data files ({', '.join(DATA)}) of its own or in data/"
+            f"data files ({', '.join(DATA)}) in it or in data/"
         )
     if len(held) > 1:
-        names = ", ".join(str(place.relative_to(folder)) for place in held)
+        names = ", ".join(str(each.relative_to(folder)) for each in held)
         raise BadFile(f"more than one folder holds data files ({names}): name the one to read")
     files = next(iter(held.values()))
     kinds = sorted({path.suffix.lower() for path in files})
@@ -59,7 +58,7 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return the files that reading the folder needs: whoever copies it copies these. Raises BadFile."""
+    """Return the files that a copy of the folder needs to be readable. Raises BadFile."""
     if is_saved(folder):
         inside = [*folder.glob("*"), *folder.glob("*/*")]
         return sorted(path for path in inside if path.is_file() and path.suffix in (".arrow", ".json"))
@@ -68,7 +67,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def described_features(folder: Path) -> dict[str, Any]:
-    """Return column -> feature as README.md of a dataset describes them, in the form that the schema of Parquet has."""
+    """Return column -> feature from a dataset's README.md, in the form of the Parquet schema."""
     import yaml
 
     readme = folder / "README.md"
@@ -76,18 +75,18 @@ def described_features(folder: Path) -> dict[str, Any]:
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:
-        # every scalar as it is written: a label called "no" is no boolean
+        # BaseLoader keeps scalars as texts: a label "no" is no boolean
         described = yaml.load(parts[1], Loader=yaml.BaseLoader)
     except yaml.YAMLError:
         return {}
     info = described.get("dataset_info") if isinstance(described, dict) else None
     features = info.get("features") if isinstance(info, dict) else None
     named = [each for each in features or () if isinstance(each, dict) and "name" in each]
-    return {str(each["name"]): found for each in named if (found := _class_label(each))}
+    return {str(each["name"]): feature for each in named if (feature := _class_label(each))}
 
 
 def _class_label(described: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the feature that `dtype: {class_label: {names: ...}}`, or a list of it, describes."""
+    """Return the feature of `dtype: {class_label: {names: ...}}` or a list of it; None for other types."""
     for key in ("sequence", "list"):
         if isinstance(inner := described.get(key), dict):
             member = _class_label(inner if "dtype" in inner else {"dtype": inner})

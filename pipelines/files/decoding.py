@@ -1,7 +1,7 @@
-"""Decoding: the bytes of a text file become its text, or a refusal that says what the bytes are.
+"""Decode the bytes of a text file, or raise an error that says what they are.
 
-Reads UTF-8, and UTF-16 or UTF-32 by their byte-order marks. reading.py calls it before any text format is parsed. It guesses no
-encoding: a wrong guess changes texts silently.
+Reads UTF-8, and UTF-16 or UTF-32 with a byte-order mark. Other encodings are refused, not guessed: a wrong guess would silently
+change texts. reading.py calls it before it parses text formats.
 """
 
 import codecs
@@ -9,7 +9,7 @@ import re
 
 from pipelines.files.records import MOST_LISTED, BadFile, counted
 
-_MARKS = (  # UTF-32's mark begins with UTF-16's
+_MARKS = (  # UTF-32 first: its mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -28,9 +28,9 @@ _MAGIC = (
     (b"%PDF", "a PDF"),
     (b"version https://git-lfs", "a pointer of Git LFS: fetch the file with `git lfs pull`"),
 )
-_SHOWN = 4096  # bytes that tell text from binary data
-_MARK = re.compile("^\ufeff", re.MULTILINE)  # at the file's start, and where files were joined
-_MOST_CONTROLS = 0.02  # share of control characters in a text; a few stray ones are cleaned away later
+_SHOWN = 4096  # first bytes, examined for binary data
+_MARK = re.compile("^\ufeff", re.MULTILINE)  # at the start, and where files were concatenated
+_MOST_CONTROLS = 0.02  # share of control characters in a text; clean.py removes a few
 
 
 def decode(data: bytes) -> str:
@@ -47,7 +47,7 @@ def decode(data: bytes) -> str:
 
 
 def refuse_magic(data: bytes, *, but: bytes = b"") -> None:
-    """Raise BadFile where the first bytes name another format than the expected one, whose own first bytes are `but`."""
+    """Raise BadFile if the first bytes are those of another format; `but` are those of the expected format."""
     for magic, meaning in _MAGIC:
         if data.startswith(magic) and magic != but:
             raise BadFile(f"holds {meaning}")
@@ -59,12 +59,12 @@ def _decoded(data: bytes, encoding: str) -> str:
     except UnicodeDecodeError as error:
         if encoding in ("utf-8", "utf-8-sig"):
             raise BadFile(_not_utf8(data)) from error
-        cut_off = "its last character is cut off" if error.end >= len(data) else f"byte {error.start} is none of it"
+        cut_off = "its last character is cut off" if error.end >= len(data) else f"byte {error.start} is invalid in it"
         raise BadFile(f"has the byte-order mark of {encoding.upper()}, but {cut_off}: save it as UTF-8") from error
 
 
 def _wide(head: bytes) -> str | None:
-    """Return the encoding of wide characters that the places of NUL bytes speak for."""
+    """Return "UTF-16" or "UTF-32" if the positions of NUL bytes indicate it."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     if even + odd > len(head) * 0.6:
         return "UTF-32"
@@ -72,9 +72,9 @@ def _wide(head: bytes) -> str | None:
 
 
 def _not_utf8(data: bytes) -> str:
-    """Say which lines are not UTF-8, and what they would be in Windows-1252."""
+    """Return a message with the lines that are not UTF-8, and the first character as Windows-1252."""
     bad: list[tuple[int, int]] = []  # line, its first bad byte
-    # 0x0A is a byte of no longer character in UTF-8: lines can be decoded one by one.
+    # In UTF-8, 0x0A is never part of a longer character, so lines can be decoded one by one.
     for number, line in enumerate(data.split(b"\n"), start=1):
         try:
             line.decode("utf-8")

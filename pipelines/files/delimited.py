@@ -1,7 +1,7 @@
-"""Delimited text: CSV as people have it becomes records, each with its true line.
+"""Read CSV and TSV as records with their line numbers.
 
-Reads commas, semicolons, tabs and bars, by Excel's `sep=` line or by the header; cells may be quoted and span lines. reading.py
-calls it. A record that is longer or shorter than the header, or whose quotes do not close, is a problem, never a guess.
+The delimiter (comma, semicolon, tab or bar) comes from Excel's `sep=` line or from the header. Cells may be quoted and span
+lines. A record that is longer or shorter than the header, or has an unclosed quote, is a problem. reading.py calls it.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from schemas.targets import Task
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SEP = re.compile(r'"?sep=(.)"?[,;\t|]*', re.IGNORECASE)
 _BREAK = re.compile(r"\r\n|\r|\n")
-_MOST_QUOTES = 100  # broken quotes after which reading stops: each is read again from its next line
+_MOST_QUOTES = 100  # broken quotes after which reading stops, because each restarts it on the next line
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Cells of the lines `first` to `last`, counted from 1; or, without cells, what is wrong with them."""
+    """The cells of the lines `first` to `last`, counted from 1; or no cells and a problem."""
 
     first: int
     last: int
@@ -34,7 +34,7 @@ class _Row:
 def read_delimited(text: str, task: Task, named: Columns) -> Table:
     """Return the records of CSV or TSV text, below the header. Raises BadFile: no usable header."""
     csv.field_size_limit(2**31 - 1)
-    lines = list(io.StringIO(text, newline=""))  # parts at \n, \r\n and a lone \r, as spreadsheets do
+    lines = list(io.StringIO(text, newline=""))  # splits at \n, \r\n and a lone \r, as spreadsheets do
     start = next((n for n, line in enumerate(lines) if line.strip()), len(lines))
     if start == len(lines):
         raise BadFile("no rows")
@@ -44,10 +44,10 @@ def read_delimited(text: str, task: Task, named: Columns) -> Table:
     delimiter, header, layout = _header(lines, start, delimiter, task, named)
     names = [cell.strip() for cell in header.cells]
     while names and not names[-1]:
-        names.pop()  # a spreadsheet's empty columns on the right
+        names.pop()  # empty columns on the right of a spreadsheet
     check_header(names, f"line {header.first}")
     rows = list(_rows(lines, header.last, delimiter))
-    if layout is None:  # the caller finds the same; it says so with the rows at hand
+    if layout is None:  # the caller raises the error, with advice based on the rows
         return Table(names, [_record(row, names) for row in rows if len(row.cells) == len(names)])
     swallowed = _swallowed(rows, delimiter, len(names), names.index(layout.target), task)
     table = Table([name for name in names if not nameless(name)])
@@ -73,11 +73,11 @@ def read_delimited(text: str, task: Task, named: Columns) -> Table:
 def _header(
     lines: Sequence[str], start: int, delimiter: str | None, task: Task, named: Columns
 ) -> tuple[str, _Row, Layout | None]:
-    """Return the delimiter by which the header has the wanted columns, the header, and where they stand.
+    """Return the delimiter that gives a header with text and target, that header, and its layout.
 
-    If none does, return the one that parts the header most, and no layout. Raises BadFile: no row, or a broken quote.
+    If none does, return the delimiter that gives most cells, and no layout. Raises BadFile: no row, or a broken quote.
     """
-    parted: list[tuple[str, _Row]] = []
+    splits: list[tuple[str, _Row]] = []
     problem = ""
     for candidate in [delimiter] if delimiter else DELIMITERS:
         row = next(_rows(lines, start, candidate), None)
@@ -86,12 +86,12 @@ def _header(
         if row.problem:
             problem = f"line {row.first}: {row.problem}"
         else:
-            parted.append((candidate, row))
+            splits.append((candidate, row))
             with contextlib.suppress(BadFile):
                 return candidate, row, find_columns([cell.strip() for cell in row.cells], task, named)
-    if not parted:
+    if not splits:
         raise BadFile(problem)
-    return *max(parted, key=lambda pair: len(pair[1].cells)), None
+    return *max(splits, key=lambda pair: len(pair[1].cells)), None
 
 
 def _record(row: _Row, names: Sequence[str]) -> Record:
@@ -100,11 +100,11 @@ def _record(row: _Row, names: Sequence[str]) -> Record:
 
 
 def _rows(lines: Sequence[str], start: int, delimiter: str) -> Iterator[_Row]:
-    """Yield the rows of lines[start:]. After a broken quote, go on with the line below the one on which it opens."""
+    """Yield the rows of lines[start:]; after a broken quote, continue on the line below its opening."""
     broken = 0
     while start < len(lines):
         below = (lines[n] for n in range(start, len(lines)))
-        # skipinitialspace: in `a, "b"` the quotes are quotes, and no part of the cell
+        # skipinitialspace: in `a, "b"` the quotes delimit the cell
         reader = csv.reader(below, delimiter=delimiter, strict=True, skipinitialspace=True)
         first = start
         try:
@@ -115,9 +115,9 @@ def _rows(lines: Sequence[str], start: int, delimiter: str) -> Iterator[_Row]:
             last = start + reader.line_num
             opened = _opening(lines, first, last, delimiter)
             if opened + 1 == last and "end of data" not in str(error):
-                problem = "text follows the closing quote of a cell; a quote inside a quoted cell is written twice"
+                problem = "text follows the closing quote of a cell: double the quotes inside a quoted cell"
             else:
-                problem = f"a quote opens here and does not close its cell, which would run to line {last}"
+                problem = f"a quote opens here and is not closed up to line {last}: close it, or remove it"
             yield _Row(opened + 1, last, [], problem)
             broken += 1
             if broken == _MOST_QUOTES:
@@ -129,7 +129,7 @@ def _rows(lines: Sequence[str], start: int, delimiter: str) -> Iterator[_Row]:
 
 
 def _opening(lines: Sequence[str], first: int, last: int, delimiter: str) -> int:
-    """Return the index of the line on which the quote opens that lines[first:last] fail by."""
+    """Return the index of the line with the opening quote that makes lines[first:last] fail."""
     quoted, fresh, opened = False, True, first
     for n in range(first, last):
         line, i = lines[n], 0
@@ -150,28 +150,28 @@ def _opening(lines: Sequence[str], first: int, last: int, delimiter: str) -> int
 
 
 def _swallowed(rows: Sequence[_Row], delimiter: str, width: int, target: int, task: Task) -> dict[int, str]:
-    """Return what is wrong with rows that have rows inside a cell: a quote is open, and another one closes it later.
+    """Return line -> problem for rows with other rows inside a cell, between an unclosed quote and a later one.
 
-    A line inside a cell counts as a row if it has the header's width and the target of a row of one line. Targets that are
-    numbers seldom repeat: there, all lines inside have to be rows.
+    A line inside a cell counts as a row if it has the header's width and the target of some row of one line. Numeric targets
+    seldom repeat, so there all lines inside must look like rows.
     """
     known = {row.cells[target].strip() for row in rows if row.first == row.last and len(row.cells) == width}
     known.discard("")
-    found = {}
+    problems = {}
     for row in rows:
         inside = [line.split(delimiter) for line in _inner_lines(row)] if row.first < row.last else []
         targets = [cells[target].strip().strip('"') if len(cells) == width else "" for cells in inside]
         numbers = task == "regression" and bool(targets) and all(map(_is_number, targets))
         if numbers or not known.isdisjoint(targets):
-            found[row.first] = f"a quote opens here and swallows rows up to line {row.last}: close it, or remove it"
-    return found
+            problems[row.first] = f"a quote opens here and swallows rows up to line {row.last}: close it, or remove it"
+    return problems
 
 
 def _inner_lines(row: _Row) -> Iterator[str]:
-    """Yield the lines inside a row's cells that begin and end where lines of the file do, but for a quote."""
-    for place, cell in enumerate(row.cells):
+    """Yield the parts of a row's cells that are whole lines of the file, apart from a quote."""
+    for number, cell in enumerate(row.cells):
         lines = _BREAK.split(cell)
-        yield from lines[min(place, 1) : len(lines) if place == len(row.cells) - 1 else -1]
+        yield from lines[min(number, 1) : len(lines) if number == len(row.cells) - 1 else -1]
 
 
 def _is_number(text: str) -> bool:
@@ -183,7 +183,7 @@ def _is_number(text: str) -> bool:
 
 
 def _trimmed(cells: list[str], width: int) -> list[str]:
-    """Return the cells without empty ones beyond the header's width."""
+    """Return the cells without empty ones to the right of the header."""
     while len(cells) > width and not cells[-1].strip():
         cells = cells[:-1]
     return cells
@@ -194,5 +194,5 @@ def _quote_hint(row: _Row) -> str:
 
 
 def _unnamed(names: Sequence[str]) -> list[str]:
-    places = [str(n) for n, name in enumerate(names, start=1) if nameless(name)]
-    return [f"column {', '.join(places)} has no name and is left out"] if places else []
+    numbers = [str(n) for n, name in enumerate(names, start=1) if nameless(name)]
+    return [f"column {', '.join(numbers)} has no name and is left out"] if numbers else []

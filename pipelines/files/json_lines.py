@@ -1,7 +1,7 @@
-"""JSON: JSON Lines, or one list of objects, become records, each with its true line.
+"""Read JSON Lines, or one JSON list of objects, as records with their line numbers.
 
-reading.py calls it for .jsonl, .ndjson and .json; what the text begins with tells which it is. Lines part at "\\n" alone: other
-line separators may stand inside strings. Bad lines become problems, all of them counted.
+The first characters decide which of the two it is, not the suffix. Lines end at "\\n" only, because strings may contain other
+line separators. Each bad line is a problem. reading.py calls it for .jsonl, .ndjson and .json.
 """
 
 import json
@@ -13,28 +13,28 @@ _SPACE = " \t\r\n"
 
 
 def read_json(text: str) -> Table:
-    """Return the records of JSON text. Raises BadFile: no rows, or a list that cannot be read to its end."""
+    """Return the records of JSON text. Raises BadFile: no rows, or a list that ends early."""
     if _is_one_object(text):
         raise BadFile("holds one object over several lines: expected a list of objects, or one object per line")
-    found = Table([])
+    table = Table([])
     items = _items(text) if text.lstrip(_SPACE).startswith("[") and not _is_lines(text) else _lines(text)
     columns: dict[str, None] = {}
     for where, value, problem in items:
         if problem is not None:
-            found.problems.append(f"{where}: {problem}")
+            table.problems.append(f"{where}: {problem}")
         elif isinstance(value, dict):
             columns.update(dict.fromkeys(value))
-            found.records.append(Record(where, value))
+            table.records.append(Record(where, value))
         else:
-            found.problems.append(f'{where}: {brief(json.dumps(value))} is not an object such as {{"text": ...}}')
-    if not found.records and not found.problems:
+            table.problems.append(f'{where}: {brief(json.dumps(value))} is not an object such as {{"text": ...}}')
+    if not table.records and not table.problems:
         raise BadFile("no rows")
-    found.columns = list(columns)
-    return found
+    table.columns = list(columns)
+    return table
 
 
 def _is_lines(text: str) -> bool:
-    """Return whether text that begins with a list has one list per line: each is a bad line then, not a list of rows."""
+    """Return whether text that begins with a list has one list per line: then each line is bad."""
     first = text.lstrip(_SPACE).split("\n", 1)
     if len(first) == 1 or not first[1].strip(_SPACE):
         return False
@@ -61,13 +61,13 @@ def _lines(text: str) -> Iterator[tuple[str, object, str | None]]:
             try:
                 value = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
-                yield f"line {number}", None, _said(error, line)
+                yield f"line {number}", None, _message(error, line)
             else:
                 yield f"line {number}", value, None
 
 
 def _items(text: str) -> Iterator[tuple[str, object, str | None]]:
-    """Yield the members of one list, each with the line on which it begins. Raises BadFile where the list breaks off."""
+    """Yield the members of one list, each with its first line. Raises BadFile if the list ends early."""
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     at, line, counted_to = _skip(text, text.index("[") + 1), 1, 0
     while text[at : at + 1] != "]":
@@ -75,7 +75,7 @@ def _items(text: str) -> Iterator[tuple[str, object, str | None]]:
         try:
             value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise BadFile(f"line {line}: {_said(error, text[at:])}") from error
+            raise BadFile(f"line {line}: {_message(error, text[at:])}") from error
         yield f"line {line}", value, None
         at = _skip(text, at)
         if text[at : at + 1] == ",":
@@ -97,15 +97,15 @@ def _skip(text: str, at: int) -> int:
 
 
 def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} stands twice in an object")
-    return found
+        raise ValueError(f"key {twice!r} appears twice in an object")
+    return value
 
 
-def _said(error: Exception, line: str) -> str:
+def _message(error: Exception, line: str) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, json.JSONDecodeError):

@@ -1,7 +1,7 @@
-"""Layouts: chat, Alpaca and exported feedback files become tables of text and target, as any other file is.
+"""Convert chat, Alpaca and exported feedback files to tables with one column of texts and one of targets.
 
-Turns a `Table` and its `Layout` into a table whose rows have those two columns. dataset/files.py calls it. A row that is no
-example is left out with a note, one that should be and is not becomes a problem.
+Rows that are no examples are left out with a note; rows that should be but cannot be read are problems. dataset/files.py calls
+it.
 """
 
 import json
@@ -29,7 +29,7 @@ def plain(table: Table, layout: Layout, task: Task) -> tuple[Table, Layout]:
 
 
 def _alpaca(table: Table, layout: Layout) -> Table:
-    """Put the input of each row below its instruction."""
+    """Append each row's input to its instruction."""
     inputs = layout.used - {layout.text, layout.target}
     records = []
     for record in table.records:
@@ -42,7 +42,7 @@ def _alpaca(table: Table, layout: Layout) -> Table:
 
 
 def _chat(table: Table, layout: Layout) -> Table:
-    """Read each row's messages; a system message that all rows share is left out, any other opens the prompt."""
+    """Convert messages to prompt and completion. A system message is prepended to the prompt unless all rows share it."""
     read: list[tuple[Record, str, str, str]] = []
     problems = list(table.problems)
     for record in table.records:
@@ -61,7 +61,7 @@ def _chat(table: Table, layout: Layout) -> Table:
     notes = list(table.notes)
     shared = systems.pop() if len(systems) == 1 else None
     if shared:
-        notes.append(f"the system message {brief(shared)!r} of every row is left out: a served prompt has none")
+        notes.append(f"the system message {brief(shared)!r} of every row is left out, because served prompts have none")
     records = []
     for record, system, prompt, completion in read:
         text = prompt if shared is not None or not system else f"{system}\n\n{prompt}"
@@ -71,7 +71,7 @@ def _chat(table: Table, layout: Layout) -> Table:
 
 
 def _feedback(table: Table, task: Task) -> Table:
-    """Read the corrections that `ratchet feedback export` wrote; their metadata is the predictions'."""
+    """Return the corrections in a file of `ratchet feedback export`, with the metadata of their predictions."""
     records, others, textless = [], 0, 0
     for record in table.records:
         if record.values.get("kind") != "correction":
@@ -85,7 +85,7 @@ def _feedback(table: Table, task: Task) -> Table:
     notes += (
         [f"{counted(others)} of other kinds (rating, score, comment) left out: they name no target"] if others else []
     )
-    notes += [f"{counted(textless)} without a text left out: their prediction is not known"] if textless else []
+    notes += [f"{counted(textless)} without a text left out: their prediction is not stored"] if textless else []
     return replace(table, records=records, notes=[*table.notes, *notes])
 
 
@@ -99,6 +99,6 @@ def _metadata(value: object) -> dict[str, object]:
 
 
 def one_hot(table: Table) -> Sequence[str]:
-    """Return the columns that hold nothing but 0 and 1, as a file with one column per label has them."""
+    """Return the columns with values 0 and 1 only, which suggest one column per label."""
     cells = {column: {str(record.values.get(column)) for record in table.records} for column in table.columns}
     return [c for c, values in cells.items() if values and values <= {"0", "1", "0.0", "1.0"}]

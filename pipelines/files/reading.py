@@ -1,7 +1,6 @@
-"""Reading: a path becomes the tables of its splits, by what the path is called.
+"""Choose the reader for a path by its suffix, and read its splits as tables.
 
-dataset/files.py calls it and makes rows of the tables. Each format has a reader of its own; a folder is a saved dataset or a
-clone of one from the hub.
+A folder is a saved dataset, or a dataset repository cloned from the hub. dataset/files.py calls it.
 """
 
 from collections.abc import Mapping
@@ -20,11 +19,11 @@ EXPECTED = "expected .csv, .tsv, .jsonl, .json, .parquet, .xlsx or a dataset fol
 
 
 def read_tables(path: Path, task: Task, columns: Columns) -> dict[str, Table]:
-    """Return name -> records of the splits of a folder, or of the one file, whose name is empty.
+    """Return name -> table of the splits in a folder; for a file, one table with an empty name.
 
     Raises:
-        BadFile: what is there cannot be read as records.
-        OSError: it cannot be opened.
+        BadFile: the content cannot be read as records.
+        OSError: the path cannot be opened.
 
     """
     if not path.is_dir():
@@ -32,14 +31,14 @@ def read_tables(path: Path, task: Task, columns: Columns) -> dict[str, Table]:
     if is_saved(path):
         return read_saved(path)
     features = described_features(path)
-    found = {}
+    tables = {}
     for file in data_files(path):
         name = str(file.relative_to(path))
         try:
-            found[name] = _table(file, task, columns, features)
+            tables[name] = _table(file, task, columns, features)
         except BadFile as error:
             raise BadFile(f"{name}: {error}") from error
-    return found
+    return tables
 
 
 def _table(path: Path, task: Task, columns: Columns, features: Mapping[str, Any]) -> Table:

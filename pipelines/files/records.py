@@ -1,23 +1,19 @@
-"""Records of a file: what each reader returns and dataset/files.py makes rows of.
-
-Defines `BadFile`, `Columns`, `Record` and `Table`. The readers (delimited.py, json_lines.py, tables.py, dataset_folders.py) and
-columns.py use them. It knows no format and no task.
-"""
+"""Define what every reader returns: `Table` and `Record`; and `BadFile`, `Columns` and the wording of counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MOST_LISTED = 5  # bad rows that a message lists; all are counted
+MOST_LISTED = 5  # bad rows listed in a message; all are counted
 MOST_CHARS = 120  # of a value inside a message
 
 
 class BadFile(ValueError):
-    """A file that cannot be read as labelled rows; the message names file, line, what was found and what was expected."""
+    """A file that cannot be read as labelled rows; the message names file, line, content and what was expected."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that hold text and target; None: found by their names."""
+    """The configured columns of text and target; None: detect by name."""
 
     text: str | None = None
     target: str | None = None
@@ -25,7 +21,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record and where it stands, such as "line 7"; a record that spans lines is named by its first."""
+    """One record and its position, such as "line 7"; of several lines, the first."""
 
     where: str
     values: dict[str, object]
@@ -33,7 +29,7 @@ class Record:
 
 @dataclass
 class Table:
-    """The records of one file, the problems of those that could not be read, and notes on what looks odd."""
+    """The records of one file, problems of those that cannot be read, and notes on odd ones."""
 
     columns: list[str]
     records: list[Record] = field(default_factory=list)
@@ -55,7 +51,7 @@ def counted(rows: int) -> str:
 
 
 def brief(value: object) -> str:
-    """Return a value for a message: one line, cut to what fits."""
+    """Return a value for a message: on one line, at most MOST_CHARS characters."""
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]}..."

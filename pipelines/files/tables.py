@@ -1,7 +1,7 @@
-"""Typed tables: Parquet and Excel workbooks become records, class labels by their names.
+"""Read Parquet files and Excel workbooks as records, with class labels by name.
 
-reading.py and dataset_folders.py call it. The names of a class label come from what Hugging Face datasets writes into the schema;
--1 and null become None: no label.
+The names of class labels come from the schema that Hugging Face datasets writes; -1 and null become None (no label).
+reading.py and dataset_folders.py call it.
 """
 
 import json
@@ -18,13 +18,13 @@ from schemas.targets import Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# column -> what a stored value stands for
+# stored value -> its meaning
 Reading = Callable[[Any], object]
 _HUB = b"huggingface"  # key of the schema's metadata
 
 
 def read_parquet(path: Path, features: Mapping[str, Any]) -> Table:
-    """Return the rows of a Parquet file; its own features go before the given ones. Raises BadFile."""
+    """Return the rows of a Parquet file; the features in its schema override the given ones. Raises BadFile."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -34,7 +34,7 @@ def read_parquet(path: Path, features: Mapping[str, Any]) -> Table:
         raise BadFile("no rows")
     refuse_magic(head, but=b"PAR1")
     try:
-        # partitioning=None: a folder such as lang=en/ above the file is no column
+        # partitioning=None: no column from a parent folder such as lang=en/
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise BadFile(f"not a whole Parquet file: {brief(str(error))}") from error
@@ -47,15 +47,15 @@ def arrow_rows(table: "pa.Table", features: Mapping[str, Any]) -> Table:
     features = {**features, **_features(table.schema.metadata or {})}
     readings = {name: reading for name in table.column_names if (reading := _reading(features.get(name)))}
     names = [name for name in table.column_names if not nameless(name)]
-    found = Table(names)
+    records = Table(names)
     for number, values in enumerate(table.to_pylist(), start=1):
         try:
             cells = {name: readings[name](values[name]) if name in readings else values[name] for name in names}
         except BadFile as error:
-            found.problems.append(f"row {number}: {error}")
+            records.problems.append(f"row {number}: {error}")
         else:
-            found.records.append(Record(f"row {number}", cells))
-    return found
+            records.records.append(Record(f"row {number}", cells))
+    return records
 
 
 def _features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def _features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 def _reading(feature: object) -> Reading | None:
-    """Return how values of a feature are read: a class label by name, a list of them by names; None: as they are."""
-    if isinstance(feature, list) and len(feature) == 1:  # a list, as earlier versions of datasets write it
+    """Return the conversion of a class label, or a list of them, to names; None for other features."""
+    if isinstance(feature, list) and len(feature) == 1:  # a list, in the form of earlier versions of datasets
         feature = {"_type": "List", "feature": feature[0]}
     if not isinstance(feature, Mapping):
         return None
@@ -82,9 +82,9 @@ def _reading(feature: object) -> Reading | None:
 def _name(names: Sequence[str], value: object) -> object:
     if value is None or value == -1:
         return None
-    if isinstance(value, str):  # a name already
+    if isinstance(value, str):  # already a name
         return value
-    if isinstance(value, float) and value.is_integer():  # as pandas stores whole numbers beside missing ones
+    if isinstance(value, float) and value.is_integer():  # pandas stores integers as floats if some are missing
         value = int(value)
     if isinstance(value, int) and 0 <= value < len(names):
         return names[value]
@@ -92,7 +92,7 @@ def _name(names: Sequence[str], value: object) -> object:
 
 
 def name_labels(table: Table, features: Mapping[str, Any]) -> Table:
-    """Return the table with numbers of described class labels as their names. Raises BadFile."""
+    """Return the table with class labels as names where `features` describes them. Raises BadFile."""
     for column in table.columns:
         if reading := _reading(features.get(column)):
             for record in table.records:
@@ -103,7 +103,7 @@ def name_labels(table: Table, features: Mapping[str, Any]) -> Table:
 
 
 def read_workbook(path: Path, task: Task, named: Columns) -> Table:
-    """Return the rows of the one sheet of an .xlsx workbook that has the wanted columns. Raises BadFile."""
+    """Return the rows of the only sheet of an .xlsx workbook with text and target. Raises BadFile."""
     try:
         import openpyxl
     except ImportError as error:
@@ -111,28 +111,28 @@ def read_workbook(path: Path, task: Task, named: Columns) -> Table:
     with path.open("rb") as file:
         refuse_magic(file.read(32), but=b"PK\x03\x04")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of extensions that hold no cells
+        warnings.simplefilter("ignore")  # about extensions without cells
         try:
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
             sheets = {
                 sheet.title: [list(row) for row in sheet.iter_rows(values_only=True)] for sheet in book.worksheets
             }
             book.close()
-        except Exception as error:  # openpyxl raises what its ZIP and XML parsers raise
+        except Exception as error:  # openpyxl passes on the many types of its ZIP and XML parsers
             raise BadFile(f"not a whole .xlsx workbook: {type(error).__name__}: {brief(str(error))}") from error
-    found: dict[str, Table] = {}
+    tables: dict[str, Table] = {}
     failures = []
     for title, rows in sheets.items():
         if any(map(_filled, rows)):
             try:
-                found[title] = _sheet(rows, task, named)
+                tables[title] = _sheet(rows, task, named)
             except BadFile as error:
                 failures.append(f"sheet {title!r}: {error}")
-    if len(found) > 1:
-        raise BadFile(f"sheets {' and '.join(map(repr, found))} both have the columns: keep one of them in the file")
-    if not found:
+    if len(tables) > 1:
+        raise BadFile(f"sheets {' and '.join(map(repr, tables))} all have the columns: keep one of them in the file")
+    if not tables:
         raise BadFile("; ".join(failures) or "no rows")
-    table = next(iter(found.values()))
+    table = next(iter(tables.values()))
     table.notes += [f"{failure}: left out" for failure in failures]
     return table
 
@@ -149,7 +149,7 @@ def _sheet(rows: Sequence[Sequence[object]], task: Task, named: Columns) -> Tabl
         if any(cell is not None and str(cell).strip() for cell in row[len(names) :]):
             table.problems.append(f"row {number}: a cell to the right of the header's {len(names)}")
         elif _filled(row):
-            # an empty cell is an empty text here, as in CSV: nobody wrote "no label" into it
+            # an empty cell is an empty text, as in CSV, and no explicit "no label"
             cells = ["" if cell is None else cell for cell in [*row, *[None] * len(names)][: len(names)]]
             values = {name: cell for name, cell in zip(names, cells, strict=True) if not nameless(name)}
             table.records.append(Record(f"row {number}", values))

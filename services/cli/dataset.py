@@ -107,7 +107,7 @@ def dataset_exclude(
 
     The files stay as they are. Without ROWS, show what is left out, or what --find finds.
     """
-    from pipelines.dataset.exclusions import found, row_key
+    from pipelines.dataset.exclusions import row_key, rows_matching
 
     with opened(config) as (settings, registry):
         registry.migrate()
@@ -120,7 +120,7 @@ def dataset_exclude(
         out = registry.excluded().rows
     lines, shown = [], []
     for path, held in given.items():
-        matching = found(held, words) if words else [row for row in held if row_key(row.text) in (keys or out)]
+        matching = rows_matching(held, words) if words else [row for row in held if row_key(row.text) in (keys or out)]
         for row in matching:
             key = row_key(row.text)
             shown.append({"file": path, "key": key, "label": row.label, "text": row.text, "excluded": key in out})

@@ -56,10 +56,10 @@ class LiveCounts:
         feedback = self._features.effective_feedback()
         counted, unknown = self._features.counted(feedback)
         for row in counted.to_pylist():
-            if _partition(row["place"]) in owned:
-                self._counts.setdefault(row["place"], Counter())[row["model_version"], _verdict(row["agreed"])] += row[
-                    "n"
-                ]
+            if _partition(row["topic_partition"]) in owned:
+                self._counts.setdefault(row["topic_partition"], Counter())[
+                    row["model_version"], _verdict(row["agreed"])
+                ] += row["n"]
         self._waiting.clear()
         for row in unknown.slice(max(0, unknown.num_rows - WAITING)).to_pylist():
             place = f"{row['topic_id']}/{row['partition']}"

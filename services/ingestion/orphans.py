@@ -51,7 +51,7 @@ class Orphans:
         after, expired = {place: self._features.expired_until(place) for place in places}, 0
         while rows := self._features.orphans(after, now - self._wait, AT_ONCE).to_pylist():
             publish([self._letter(topics, row) for row in rows])
-            marks = {row["place"]: row["offset"] for row in rows}  # in order: the last of each place stays
+            marks = {row["topic_partition"]: row["offset"] for row in rows}  # in order: the last of each place stays
             self._features.mark_expired(marks)
             after |= marks
             expired += len(rows)
@@ -83,4 +83,4 @@ class Orphans:
         key, value = row["prediction_id"].encode(), event.model_dump_json().encode()
         message = Message(topics.feedback, row["partition"], row["offset"], key, value, ())
         hours = self._wait.total_seconds() / 3600
-        return dead_letter(topics, message, row["place"], f"{ORPHAN}no prediction within {hours:g} hours")
+        return dead_letter(topics, message, row["topic_partition"], f"{ORPHAN}no prediction within {hours:g} hours")

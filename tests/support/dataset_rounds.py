@@ -12,7 +12,7 @@ from math import ceil
 
 import numpy as np
 
-from pipelines.dataset.build import Dataset, build
+from pipelines.dataset.build import Dataset, Sources, build
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
 from pipelines.feature_store.store import FeedbackRow
@@ -114,11 +114,8 @@ class Simulation:
         """The dataset of this feedback, under the ledger as it is."""
         values = {"quarantine": False, "max_rows_per_person": None, **self.settings}
         return build(
-            self.files,
-            self.reference,
-            feedback,
+            Sources(seed=self.files, reference=self.reference, feedback=feedback, cut={}),
             labels=LABELS,
-            cut={},
             settings=Settings(model=ModelSettings(name="m"), dataset=DatasetSettings.model_validate(values)),
             embed=no_embedding,
             ledger=self.ledger,

@@ -1,7 +1,6 @@
-"""The profile as a page: one self-contained HTML file with plots, readable in light and in dark.
+"""Render a dataset's manifest and profile as one self-contained HTML page, in light and dark.
 
-Turns a manifest and a profile into HTML: matplotlib draws SVG, jinja2 sets it. Rounds write it beside dataset.json. It
-deliberately computes nothing.
+matplotlib draws the plots as SVG, jinja2 fills the page. write.py puts it beside dataset.json.
 """
 
 import io
@@ -21,9 +20,9 @@ from schemas.printable import one_line
 log = logging.getLogger("ratchet.profile_page")
 
 MOST_BARS = 30
-# Labels, reasons and metadata are what people wrote: never mathtext.
+# People write labels and metadata: "$" in them is no mathtext.
 PLAIN = {"svg.fonttype": "none", "svg.hashsalt": "ratchet", "font.family": "sans-serif", "text.parse_math": False}
-# Stand-ins in the SVG for colours that the page decides, by light and dark.
+# Placeholders in the SVG for the colours of the page, which differ in light and dark.
 INK, ACCENT = "#010203", "#040506"
 
 _PAGE = """<!doctype html>
@@ -53,7 +52,7 @@ Judged on {{ n(m.reference_rows) }} rows, calibrated on {{ n(m.reference_calibra
 <div class="plots">{% for title, svg in plots %}<figure>{{ svg }}<figcaption>{{ title }}</figcaption></figure>{% endfor %}</div>
 
 <h2>What was dropped</h2>
-<div class="scroll"><table><tr><th>reason<th class="n">rows<th>one of them</tr>
+<div class="scroll"><table><tr><th>reason<th class="n">rows<th>example</tr>
 {% for reason, count in m.dropped.items() %}<tr><td>{{ reason }}<td class="n">{{ n(count) }}
 <td class="soft">{{ m.dropped_examples.get(reason, "") }}</tr>{% else %}<tr><td>nothing<td><td></tr>{% endfor %}
 {% for reason, count in m.reference_dropped.items() %}<tr><td>reference: {{ reason }}<td class="n">{{ n(count) }}<td></tr>
@@ -70,30 +69,30 @@ Judged on {{ n(m.reference_rows) }} rows, calibrated on {{ n(m.reference_calibra
 <p>{{ n(p.people) }} people; the busiest gave {{ "%.1f" | format(100 * p.largest_person_share) }} % of the training rows.
 {% if p.smallest_slice %}The smallest slice is {{ p.smallest_slice }}.{% endif %}
 Characters: {% for q, v in p.characters.items() %}{{ q }} {{ n(v) }}{{ ", " if not loop.last }}{% endfor %}.
-{{ "%.1f" | format(100 * p.cut_share) }} % of the texts are cut to the model's length.</p>
+{{ "%.1f" | format(100 * p.cut_share) }} % of the texts are truncated to the model's length.</p>
 
 <h2>Drift of the training rows</h2>
-<div class="scroll"><table><tr><th>against<th class="n">rows<th class="n">{{ what }} PSI<th class="n">χ² p
-<th class="n">embedding distance<th class="n">told apart<th class="n">p</tr>
+<div class="scroll"><table><tr><th>compared with<th class="n">rows<th class="n">{{ what }} PSI<th class="n">χ² p
+<th class="n">embedding distance<th class="n">two-sample accuracy<th class="n">p</tr>
 {% for d in p.drift %}<tr><td>{{ d.against }}<td class="n">{{ n(d.rows) }}
 {%- for v in (d.psi, d.chi2_p, d.embedding_distance, d.two_sample_accuracy, d.two_sample_p) %}<td class="n">
-{{- "-" if v is none else "%.3g" | format(v) }}{% endfor %}</tr>{% else %}<tr><td>nothing to compare with yet</tr>{% endfor %}
+{{- "-" if v is none else "%.3g" | format(v) }}{% endfor %}</tr>{% else %}<tr><td>nothing to compare yet</tr>{% endfor %}
 </table></div>
-<p class="soft">PSI above 0.25 is a shift of {{ what }}s. "Told apart" is the accuracy of a classifier that guesses which of the
-two a text is from: 0.5 is no difference.</p>
+<p class="soft">PSI above 0.25 is a shift of {{ what }}s. Two-sample accuracy is that of a classifier that predicts which of the
+two sets a text is from: 0.5 means no difference.</p>
 </body></html>
 """
 
 
 def render(name: str, manifest: DatasetManifest, profile: DatasetProfile) -> str:
-    """The page of the model `name`'s dataset."""
+    """Return the page of a dataset of the model `name`."""
     with rc_context(PLAIN):
         plots = _plots(manifest, profile)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     others = [
-        (manifest.rows_rejections, "that say what a text is not"),
+        (manifest.rows_rejections, "rejections"),
         (manifest.rows_held_out, "held out"),
-        (manifest.rows_audit, "of the audit sample"),
+        (manifest.rows_audit, "audited"),
     ]
     return environment.from_string(_PAGE).render(
         name=name,
@@ -115,18 +114,17 @@ def _plots(manifest: DatasetManifest, profile: DatasetProfile) -> list[tuple[str
         "rows dropped, by reason": manifest.dropped,
         "training rows by slice": profile.slices,
     }
-    found = [(title + _of(counts), _drawn(title, partial(_bars, counts))) for title, counts in bars.items() if counts]
+    charts = [(title + _of(counts), _drawn(title, partial(_bars, counts))) for title, counts in bars.items() if counts]
     title = "tokens of a text"
-    return [*found, (title, _drawn(title, partial(_histogram, profile.token_edges, profile.token_counts)))]
+    return [*charts, (title, _drawn(title, partial(_histogram, profile.token_edges, profile.token_counts)))]
 
 
 def _drawn(title: str, draw: Callable[[], Markup]) -> Markup:
-    """Draw a plot; a line in its place if that fails: no plot may stop a round."""
+    """Return a plot, or a sentence if drawing fails, so that no plot stops a round."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # of glyphs that the measuring font lacks: the browser's has them
+            # glyphs missing from the font that measures: the browser has them
+            warnings.simplefilter("ignore", UserWarning)
             return draw()
     except Exception:
         log.exception("the plot %r could not be drawn", title)
@@ -162,7 +160,7 @@ def _histogram(edges: Sequence[int], counts: Sequence[int]) -> Markup:
 
 
 def _svg(figure: Figure) -> Markup:
-    """Inline SVG whose colours follow the page."""
+    """Return inline SVG in the colours of the page."""
     for axes in figure.axes:
         axes.tick_params(colors=INK, labelsize=8)
         axes.yaxis.label.set_color(INK)

@@ -1,7 +1,6 @@
-"""The profile: what a dataset looks like, and how far it is from what is served and from what was trained on before.
+"""Describe a dataset, and measure its drift from live traffic and from the champion's training rows.
 
-Turns a `Dataset` into a `DatasetProfile`. Rounds and `ratchet dataset` call it; dataset/report/page.py shows it. It deliberately
-judges nothing.
+write.py calls `profile`, page.py shows the result.
 """
 
 import hashlib
@@ -20,8 +19,8 @@ from pipelines.models.probe import fit_probe
 from schemas.manifests import DatasetProfile, Drift
 from schemas.targets import Task
 
-SAMPLE = 200  # texts of each side that are embedded, so that the cost has a bound
-COUNTED = 5000  # texts whose tokens are counted
+SAMPLE = 200  # texts embedded of each set, to bound the cost
+COUNTED = 5000  # texts tokenised
 BINS = 30
 SLICES = 50
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -38,14 +37,14 @@ def profile(
     max_length: int,
     against: Mapping[str, Sequence[Labelled]],
 ) -> DatasetProfile:
-    """Describe a dataset.
+    """Return the profile of a dataset.
 
     Args:
         dataset: as built.
-        task: what labels are.
+        task: the task.
         embed: texts -> [n, width].
-        tokens: how the base model counts.
-        max_length: tokens at which texts are cut.
+        tokens: token counts of the base model.
+        max_length: tokens to which texts are truncated.
         against: name -> rows to compare the training rows with.
 
     """
@@ -83,7 +82,7 @@ def profile(
 
 
 def psi(one: Mapping[str, int], other: Mapping[str, int]) -> float:
-    """Population stability index of two label counts (Siddiqi 2006), half a row added to every label."""
+    """Return the population stability index of two label counts (Siddiqi 2006), half a row added to every label."""
     labels = sorted({*one, *other})
     a, b = (np.array([counts.get(label, 0) + 0.5 for label in labels]) for counts in (one, other))
     p, q = a / a.sum(), b / b.sum()
@@ -91,9 +90,9 @@ def psi(one: Mapping[str, int], other: Mapping[str, int]) -> float:
 
 
 def two_sample(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, float]:
-    """Classifier two-sample test (Lopez-Paz and Oquab 2017): accuracy, by two-fold cross-fitting, and its p-value.
+    """Return accuracy (two-fold cross-fitted) and p-value of a classifier two-sample test (Lopez-Paz and Oquab 2017).
 
-    The larger sample is cut, so that guessing is right half of the time.
+    The larger sample is truncated, so that chance accuracy is 0.5.
     """
     n = min(len(one), len(other)) // 2 * 2
     rows = np.vstack([one[:n], other[:n]])
@@ -110,20 +109,20 @@ def two_sample(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[fl
 
 def _drift(
     name: str,
-    own: Sequence[Labelled],
+    train: Sequence[Labelled],
     others: Sequence[Labelled],
     counted: Counted,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
 ) -> Drift:
-    mine, theirs = (counted.rows(label for _, label in rows) for rows in (own, others))
+    mine, theirs = (counted.rows(label for _, label in rows) for rows in (train, others))
     distance = accuracy = p_texts = None
-    if len(own) >= 4 and len(others) >= 4:
-        a, b = (embed([text for text, _ in _sample(rows, SAMPLE)]) for rows in (own, others))
+    if len(train) >= 4 and len(others) >= 4:
+        a, b = (embed([text for text, _ in _sample(rows, SAMPLE)]) for rows in (train, others))
         x, y = a.mean(axis=0), b.mean(axis=0)
         distance = float(1 - x @ y / max(1e-12, float(np.linalg.norm(x) * np.linalg.norm(y))))
         accuracy, p_texts = two_sample(a, b)
     labels = sorted({*mine, *theirs})
-    comparable = len(labels) > 1 and bool(own) and bool(others)
+    comparable = len(labels) > 1 and bool(train) and bool(others)
     table = [[counts.get(label, 0) for label in labels] for counts in (mine, theirs)]
     return Drift(
         against=name,
@@ -141,7 +140,7 @@ def _labelled(rows: Sequence[Example]) -> list[Labelled]:
 
 
 def _sample(rows: Sequence[Labelled], n: int) -> list[Labelled]:
-    """Up to `n` rows, the same ones for the same rows."""
+    """Return up to `n` rows, sampled by hash: the same rows give the same sample."""
     if len(rows) <= n:
         return list(rows)
     return sorted(rows, key=lambda row: hashlib.sha256(row[0].encode("utf-8", "surrogatepass")).digest())[:n]

@@ -1,7 +1,6 @@
-"""The report: dataset.json and dataset.html beside a round's rows.
+"""Write dataset.json and dataset.html beside a round's rows.
 
-Turns a dataset, the traffic that is served and the champion's rows into a profile on disk. Rounds and `ratchet dataset` call
-it. It deliberately computes nothing itself.
+Rounds and `ratchet dataset` call it.
 """
 
 from pathlib import Path
@@ -21,20 +20,20 @@ from serving.registry.registry import Registry
 if TYPE_CHECKING:
     from pipelines.models.base_models import Base
 
-TRAFFIC = 2000  # newest predictions that stand for live traffic
+TRAFFIC = 2000  # newest predictions, as a sample of live traffic
 
 
 class Traffic(Protocol):
-    """What is asked of the feature store."""
+    """The part of the feature store that the report needs."""
 
     def recent_predictions(self, limit: int) -> list[tuple[str, str]]:
-        """Text and predicted target of the newest predictions."""
+        """Return text and predicted target of the newest predictions."""
 
 
 def write_report(
     folder: Path, dataset: Dataset, settings: Settings, registry: Registry, features: Traffic | None, base: "Base"
 ) -> None:
-    """Write dataset.json, manifest and profile, and dataset.html into `folder`."""
+    """Write dataset.json (manifest and profile) and dataset.html into `folder`."""
     against: dict[str, list[Labelled]] = {}
     if features is not None:
         against["live traffic"] = features.recent_predictions(TRAFFIC)
@@ -44,7 +43,7 @@ def write_report(
         if earlier != folder and (earlier / ROWS).exists():
             rows = training_rows(earlier)
             against["the champion's training rows"] = [(e.text, e.label) for e in rows]
-    found = profile(
+    described = profile(
         dataset,
         task=settings.model.task,
         embed=base.embed,
@@ -52,6 +51,6 @@ def write_report(
         max_length=base.max_length,
         against=against,
     )
-    parts = {"manifest": dataset.manifest.model_dump(mode="json"), "profile": found.model_dump(mode="json")}
+    parts = {"manifest": dataset.manifest.model_dump(mode="json"), "profile": described.model_dump(mode="json")}
     (folder / "dataset.json").write_bytes(orjson.dumps(parts, option=orjson.OPT_INDENT_2))
-    write_page(folder / "dataset.html", lambda: render(settings.model.name, dataset.manifest, found))
+    write_page(folder / "dataset.html", lambda: render(settings.model.name, dataset.manifest, described))

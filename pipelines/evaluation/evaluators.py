@@ -1,8 +1,8 @@
 """Evaluation: by task, how an artefact is calibrated on fair rows, and scored on others.
 
-`judged_task` turns a task's name into what the round asks of it between training and the verdict. candidates.py
-calibrates with it, gates/evidence_and_facts.py and gates/compressed.py score. Each task is one value in JUDGED; models
-that answer with a row of numbers share `ByOutputs`, what writes is evaluation/text_evaluator.py's. It deliberately
+`evaluator_for` turns a task's name into what the round asks of it between training and the verdict. candidates.py
+calibrates with it, gates/evidence_and_facts.py and gates/compressed.py score. Each task is one value in EVALUATORS; models
+that answer with a row of numbers share `OutputEvaluator`, what writes is evaluation/text_evaluator.py's. It deliberately
 judges nothing.
 """
 
@@ -22,7 +22,7 @@ from pipelines.evaluation.evidence.classification import score_label
 from pipelines.evaluation.evidence.evidence import Evidence, Floats, OutputEvidence
 from pipelines.evaluation.evidence.multilabel import score_labels
 from pipelines.evaluation.evidence.regression import score_number
-from pipelines.evaluation.text_evaluator import ByText
+from pipelines.evaluation.text_evaluator import TextEvaluator
 from pipelines.models.encoder import Encoder
 from pipelines.training.tasks.choose import task_for
 from pipelines.training.tasks.encoder_task import EncoderTask
@@ -38,7 +38,7 @@ from serving.inference.outputs import BY_TASK
 Sets = Literal["lac", "aps"]
 
 
-class JudgedTask(Protocol):
+class Evaluator(Protocol):
     """What a round asks of a task between training and the verdict; a runtime is what `open_version` gives of it."""
 
     def calibrate(self, runtime: Any, rows: Sequence[FileRow], sets: Sets) -> Calibration:
@@ -47,21 +47,23 @@ class JudgedTask(Protocol):
     def golden(self, runtime: Any, fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
         """What the artefact answers to these texts under a calibration, for every later load to be held against."""
 
-    def chosen(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
+    def sample(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
         """The rows that judge, where all of them would take too long."""
 
     def evaluate(self, runtime: Any, rows: Sequence[FileRow], *, split: str) -> Evidence:
         """Score the artefact that would serve."""
 
-    def edits(self, runtime: Any, evidence: Any, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+    def edit_flips(self, runtime: Any, evidence: Any, rows: NDArray[np.int64]) -> dict[str, Robustness]:
         """Kind of edit -> how many answers to these rows of its evidence it changes."""
 
-    def baseline(self, base: Any, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings) -> Evidence:
+    def score_baseline(
+        self, base: Any, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings
+    ) -> Evidence:
         """Score the cheapest method that learns from the dataset."""
 
 
 @dataclass(frozen=True)
-class ByOutputs:
+class OutputEvaluator:
     """A task whose models answer every text with k numbers.
 
     `fit` turns logits [n, k] and the rows' targets into a calibration, `score` turns calibrated outputs into evidence;
@@ -92,7 +94,7 @@ class ByOutputs:
             tolerance=tolerance * (float(np.abs(outputs).max()) if self.relative else 1.0),
         )
 
-    def chosen(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
+    def sample(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
         """All."""
         return rows
 
@@ -109,12 +111,12 @@ class ByOutputs:
             raw=self._uncalibrated(runtime.labels, logits),
         )
 
-    def edits(self, runtime: Runtime, evidence: OutputEvidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+    def edit_flips(self, runtime: Runtime, evidence: OutputEvidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
         """Held against the outputs of the texts as they are."""
         texts = [evidence.rows[n].text for n in rows.tolist()]
-        return robustness.count_flips(runtime, texts, evidence.outputs[rows], evidence.alike)
+        return robustness.count_flips(runtime, texts, evidence.outputs[rows], evidence.same_answer)
 
-    def baseline(
+    def score_baseline(
         self, encoder: Encoder, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings
     ) -> OutputEvidence:
         """The probe on frozen embeddings that training started from."""
@@ -130,7 +132,7 @@ class ByOutputs:
 
 def evaluate(runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> OutputEvidence:
     """Score an artefact that answers with numbers, by its own task."""
-    return BY_OUTPUTS[runtime.manifest.task].evaluate(runtime, rows, split=split)
+    return OUTPUT_EVALUATORS[runtime.manifest.task].evaluate(runtime, rows, split=split)
 
 
 def evaluation_threads(settings: TrainingSettings) -> int:
@@ -138,9 +140,9 @@ def evaluation_threads(settings: TrainingSettings) -> int:
     return settings.threads or os.cpu_count() or 1
 
 
-def judged_task(name: str) -> JudgedTask:
+def evaluator_for(name: str) -> Evaluator:
     """The task of that name; an artefact of another is not made, nor loaded."""
-    return JUDGED[name]
+    return EVALUATORS[name]
 
 
 def _fit_label(logits: Floats, targets: Sequence[str], labels: Sequence[str], sets: Sets) -> Calibration:
@@ -158,9 +160,9 @@ def _fit_number(logits: Floats, targets: Sequence[str], _labels: Sequence[str], 
     return Calibration(fitted_rows=fitted.fitted_rows, intervals=fitted)
 
 
-BY_OUTPUTS: Mapping[str, ByOutputs] = {
-    "classification": ByOutputs("classification", _fit_label, score_label),
-    "multilabel": ByOutputs("multilabel", _fit_labels, score_labels),
-    "regression": ByOutputs("regression", _fit_number, score_number, relative=True),
+OUTPUT_EVALUATORS: Mapping[str, OutputEvaluator] = {
+    "classification": OutputEvaluator("classification", _fit_label, score_label),
+    "multilabel": OutputEvaluator("multilabel", _fit_labels, score_labels),
+    "regression": OutputEvaluator("regression", _fit_number, score_number, relative=True),
 }
-JUDGED: Mapping[str, JudgedTask] = {**BY_OUTPUTS, "generation": ByText()}
+EVALUATORS: Mapping[str, Evaluator] = {**OUTPUT_EVALUATORS, "generation": TextEvaluator()}

@@ -19,7 +19,7 @@ LIMIT_S = 120
 
 
 @dataclass(frozen=True)
-class Tried:
+class SmokeTest:
     """What was seen: the median milliseconds of one text, peak memory of the process and size on disk in MB."""
 
     latency_ms: float | None
@@ -28,7 +28,7 @@ class Tried:
     error: str | None = None
 
 
-def try_in_fresh_process(directory: Path) -> Tried:
+def try_in_fresh_process(directory: Path) -> SmokeTest:
     """Load and query a version in a process of its own."""
     size_mb = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6
     command = [sys.executable, "-m", "pipelines.evaluation.smoke_test", str(directory)]
@@ -38,12 +38,14 @@ def try_in_fresh_process(directory: Path) -> Tried:
             command, cwd=repository, capture_output=True, text=True, timeout=LIMIT_S, check=False, encoding="utf-8"
         )
     except subprocess.TimeoutExpired:
-        return Tried(None, None, size_mb, f"the artefact did not load and answer within {LIMIT_S} s in a fresh process")
+        return SmokeTest(
+            None, None, size_mb, f"the artefact did not load and answer within {LIMIT_S} s in a fresh process"
+        )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        return Tried(None, None, size_mb, f"the artefact does not load in a fresh process: {last}")
+        return SmokeTest(None, None, size_mb, f"the artefact does not load in a fresh process: {last}")
     seen = json.loads(done.stdout.strip().splitlines()[-1])
-    return Tried(seen["latency_ms"], seen["memory_mb"], size_mb)
+    return SmokeTest(seen["latency_ms"], seen["memory_mb"], size_mb)
 
 
 def main(directory: str) -> None:

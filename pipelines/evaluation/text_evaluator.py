@@ -30,12 +30,12 @@ MOST = 200  # rows that are written to for each of calibration and judgement
 SHAKEN = float(np.log(2))  # nats a token by which an answer has become another
 
 
-class ByText:
+class TextEvaluator:
     """The task whose models write."""
 
     def calibrate(self, writer: Writer, rows: Sequence[FileRow], _sets: str) -> Calibration:
         """Whether what is written to these rows would do, by how sure the model was."""
-        asked = self.chosen(rows)
+        asked = self.sample(rows)
         written = writer.write([row.text for row in asked])
         logprobs = [one.logprobs for one in written]
         fitted = sequence_confidence.fit(logprobs, accepted([one.text for one in written], asked))
@@ -45,7 +45,7 @@ class ByText:
         """The beginnings of answers, and how likely their tokens are."""
         return writer.golden(texts, tolerance)
 
-    def chosen(self, rows: Sequence[FileRow]) -> list[FileRow]:
+    def sample(self, rows: Sequence[FileRow]) -> list[FileRow]:
         """MOST of them, the same ones in every round."""
         found = [rows[n] for n in sorted(robustness.chosen_rows([row.text for row in rows], MOST).tolist())]
         if len(found) < len(rows):
@@ -65,7 +65,7 @@ class ByText:
             calibration=writer.manifest.calibration,
         )
 
-    def edits(self, writer: Writer, evidence: Evidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+    def edit_flips(self, writer: Writer, evidence: Evidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
         """Whether the answer to each of these rows is less than half as likely, token by token, once its text is edited."""
         assert isinstance(evidence, TextEvidence)
         given = [FileRow(evidence.rows[n].text, evidence.texts[n]) for n in rows.tolist() if evidence.texts[n]]
@@ -78,7 +78,7 @@ class ByText:
             found[kind] = Robustness(edited=len(given), flipped=int(shaken.sum()))
         return found
 
-    def baseline(
+    def score_baseline(
         self, base: Decoder, dataset: Dataset, rows: Sequence[FileRow], _settings: TrainingSettings
     ) -> Evidence:
         """The answer of the training row whose words are most like a row's (TF-IDF); for the NLL, the untrained base model."""

@@ -1,6 +1,6 @@
 """Two models on the same rows: what changed, how surely, and how many rows would tell.
 
-Turns right and wrong, or losses, of two models into a `Moved`. Evidence makes one, the gates read it, the report page plots it.
+Turns right and wrong, or losses, of two models into a `PairedComparison`. Evidence makes one, the gates read it, the report page plots it.
 Pure functions that deliberately know no thresholds.
 """
 
@@ -21,7 +21,7 @@ POINTS = 400  # of the quadrature in `harm_probability`
 RESAMPLES = 2000
 
 
-class Moved(Protocol):
+class PairedComparison(Protocol):
     """What moved from a first model to a second one on the same rows; up is better."""
 
     @property
@@ -49,7 +49,7 @@ class Moved(Protocol):
         """One-sided p that the second model is no worse."""
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         """In words."""
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -58,12 +58,12 @@ class Moved(Protocol):
     def harm_probability(self, margin: float) -> float:
         """Posterior probability that the second model is worse by more than `margin`."""
 
-    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
+    def rows_needed(self, better_than: float, alpha: float) -> int | None:
         """About how many rows show at `alpha` that the difference is above `better_than`, if it stays; None if it is not."""
 
 
 @dataclass(frozen=True)
-class Change:
+class AccuracyChange:
     """Right and wrong answers: what moved is accuracy. Everything follows from three counts."""
 
     gained: int
@@ -71,7 +71,7 @@ class Change:
     n: int
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         """In words."""
         return f"{self.gained} rows gained, {self.lost} lost of {self.n} ({self.observed:+.3f})"
 
@@ -89,7 +89,7 @@ class Change:
     @property
     def p_worse(self) -> float:
         """Exact one-sided p that the second model is no worse."""
-        return Change(self.lost, self.gained, self.n).p_better
+        return AccuracyChange(self.lost, self.gained, self.n).p_better
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Of the difference in accuracy: Wald's with half a row added to each cell (Agresti & Min 2005)."""
@@ -106,7 +106,7 @@ class Change:
         """
         return _harm_probability(self.gained, self.lost, self.n, margin)
 
-    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
+    def rows_needed(self, better_than: float, alpha: float) -> int | None:
         """About how many rows show at `alpha` that the difference is above `better_than`, if it stays; None if it is not."""
         room = self.observed - better_than
         if room <= 0 or not self.n:
@@ -121,74 +121,74 @@ def _harm_probability(gained: int, lost: int, n: int, margin: float) -> float:
     return float(beta.cdf((1 - margin / moved) / 2, gained + 0.5, lost + 0.5).mean())
 
 
-def change(before: Bools, after: Bools) -> Change:
+def accuracy_change(before: Bools, after: Bools) -> AccuracyChange:
     """[n], [n] right or wrong -> what moved from the first model to the second."""
-    return Change(int((after & ~before).sum()), int((before & ~after).sum()), len(before))
+    return AccuracyChange(int((after & ~before).sum()), int((before & ~after).sum()), len(before))
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A loss of every row: what moved is its mean. `saved` [n] is the first model's loss minus the second's; `words` has a place
+class MeanGain:
+    """A loss of every row: what moved is its mean. `gains` [n] is the first model's loss minus the second's; `words` has a place
     for the mean.
     """
 
-    saved: Floats
-    words: str
+    gains: Floats
+    template: str
 
     @property
     def n(self) -> int:
         """Rows."""
-        return len(self.saved)
+        return len(self.gains)
 
     @property
     def gained(self) -> int:
         """Rows whose loss is lower."""
-        return int((self.saved > 0).sum())
+        return int((self.gains > 0).sum())
 
     @property
     def lost(self) -> int:
         """Rows whose loss is higher."""
-        return int((self.saved < 0).sum())
+        return int((self.gains < 0).sum())
 
     @property
     def observed(self) -> float:
         """Mean loss saved."""
-        return float(self.saved.mean())
+        return float(self.gains.mean())
 
     @property
     def p_better(self) -> float:
         """One-sided p of the paired difference."""
-        return p_larger(-self.saved, np.zeros_like(self.saved))
+        return p_larger(-self.gains, np.zeros_like(self.gains))
 
     @property
     def p_worse(self) -> float:
         """The other side's."""
-        return p_larger(self.saved, np.zeros_like(self.saved))
+        return p_larger(self.gains, np.zeros_like(self.gains))
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         """In words."""
-        return f"{self.words.format(self.observed)} on {self.n} rows"
+        return f"{self.template.format(self.observed)} on {self.n} rows"
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Normal interval of the mean."""
-        return mean_interval(self.saved, level)
+        return mean_interval(self.gains, level)
 
     def harm_probability(self, margin: float) -> float:
         """Student's t around the mean: the posterior under Jeffreys' prior, if losses are about normal."""
-        spread = float(self.saved.std(ddof=1)) / sqrt(self.n) if self.n > 1 else 0.0
+        spread = float(self.gains.std(ddof=1)) / sqrt(self.n) if self.n > 1 else 0.0
         if not spread:
             return float(self.observed < -margin)
         return float(t.cdf((-margin - self.observed) / spread, self.n - 1))
 
-    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
+    def rows_needed(self, better_than: float, alpha: float) -> int | None:
         """About how many rows show that more is saved than `better_than`."""
-        room = self.saved - better_than
-        return rows_wanted(float(room.mean()), mean_interval(room), self.n, alpha)
+        room = self.gains - better_than
+        return rows_needed_for_mean(float(room.mean()), mean_interval(room), self.n, alpha)
 
 
 @dataclass(frozen=True)
-class Resampled:
+class ResampledGain:
     """A metric of all rows together, by paired bootstrap (Efron & Tibshirani 1993, §15).
 
     `metric` turns how often each row counts [draws, n] into the difference on these rows [draws].
@@ -196,7 +196,7 @@ class Resampled:
 
     metric: Callable[[Floats], Floats]
     n: int
-    words: str
+    template: str
     gained: int = 0
     lost: int = 0
 
@@ -221,9 +221,9 @@ class Resampled:
         return (1 + int((self._drawn >= 0).sum())) / (RESAMPLES + 1)
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         """In words."""
-        return f"{self.words.format(self.observed)} on {self.n} rows"
+        return f"{self.template.format(self.observed)} on {self.n} rows"
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Percentiles of the draws."""
@@ -234,10 +234,10 @@ class Resampled:
         """Share of the draws with such a loss."""
         return float((self._drawn < -margin).mean())
 
-    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
+    def rows_needed(self, better_than: float, alpha: float) -> int | None:
         """About how many rows show a gain above `better_than`."""
         low, high = self.interval()
-        return rows_wanted(self.observed - better_than, (low - better_than, high - better_than), self.n, alpha)
+        return rows_needed_for_mean(self.observed - better_than, (low - better_than, high - better_than), self.n, alpha)
 
 
 def p_larger(before: Floats, after: Floats) -> float:
@@ -253,7 +253,7 @@ def mean_interval(difference: Floats, level: float = 0.95) -> tuple[float, float
     return float(difference.mean()) - half, float(difference.mean()) + half
 
 
-def rows_wanted(observed: float, interval: tuple[float, float], n: int, alpha: float) -> int | None:
+def rows_needed_for_mean(observed: float, interval: tuple[float, float], n: int, alpha: float) -> int | None:
     """About how many rows show at `alpha` that a mean is above 0, given its 95 % interval on n rows; None if it is not."""
     if observed <= 0:
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.evaluation.evidence.evidence import Evidence
 from pipelines.gates.against_champion import slice_changes
-from pipelines.gates.evidence_and_facts import Judged
+from pipelines.gates.evidence_and_facts import RoundEvidence
 from pipelines.gates.policy import Policy
 from pipelines.pages import write_page
 from pipelines.report import page
@@ -29,7 +29,7 @@ COVERAGES = (0.9, 0.95, 0.99)
 
 def build(
     record: RoundRecord,
-    judged: Judged,
+    judged: RoundEvidence,
     verdict: GateReport,
     manifest: ModelManifest,
     dataset: DatasetManifest,
@@ -54,8 +54,8 @@ def build(
         calibration=manifest.calibration.model_dump(
             mode="json", exclude={"conformal": {"scores"}, "intervals": {"scores"}, "knots": True}
         ),
-        set_sizes={f"{c:g}": size for c in covered if isfinite(size := candidate.width(c))},
-        set_coverage={f"{c:g}": float(candidate.held(c).mean()) for c in covered},
+        set_sizes={f"{c:g}": size for c in covered if isfinite(size := candidate.mean_width(c))},
+        set_coverage={f"{c:g}": float(candidate.covered(c).mean()) for c in covered},
         slices=slice_changes(champion, candidate, policy.slices) if champion else [],
         measure=candidate.measure,
         negative_flips=_flips(champion, candidate, candidate.worse_than(champion)) if champion else [],

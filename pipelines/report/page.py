@@ -1,7 +1,7 @@
-"""The report page: one self-contained HTML file that says whether a candidate may serve, and why.
+"""The report page: one self-contained HTML file with the verdict on a candidate, and the reasons.
 
-Turns a `RoundReport` into HTML by the template page.html. round_report.py writes it, `ratchet round show ID --open`
-opens it. It deliberately computes no measure, loads nothing from elsewhere and runs no script.
+Turns a `RoundReport` into HTML by the template page.html. round_report.py writes it, `ratchet round show ID --open` opens it.
+The page has no scripts and loads nothing from elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ WORDS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsu
 
 @dataclass(frozen=True)
 class Words:
-    """How the page speaks of a task."""
+    """A task's wording on the page."""
 
     plot: tuple[str, str]
-    honest: str
-    bounds: str
+    diagonal: str  # meaning of the reliability diagram's dashed line
+    region: str
     width: str
     worse: str = "Right before, wrong now"
     better: str = "Wrong before, right now"
@@ -36,7 +36,7 @@ class Words:
 
 _ONE = Words(
     ("confidence", "share right"),
-    "on the dashed line a model is as often right as it says",
+    "on the dashed line, accuracy equals confidence",
     "prediction sets",
     "labels a set",
     confuses=True,
@@ -44,12 +44,12 @@ _ONE = Words(
 _MANY = replace(
     _ONE,
     plot=("probability", "share true"),
-    honest="on the dashed line a label is as often true as it says",
+    diagonal="on the dashed line, labels are true as often as their probability",
     confuses=False,
 )
 _NUMBER = Words(
-    ("claimed to hold", "share held"),
-    "on the dashed line intervals hold the truth as often as they claim",
+    ("nominal coverage", "observed coverage"),
+    "on the dashed line, intervals contain the truth as often as promised",
     "intervals",
     "mean width",
     "Error grew most",
@@ -57,7 +57,7 @@ _NUMBER = Words(
 )
 _TEXT = Words(
     ("confidence", "share accepted"),
-    "on the dashed line answers are accepted (chrF of a half, or the very text) as often as the model says",
+    "on the dashed line, texts are accepted (chrF of at least 0.5, or an exact match) as often as the confidence",
     "",
     "",
     "Farther from the reference",
@@ -68,7 +68,7 @@ WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER, 
 
 
 def render(report: RoundReport) -> str:
-    """The page."""
+    """Return the page as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -105,18 +105,18 @@ def _headline(report: RoundReport) -> str:
 
 
 def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
-    """(name, the candidate's, what it is compared with)."""
-    found = report.evaluations
-    candidate, champion, probe = found["candidate"], found.get("champion"), found.get("probe")
+    """Return name, candidate's value and comparison of each headline figure."""
+    evaluations = report.evaluations
+    candidate, champion, probe = evaluations["candidate"], evaluations.get("champion"), evaluations.get("probe")
     beside = champion or probe
     whose = "champion" if champion else WORDS_OF[report.task].probe
-    said = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
-    said["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
-    return [(name, _number(value), said[name]) for name, value in candidate.figures.items()]
+    comparison = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
+    comparison["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
+    return [(name, _number(value), comparison[name]) for name, value in candidate.figures.items()]
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], str]]:
-    """Title, names of the lines and the chart, of each learning curve that has two points."""
+    """Return title, line names and chart of each learning curve with two points or more."""
     epochs = [line for line in history if "epoch" in line]
     last = next((line["phase"] for line in reversed(history) if "step" in line), None)
     steps = [line for line in history if "step" in line and line["phase"] == last]
@@ -131,7 +131,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], 
         (f"Loss in the {last} phase", "step", steps, {"training": "loss"}),
         ("Learning rate", "step", steps, {"adapter": "learning_rate", "head": "head_learning_rate"}),
     ]
-    found: list[tuple[str, list[str], str]] = []
+    curves: list[tuple[str, list[str], str]] = []
     for title, x, lines, wanted in charts:
         series = {
             name.replace("_", " "): [(line[x], line[key]) for line in lines if line.get(key) is not None]
@@ -139,8 +139,8 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], 
         }
         drawn = {name: points for name, points in series.items() if len(points) > 1}
         if drawn:
-            found.append((title, list(drawn), plots.line_chart(drawn, x, "")))
-    return found
+            curves.append((title, list(drawn), plots.line_chart(drawn, x, "")))
+    return curves
 
 
 def _reliability(report: RoundReport) -> str:
@@ -161,19 +161,21 @@ def _forest(shown: Sequence[SliceChange], one: SliceChange, report: RoundReport)
 
 
 def _matrix(labels: Sequence[LabelScore], confusion: Sequence[Confusion]) -> list[tuple[LabelScore, list[int]]]:
-    """Counts by true label (rows) and answer (columns); empty with too many labels to read."""
+    """Return counts by true label (rows) and predicted label (columns); empty beyond MATRIX_LABELS labels."""
     if len(labels) > MATRIX_LABELS:
         return []
     wrong = {(one.truth, one.answer): one.n for one in confusion}
     return [
         (
-            own,
+            truth,
             [
-                round((own.recall or 0) * own.n) if own is other else wrong.get((own.label, other.label), 0)
-                for other in labels
+                round((truth.recall or 0) * truth.n)
+                if truth is predicted
+                else wrong.get((truth.label, predicted.label), 0)
+                for predicted in labels
             ],
         )
-        for own in labels
+        for truth in labels
     ]
 
 
@@ -184,7 +186,7 @@ def _number(value: float | None) -> str:
 
 
 def _gate_numbers(gate: GateResult) -> str:
-    """Observed, interval, threshold and n in one line."""
+    """Return observed value, interval, threshold and n in one line."""
     parts = [] if gate.observed is None else [_number(gate.observed)]
     if gate.interval:
         parts[-1:] = [f"{parts[-1] if parts else ''} [{_number(gate.interval[0])}, {_number(gate.interval[1])}]"]

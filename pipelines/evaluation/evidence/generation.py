@@ -88,8 +88,7 @@ class TextEvidence(Evidence):
         truth = [row.label for row in self.rows]
         frequent = Counter(truth).most_common(1)[0][0]
         constant = point.row_chrf([[one] for one in truth], [frequent] * len(truth))
-        mean = paired_tests.MeanGain(self.chrf, "")
-        return Score(mean.observed, mean.interval(), float(constant.mean()))
+        return Score(float(self.chrf.mean()), paired_tests.mean_interval(self.chrf), float(constant.mean()))
 
     @cached_property
     def losses(self) -> dict[str, Floats]:

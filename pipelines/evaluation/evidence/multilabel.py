@@ -76,8 +76,8 @@ class LabelsEvidence(RightOrWrong):
         """
         common = np.broadcast_to(self.truth.mean(axis=0), self.truth.shape)
         constant = probabilistic.row_nll_each(common, self.truth)
-        gain = paired_tests.MeanGain((constant - self.losses["nll"]) / max(float(constant.mean()), 1e-9), "")
-        return Score(gain.observed, gain.interval(), 0.0, "share of NLL saved")
+        gains = (constant - self.losses["nll"]) / max(float(constant.mean()), 1e-9)
+        return Score(float(gains.mean()), paired_tests.mean_interval(gains), 0.0, "share of NLL saved")
 
     @property
     def indicators(self) -> tuple[Bools, Bools]:

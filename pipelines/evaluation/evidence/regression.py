@@ -80,8 +80,8 @@ class NumberEvidence(OutputEvidence):
     def score(self) -> Score:
         """Return R²: the relative reduction of the squared error against the mean of these rows."""
         constant = (self.truth - self.truth.mean()) ** 2
-        gain = paired_tests.MeanGain((constant - self.errors**2) / _scale(constant), "")
-        return Score(gain.observed, gain.interval(), 0.0)
+        gains = (constant - self.errors**2) / _scale(constant)
+        return Score(float(gains.mean()), paired_tests.mean_interval(gains), 0.0)
 
     @cached_property
     def losses(self) -> dict[str, Floats]:

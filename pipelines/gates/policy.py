@@ -113,7 +113,7 @@ blocking = true
 # A compressed artefact (int8) against the full-precision model of the same round, on the same rows: the smallest share of equal
 # predictions, and by how much accuracy and NLL may be worse, with 95 % confidence.
 min_agreement = 0.985
-# The same share for a distilled student, which makes other errors without making more of them.
+# The same share for a distilled student: another model, whose errors may differ without being more.
 min_student_agreement = 0.95
 accuracy_margin = 0.02
 nll_margin = 0.02

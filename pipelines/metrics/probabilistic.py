@@ -1,7 +1,7 @@
 """Probabilistic metrics: quality and calibration of probabilities, with intervals and the value of a calibrated model.
 
-Turns probabilities [n, k] and the truth [n] (or [n, k], where several labels can be true) into NLL, Brier score, calibration
-errors and a reliability curve. evaluation/evidence/ calls `measure` and `measure_each`. Pure functions.
+Turns probabilities [n, k] and the truth into NLL, Brier score, calibration errors and a reliability curve. The truth is [n], or
+[n, k] where several labels can be true. evaluation/evidence/ calls `measure` and `measure_each`. Pure functions.
 
 A calibration error is never 0 on a finite sample. Each therefore comes with its null: the same measure on outcomes drawn from
 the model's probabilities (consistency resampling, Bröcker & Smith 2007). Intervals are bootstrap percentiles over rows, with

@@ -1,7 +1,7 @@
 """MLflow tracking of judged rounds.
 
-Turns a sealed version's directory into an MLflow run (parameters, metrics by step and epoch, the version's files) with a
-registered model version, and moves the aliases `candidate` and `champion`. training_round.py calls `log_version`,
+Turns a sealed version's directory into an MLflow run: parameters, metrics by step and epoch, the version's files. Registers
+the model version there, and moves the aliases `candidate` and `champion`. training_round.py calls `log_version`,
 services/rounds/announce.py `follow_champion`; both do nothing unless `training.mlflow_uri` is set. Ratchet's registry is the
 source of truth: an unreachable tracking server costs a warning.
 """

@@ -17,11 +17,11 @@ from schemas.reports import Confusion, GateResult, LabelScore, RoundReport, Slic
 MATRIX_LABELS = 12
 SHOWN_SLICES = 30
 DRAWN = ("accuracy", "macro_f1", "subset_accuracy", "r2", "spearman", "perplexity")  # three of a task at most
-WORDS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
+VERDICT_CLASS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
 
 
 @dataclass(frozen=True)
-class Words:
+class Wording:
     """A task's wording on the page."""
 
     plot: tuple[str, str]
@@ -34,20 +34,20 @@ class Words:
     probe: str = "probe"
 
 
-_ONE = Words(
+_CLASSIFICATION = Wording(
     ("confidence", "share right"),
     "on the dashed line, accuracy equals confidence",
     "prediction sets",
     "labels a set",
     confuses=True,
 )
-_MANY = replace(
-    _ONE,
+_MULTILABEL = replace(
+    _CLASSIFICATION,
     plot=("probability", "share true"),
     diagonal="on the dashed line, labels are true as often as their probability",
     confuses=False,
 )
-_NUMBER = Words(
+_REGRESSION = Wording(
     ("nominal coverage", "observed coverage"),
     "on the dashed line, intervals contain the truth as often as promised",
     "intervals",
@@ -55,7 +55,7 @@ _NUMBER = Words(
     "Error grew most",
     "Error shrank most",
 )
-_TEXT = Words(
+_GENERATION = Wording(
     ("confidence", "share accepted"),
     "on the dashed line, texts are accepted (chrF of at least 0.5, or an exact match) as often as the confidence",
     "",
@@ -64,7 +64,12 @@ _TEXT = Words(
     "Nearer to the reference",
     probe="most similar row",
 )
-WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER, "generation": _TEXT}
+WORDING = {
+    "classification": _CLASSIFICATION,
+    "multilabel": _MULTILABEL,
+    "regression": _REGRESSION,
+    "generation": _GENERATION,
+}
 
 
 def render(report: RoundReport) -> str:
@@ -81,15 +86,15 @@ def render(report: RoundReport) -> str:
     return environment.get_template("page.html").render(
         r=report,
         headline=_headline(report),
-        words=WORDS,
-        of=WORDS_OF[report.task],
+        verdict_class=VERDICT_CLASS,
+        wording=WORDING[report.task],
         numbers=_gate_numbers,
         figures=_figures(report),
         curves=_curves(report.history),
         reliability=_reliability(report),
         slices=[(one, _forest(shown, one, report)) for one in shown],
         hidden_slices=len(report.slices) - len(shown),
-        matrix=_matrix(report.labels, report.confusion) if WORDS_OF[report.task].confuses else [],
+        matrix=_matrix(report.labels, report.confusion) if WORDING[report.task].confuses else [],
         worst_labels=sorted((one for one in report.labels if one.n), key=lambda one: (one.recall or 0, -one.n)),
         percent=lambda part, whole: f"{100 * part / max(1, whole):.1f}%",
     )
@@ -109,7 +114,7 @@ def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
     evaluations = report.evaluations
     candidate, champion, probe = evaluations["candidate"], evaluations.get("champion"), evaluations.get("probe")
     beside = champion or probe
-    whose = "champion" if champion else WORDS_OF[report.task].probe
+    whose = "champion" if champion else WORDING[report.task].probe
     comparison = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
     comparison["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
     return [(name, _number(value), comparison[name]) for name, value in candidate.figures.items()]
@@ -149,7 +154,7 @@ def _reliability(report: RoundReport) -> str:
         "after calibration": report.evaluations["candidate"].reliability,
     }
     drawn = {name: bins for name, bins in series.items() if bins}
-    return plots.reliability(drawn, WORDS_OF[report.task].plot) if drawn else ""
+    return plots.reliability(drawn, WORDING[report.task].plot) if drawn else ""
 
 
 def _forest(shown: Sequence[SliceChange], one: SliceChange, report: RoundReport) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipelines.compression import distillation, export
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
-from pipelines.evaluation.evaluators import evaluation_threads, judged_task
+from pipelines.evaluation.evaluators import evaluation_threads, evaluator_for
 from pipelines.gates import compressed
 from pipelines.gates.policy import Policy
 from pipelines.models.base_models import Base, base_name
@@ -81,7 +81,7 @@ def make(
             if not _is_finished(smaller[1], dataset):
                 told = partial(progress, "distillation")
                 _distil(full, smaller[1], _unjudged(traffic(TRAFFIC_TEXTS), dataset), dataset, base, settings, told)
-        tried = [compressed.stand_in(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
+        tried = [compressed.try_compressed(Runtime(full), Runtime(path), dataset.judge, policy) for path in smaller]
         passed = [(trial.seconds, path) for trial, path in zip(tried, smaller, strict=True) if trial.passed]
         chosen = min(passed)[1] if passed else full
     (folder / TRIALS).write_text(
@@ -230,7 +230,7 @@ def _calibrate(
     target: Path, manifest: ModelManifest, rows: Sequence[FileRow], golden: list[str], settings: Settings
 ) -> None:
     """Fit on the exact artefact."""
-    runtime, task = open_version(target, threads=evaluation_threads(settings.training)), judged_task(manifest.task)
+    runtime, task = open_version(target, threads=evaluation_threads(settings.training)), evaluator_for(manifest.task)
     (target / "manifest.json").unlink()
     fitted = task.calibrate(runtime, rows, settings.gates.sets)
     answers = task.golden(runtime, fitted, golden, manifest.golden.tolerance)

@@ -24,7 +24,7 @@ from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import read_rows
 from pipelines.dataset.project_dataset import collect_and_build, columns_of, write_rows
 from pipelines.dataset.report.write import write_report
-from pipelines.evaluation.evaluators import evaluation_threads, judged_task
+from pipelines.evaluation.evaluators import evaluation_threads, evaluator_for
 from pipelines.feature_store.store import FeedbackRow
 from pipelines.gates import evidence_and_facts
 from pipelines.gates import verdict as gates
@@ -193,7 +193,7 @@ def _judge(
     """Evaluation and gates on the exact artefact; the report is sealed into the version, so that it is judged once."""
     candidate, champion = _runtimes(directory, record, registry, store, settings)
     registry.update_round(record.round_id, step="evaluation", candidate_version=candidate.version)
-    task = judged_task(settings.model.task)
+    task = evaluator_for(settings.model.task)
     judged = evidence_and_facts.gather(
         task,
         candidate,

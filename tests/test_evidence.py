@@ -9,11 +9,11 @@ from scipy.stats import wilcoxon
 
 from pipelines.calibration import conformal, intervals, maps
 from pipelines.dataset.files import FileRow
-from pipelines.evaluation.evidence.evidence import Evidence
+from pipelines.evaluation.evidence.evidence import Evidence, UnknownMetric
 from pipelines.evaluation.evidence.multilabel import LabelsEvidence, score_labels
 from pipelines.evaluation.evidence.regression import NumberEvidence, score_number
 from pipelines.gates.compressed import judge_compressed
-from pipelines.gates.evidence_and_facts import Judged
+from pipelines.gates.evidence_and_facts import RoundEvidence
 from pipelines.gates.policy import Policy, load_policy
 from pipelines.gates.verdict import Facts, judge
 from pipelines.metrics import paired_tests, probabilistic
@@ -82,6 +82,18 @@ def test_a_clearly_better_candidate_passes_and_a_worse_one_fails(
     assert gate(verdict(make(good), make(good), policy), "superiority").verdict is Verdict.FAIL
 
 
+def test_a_metric_that_a_task_does_not_have_is_refused_and_a_policy_that_names_it_means_the_main_one() -> None:
+    with pytest.raises(
+        UnknownMetric, match="metric = 'mse': multilabel is compared by one of 'accuracy', 'nll', 'brier'"
+    ):
+        labels(0.3).compared_with(labels(3.0), "mse")
+    with pytest.raises(UnknownMetric, match="metric = 'accuracy': regression is compared by one of 'mse', 'nll'"):
+        numbers(300).compared_with(numbers(900), "accuracy")
+    for metric, judged_by in {"accuracy": "mean squared error", "brier": "mean squared error", "nll": "NLL"}.items():
+        policy = load_policy(f'[superiority]\nmetric = "{metric}"')
+        assert judged_by in gate(verdict(numbers(900), numbers(300), policy), "superiority").sentence
+
+
 @pytest.mark.parametrize(("make", "good", "useless"), [(labels, 0.3, 1e6), (numbers, 300, 9000)])
 def test_a_first_champion_has_to_beat_guessing(make: Any, good: float, useless: float) -> None:
     assert verdict(None, make(good)).verdict is Verdict.PASS
@@ -92,7 +104,7 @@ def test_claims_have_to_be_honest() -> None:
     champion = numbers(400)
     assert gate(verdict(champion, numbers(400)), "calibration").verdict is Verdict.PASS
     narrow = gate(verdict(champion, numbers(400, claim=0.7)), "calibration")
-    assert "intervals hold less than they promise" in narrow.sentence
+    assert "intervals contain the truth less often than promised" in narrow.sentence
     assert "too high" in gate(verdict(champion, numbers(400, bias=300)), "calibration").sentence
     bold = gate(verdict(labels(0.3), labels(0.3, sharpness=3.0, fitted=False)), "calibration")
     assert bold.verdict is Verdict.FAIL
@@ -180,23 +192,23 @@ def test_a_label_that_the_model_does_not_know_is_never_right() -> None:
     found = score_labels(np.array([[0.9], [0.1]]), ["a"], rows, version="v", split="r")
     assert found.right.tolist() == [False, True]
     assert found.answers.tolist() == ['["a"]', "[]"]
-    assert found.held(0.5).tolist() == [False, True]
+    assert found.covered(0.5).tolist() == [False, True]
     assert found.losses["nll"][0] > 20
 
 
 def test_saved_loss_agrees_with_another_test_of_it() -> None:
     draw = np.random.default_rng(0)
-    saved = paired_tests.Saved(draw.normal(0.1, 1, 500), "{}")
-    assert saved.p_better == pytest.approx(wilcoxon(saved.saved, alternative="greater").pvalue, abs=0.02)
+    saved = paired_tests.MeanGain(draw.normal(0.1, 1, 500), "{}")
+    assert saved.p_better == pytest.approx(wilcoxon(saved.gains, alternative="greater").pvalue, abs=0.02)
     assert saved.p_better + saved.p_worse == pytest.approx(1)
     low, high = saved.interval()
     assert low < saved.observed < high
     assert saved.harm_probability(-low) == pytest.approx(0.025, abs=0.005)
-    needed = saved.rows_to_show(0.0, 0.05)
+    needed = saved.rows_needed(0.0, 0.05)
     assert needed is not None
-    shown = [paired_tests.Saved(draw.normal(saved.observed, 1, needed), "{}").p_better <= 0.05 for _ in range(400)]
+    shown = [paired_tests.MeanGain(draw.normal(saved.observed, 1, needed), "{}").p_better <= 0.05 for _ in range(400)]
     assert 0.4 < np.mean(shown) < 0.6
-    assert paired_tests.Saved(np.zeros(9), "{}").harm_probability(0.01) == 0
+    assert paired_tests.MeanGain(np.zeros(9), "{}").harm_probability(0.01) == 0
 
 
 @pytest.mark.parametrize(
@@ -207,7 +219,7 @@ def test_saved_loss_agrees_with_another_test_of_it() -> None:
     ],
 )
 def test_the_report_speaks_of_the_task(champion: Evidence, candidate: Evidence, said: tuple[str, ...]) -> None:
-    page = report_page.render(report_of(Judged(candidate, champion, champion), candidate.task))
+    page = report_page.render(report_of(RoundEvidence(candidate, champion, champion), candidate.task))
     for one in (*said, "channel=ios", "superiority"):
         assert one in page, one
     assert "Confusion" not in page

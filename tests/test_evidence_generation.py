@@ -11,10 +11,10 @@ from pipelines.dataset.build import Dataset
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
 from pipelines.dataset.quarantine import quarantined
-from pipelines.evaluation.evidence.evidence import Evidence
+from pipelines.evaluation.evidence.evidence import Evidence, UnknownMetric
 from pipelines.evaluation.evidence.generation import Likelihood, TextEvidence, accepted, score_text
-from pipelines.evaluation.text_evaluator import MOST, ByText, likelihood
-from pipelines.gates.evidence_and_facts import Judged
+from pipelines.evaluation.text_evaluator import MOST, TextEvaluator, likelihood
+from pipelines.gates.evidence_and_facts import RoundEvidence
 from pipelines.gates.policy import default_policy, load_policy
 from pipelines.gates.verdict import Facts, judge
 from pipelines.models.decoder import Decoder
@@ -61,7 +61,7 @@ def test_what_is_likelier_and_nearer_passes() -> None:
     better, worse = texts(0.8, nll=1.5, seed=1), texts(0.5, nll=2.5)
     passed = verdict(worse, better)
     assert passed.verdict is Verdict.PASS, passed.results
-    assert "NLL of a token lower by" in gate(passed, "superiority").sentence
+    assert "NLL per token lower by" in gate(passed, "superiority").sentence
     assert not {"flips", "forgetting", "drift"} & {result.gate for result in passed.results}
     assert {"superiority", "non_inferiority", "slices", "calibration"} <= set(verdict(better, worse).stopped_by())
     assert gate(verdict(better, better), "superiority").verdict is Verdict.FAIL
@@ -94,7 +94,16 @@ def test_a_confidence_has_to_be_honest_where_it_was_fitted() -> None:
 def test_another_tokenizer_makes_an_answer_no_likelier() -> None:
     one, finer = texts(0.7, nll=2.0), texts(0.7, nll=2.0, cut=3.0)
     assert finer.losses["nll"].mean() < one.losses["nll"].mean() / 2
-    assert finer.moved(one, "nll").observed == pytest.approx(0)
+    assert finer.compared_with(one, "nll").observed == pytest.approx(0)
+
+
+def test_a_policy_that_says_accuracy_means_chrf() -> None:
+    facts = Facts(look=1, alpha=0.025, people=9, quarantined=0, latency_ms=5.0, load_error=None)
+    better, worse = texts(0.8, seed=1), texts(0.5)
+    with pytest.raises(UnknownMetric, match="metric = 'accuracy': generation is compared by one of 'chrf', 'nll'"):
+        better.compared_with(worse, "accuracy")
+    report = judge(worse, better, better, facts, load_policy('[superiority]\nmetric = "accuracy"'))
+    assert "better than the champion: chrF" in gate(report, "superiority").sentence
 
 
 def test_an_exact_answer_is_accepted_however_short() -> None:
@@ -105,7 +114,7 @@ def test_an_exact_answer_is_accepted_however_short() -> None:
 
 def test_the_report_speaks_of_texts() -> None:
     candidate, champion = texts(0.8, nll=1.5, seed=1), texts(0.5, nll=2.5)
-    page = report_page.render(report_of(Judged(candidate, champion, champion), "generation"))
+    page = report_page.render(report_of(RoundEvidence(candidate, champion, champion), "generation"))
     for one in (
         "chrF",
         "perplexity",
@@ -120,20 +129,20 @@ def test_the_report_speaks_of_texts() -> None:
 
 
 def test_a_version_is_evaluated_as_it_serves(text_version: Path, tiny_decoder: Path) -> None:
-    task, writer = ByText(), Writer(text_version)
+    task, writer = TextEvaluator(), Writer(text_version)
     rows = [FileRow(f"text number {n}", ["yes", "no"][n % 2]) for n in range(6)]
     found = task.evaluate(writer, rows, split="reference")
     assert found.answers.tolist() == [one.text.strip() for one in writer.write([row.text for row in rows])]
     own = likelihood(writer, rows)
     assert own.tokens.tolist() == [4, 3] * 3, "the end counts"
     assert found.report.measures["perplexity"].value == pytest.approx(own.perplexity)
-    assert {kind: one.edited for kind, one in task.edits(writer, found, np.arange(3)).items()}.keys() == {
+    assert {kind: one.edited for kind, one in task.edit_flips(writer, found, np.arange(3)).items()}.keys() == {
         "typo", "case", "white space", "padding",
     }  # fmt: skip
-    assert task.edits(writer, found, np.arange(0)) == {}
+    assert task.edit_flips(writer, found, np.arange(0)) == {}
     assert task.calibrate(writer, rows, "lac").sequence is not None
-    assert len(task.chosen([FileRow(f"t{n}", "a") for n in range(2 * MOST)])) == MOST
-    assert len(task.chosen(rows)) == 6
+    assert len(task.sample([FileRow(f"t{n}", "a") for n in range(2 * MOST)])) == MOST
+    assert len(task.sample(rows)) == 6
 
     known = [
         Example(text=t, label=label, source="seed") for t, label in (("my card is lost", "block it"), ("a loan", "ask"))
@@ -142,7 +151,7 @@ def test_a_version_is_evaluated_as_it_serves(text_version: Path, tiny_decoder: P
     object.__setattr__(dataset, "train", known)
     object.__setattr__(dataset, "validation", [])
     base = Decoder(tiny_decoder, 48, 12)
-    cheap = task.baseline(
+    cheap = task.score_baseline(
         base, dataset, [FileRow("I lost my card", "block it"), FileRow("loans?", "no")], TrainingSettings()
     )
     assert cheap.answers.tolist() == ["block it", "ask"]

@@ -244,14 +244,14 @@ def test_a_label_without_recent_feedback_has_to_keep_its_score() -> None:
 def test_a_label_that_no_row_trains_or_judges_is_not_promoted_away() -> None:
     report = verdict(BEFORE, AFTER, vanished={"card lost"})
     assert report.stopped_by() == ["forgetting"]
-    told = gate(report, "forgetting").sentence
-    assert told == (
+    sentence = gate(report, "forgetting").sentence
+    assert sentence == (
         "'card lost' is active in the taxonomy and no row trains or judges it: "
-        "retire it with `ratchet labels retire card lost`, or give rows"
+        "retire it with `ratchet labels retire card lost`, or add rows"
     )
     assert verdict(BEFORE, AFTER, absent={"card lost"}).verdict is Verdict.PASS
     unseen = gate(verdict(BEFORE, AFTER, absent={"card lost"}), "forgetting").sentence
-    assert unseen == "no row judges a label without recent feedback"
+    assert unseen == "no reference row has a label without recent feedback"
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,10 @@ def test_sets_that_hold_less_than_they_promise_stop_a_candidate() -> None:
     narrow = Calibration(conformal=Conformal(scores=[0.05] * 200))
     honest = Calibration(conformal=Conformal(scores=[0.05] * 185 + [0.95] * 15))
     right, champion = share(400, 60), evidence(share(400, 100), 0.75)
-    assert "hold less" in gate(verdict(champion, evidence(right, 0.85, calibration=narrow)), "calibration").sentence
+    assert (
+        "less often than promised"
+        in gate(verdict(champion, evidence(right, 0.85, calibration=narrow)), "calibration").sentence
+    )
     passed = gate(verdict(champion, evidence(right, 0.85, calibration=honest)), "calibration")
     assert passed.verdict is Verdict.PASS, passed.sentence
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.metrics import paired_tests, probabilistic
-from pipelines.metrics.paired_tests import Change
+from pipelines.metrics.paired_tests import AccuracyChange
 
 
 def honest(n: int, k: int, seed: int, sharpness: float = 3.0) -> tuple[Any, Any]:
@@ -109,15 +109,15 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 def test_mcnemar_is_the_exact_binomial_tail() -> None:
     champion = np.array([False] * 8 + [True] * 2)
-    moved = paired_tests.change(champion, ~champion)
+    moved = paired_tests.accuracy_change(champion, ~champion)
     assert (moved.gained, moved.lost, moved.n) == (8, 2, 10)
     assert moved.p_better == pytest.approx(56 / 1024)  # (45 + 10 + 1) / 2^10
-    assert Change(0, 0, 10).p_better == 1
+    assert AccuracyChange(0, 0, 10).p_better == 1
 
 
 def test_the_interval_of_a_paired_difference_is_agrestis() -> None:
     """Approval of a prime minister, asked twice: 150 and 86 of 1,600 changed their minds; -0.04 with s.e. 0.0095."""
-    low, high = Change(86, 150, 1600).interval()
+    low, high = AccuracyChange(86, 150, 1600).interval()
     assert low == pytest.approx(-0.04 - 1.96 * 0.0095, abs=5e-4)
     assert high == pytest.approx(-0.04 + 1.96 * 0.0095, abs=5e-4)
 
@@ -126,19 +126,19 @@ def test_the_interval_of_a_paired_difference_is_agrestis() -> None:
 def test_the_probability_of_harm_is_that_of_sampling_the_posterior(gained: int, lost: int, n: int) -> None:
     drawn = np.random.default_rng(0).dirichlet([gained + 0.5, lost + 0.5, n - gained - lost + 0.5], size=200_000)
     sampled = float((drawn[:, 1] - drawn[:, 0] > 0.01).mean())
-    assert Change(gained, lost, n).harm_probability(0.01) == pytest.approx(sampled, abs=0.006)
+    assert AccuracyChange(gained, lost, n).harm_probability(0.01) == pytest.approx(sampled, abs=0.006)
 
 
 def test_the_rows_that_would_settle_it_do() -> None:
     """One-sided McNemar power: about half of the candidates with this effect are shown at the n that is named."""
-    needed = Change(45, 30, 1000).rows_to_show(0.0, 0.05)
+    needed = AccuracyChange(45, 30, 1000).rows_needed(0.0, 0.05)
     assert needed is not None
     draw = np.random.default_rng(1)
     shares = [0.045, 0.03, 0.925]
     drawn = draw.multinomial(needed, shares, size=400).tolist()
-    shown = [Change(gained, lost, needed).p_better <= 0.05 for gained, lost, _ in drawn]
+    shown = [AccuracyChange(gained, lost, needed).p_better <= 0.05 for gained, lost, _ in drawn]
     assert 0.38 < np.mean(shown) < 0.6
-    assert Change(3, 3, 100).rows_to_show(0.0, 0.05) is None
+    assert AccuracyChange(3, 3, 100).rows_needed(0.0, 0.05) is None
 
 
 def test_holm_by_hand() -> None:

@@ -13,7 +13,7 @@ import pytest
 from pipelines.dataset.counted import ticks
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.classification import LabelEvidence, score_label
-from pipelines.gates.evidence_and_facts import Judged
+from pipelines.gates.evidence_and_facts import RoundEvidence
 from pipelines.gates.policy import DEFAULT_POLICY, Policy
 from pipelines.gates.verdict import Facts, judge
 from pipelines.report import page as report_page
@@ -69,11 +69,15 @@ def report(k: int = 3, *, bootstrap: bool = False, policy: Policy | None = None)
     candidate = evidence(labels, 20, "candidate", 1)
     champion = None if bootstrap else evidence(labels, 60, "champion", 2)
     edits = {"typo": Robustness(edited=100, flipped=3)}
-    judged = Judged(candidate, evidence(labels, 30, "probe", 3), champion, {"candidate": edits, "champion": edits})
+    judged = RoundEvidence(
+        candidate, evidence(labels, 30, "probe", 3), champion, {"candidate": edits, "champion": edits}
+    )
     return report_of(judged, "classification", labels, policy)
 
 
-def report_of(judged: Judged, task: str, labels: Sequence[str] = (), policy: Policy | None = None) -> RoundReport:
+def report_of(
+    judged: RoundEvidence, task: str, labels: Sequence[str] = (), policy: Policy | None = None
+) -> RoundReport:
     facts = Facts(
         look=1, alpha=0.025, people=3, quarantined=0, latency_ms=4.0, load_error=None,
         robustness=judged.robustness,

@@ -1,4 +1,4 @@
-"""The serving try: what a fresh process says of an artefact, or why there is nothing to say."""
+"""Smoke test: a fresh process loads an artefact, or gives the reason why it can't."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""Regression: honest intervals around a predicted number.
+"""Calibrated intervals around a predicted number.
 
-Turns predictions, their claimed spread and the truth into an `IntervalCalibration`. evaluation.py calls it
-for regression as it calls calibration.py for labels. Pure functions.
+Turns predictions, their claimed standard deviations and the truth into an `IntervalCalibration`. evaluation/evaluators.py
+calls `fit` for regression. Pure functions.
 """
 
 import numpy as np
@@ -17,27 +17,28 @@ Floats = NDArray[np.float64]
 
 
 def row_nll(mean: Floats, spread: Floats, truth: Floats) -> Floats:
-    """-log of the normal density at the truth: [n], [n], [n] -> [n]."""
+    """Return the NLL of the truth under a normal distribution: [n], [n], [n] -> [n]."""
     return np.asarray(-norm.logpdf(truth, mean, spread))
 
 
 def fit(mean: Floats, spread: Floats | None, truth: Floats) -> IntervalCalibration:
-    """Scale the spread to what was seen, and keep the errors that intervals are cut from.
+    """Fit the scale of the standard deviation, and the conformal scores of intervals.
 
     Args:
-        mean: predictions [n] of fair rows that were not trained on.
-        spread: standard deviations [n] that the model claims; None: it claims none, and every row gets the same.
+        mean: predictions [n] of calibration rows, which were not trained on.
+        spread: standard deviations [n] that the model claims; None: the same for every row.
         truth: [n].
 
-    The factor is the one of greatest likelihood (variance scaling, Levi et al. 2022) and is used only if it lowers the
-    cross-validated NLL. Intervals come from the scores |truth - mean| / spread (normalised split-conformal, Lei et al. 2018).
+    The factor has the greatest likelihood (variance scaling, Levi et al. 2022); it is used only if it lowers the
+    cross-validated NLL. Scores are |truth - mean| / spread (normalised split-conformal, Lei et al. 2018). Raise ValueError
+    without rows, or if a spread is not above 0.
 
     """
     if not len(truth):
         raise ValueError("no rows to calibrate intervals on")
     claimed = np.ones_like(mean) if spread is None else spread
     if (claimed <= 0).any():
-        raise ValueError("a claimed spread has to be above 0")
+        raise ValueError(f"spread: every value has to be above 0, got {claimed.min():g}")
     errors = np.abs(truth - mean) / claimed
     folds = np.arange(len(truth)) % FOLDS
     held_out = np.array(

@@ -1,12 +1,11 @@
-"""Calibration: fit the map from logits to honest probabilities, and the scores of prediction sets.
+"""Calibration maps: from logits to calibrated probabilities, with the scores of prediction sets.
 
-Turns logits with the truth into a `Calibration`, which is part of the artefact. candidates.py calls `fit` on fair rows
-that do not judge; training uses the temperature to compare epochs. Pure functions; serving only applies what is fitted.
+Turns logits and the truth of calibration rows into a `Calibration`, a part of the artefact. evaluation/evaluators.py calls
+`fit` and `fit_each`; training compares epochs by the fitted temperature. Pure functions; serving applies the map.
 
-Several kinds of map compete, "none" among them, on rows that they were not fitted on (cross-validation); a richer one has to
-beat a simpler one by a standard error. Prediction sets are fitted on the same held-out probabilities, so that a map that fits
-its own rows too well does not promise too small sets. `fit` is for labels that exclude each other, `fit_each` for those that
-don't; numbers are intervals.py's.
+Cross-validation chooses the kind of map, "none" included; a richer kind has to beat a simpler one by a standard error.
+Prediction sets are fitted on the same held-out probabilities: an overfitted map would promise too small sets. `fit` is for
+labels that exclude each other, `fit_each` for labels that don't; intervals.py is for regression.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,9 @@ from pipelines.metrics import probabilistic
 from schemas.manifests import Calibration
 from serving.inference import calibration as applied
 
-LEAST_ROWS = 30
+MIN_ROWS = 30
 FOLDS = 5
-# A vector map is drawn towards plain temperature scaling: standard deviation of its parameters' normal prior.
+# Standard deviation of the normal prior that draws a vector map towards temperature scaling.
 SPREAD = 0.5
 
 Kind = Literal["none", "temperature", "vector", "platt", "isotonic"]
@@ -33,22 +32,22 @@ Bools = NDArray[np.bool_]
 
 
 def row_nll(logits: Floats, truth: Integers) -> Floats:
-    """-log softmax(logits)[truth] of each row: [n, k], [n] -> [n]."""
+    """Return -log softmax(logits)[truth] of each row: [n, k], [n] -> [n]."""
     return probabilistic.row_nll(applied.softmax(logits), truth)
 
 
 def fit_temperature(logits: Floats, truth: Integers) -> float:
-    """The temperature between 0.05 and 20 that minimises NLL (Guo et al. 2017)."""
-    found = minimize_scalar(
+    """Return the temperature between 0.05 and 20 that minimises NLL (Guo et al. 2017)."""
+    best = minimize_scalar(
         lambda log_t: float(row_nll(logits / np.exp(log_t), truth).mean()),
         bounds=(np.log(0.05), np.log(20)),
         method="bounded",
     )
-    return float(np.exp(found.x))
+    return float(np.exp(best.x))
 
 
 def fit_kind(kind: Kind, logits: Floats, truth: Integers) -> Calibration:
-    """One kind of map on [n, k] logits; "platt" and "isotonic" need k = 2."""
+    """Fit one kind of map on [n, k] logits; "platt" and "isotonic" need k = 2."""
     match kind:
         case "temperature":
             return Calibration(kind=kind, temperature=fit_temperature(logits, truth))
@@ -63,16 +62,16 @@ def fit_kind(kind: Kind, logits: Floats, truth: Integers) -> Calibration:
 
 
 def fit(logits: Floats, truth: Integers, sets: Literal["lac", "aps"] = "lac") -> Calibration:
-    """The map with the lowest cross-validated NLL on [n, k] logits, and the scores of prediction sets.
+    """Fit the map with the lowest cross-validated NLL on [n, k] logits, and the scores of prediction sets.
 
-    Fewer than LEAST_ROWS rows choose no map, and there are no scores without rows.
+    Fewer than MIN_ROWS rows give no map; no rows give no scores.
     """
     n = len(truth)
-    if n < LEAST_ROWS:
+    if n < MIN_ROWS:
         scores = conformal.fit(sets, applied.softmax(logits), truth) if n else None
         return Calibration(fitted_rows=n, conformal=scores)
     rivals: list[Kind] = ["temperature", "platt", "isotonic"] if logits.shape[1] == 2 else ["temperature", "vector"]
-    order = np.argsort(truth, kind="stable")  # every label's rows are dealt out in turn
+    order = np.argsort(truth, kind="stable")  # stratified by label: folds take every FOLDS-th row
     held_out = {kind: _held_out(kind, fit_kind, applied.apply, logits, truth, order) for kind in (*rivals, "none")}
     losses = {kind: probabilistic.row_nll(probabilities, truth) for kind, probabilities in held_out.items()}
     chosen = _chosen(rivals, losses)
@@ -89,15 +88,15 @@ def fit(logits: Floats, truth: Integers, sets: Literal["lac", "aps"] = "lac") ->
 
 
 def fit_kind_each(kind: Kind, logits: Floats, truth: Bools) -> Calibration:
-    """One kind of map, "none", "temperature" or "vector", on [n, k] logits of labels that don't exclude each other."""
+    """Fit "none", "temperature" or "vector" on [n, k] logits of labels that don't exclude each other."""
     if kind == "none":
         return Calibration()
-    found = minimize_scalar(
+    best = minimize_scalar(
         lambda log_t: float(_logistic_losses(logits / np.exp(log_t), truth).mean()),
         bounds=(np.log(0.05), np.log(20)),
         method="bounded",
     )
-    temperature = float(np.exp(found.x))
+    temperature = float(np.exp(best.x))
     if kind == "temperature":
         return Calibration(kind=kind, temperature=temperature)
 
@@ -109,9 +108,9 @@ def fit_kind_each(kind: Kind, logits: Floats, truth: Bools) -> Calibration:
 
 
 def fit_each(logits: Floats, truth: Bools) -> Calibration:
-    """`fit` for labels that don't exclude each other: [n, k], [n, k] true or not."""
+    """Fit as `fit` does, for labels that don't exclude each other: [n, k], [n, k]."""
     n = len(truth)
-    if n < LEAST_ROWS:
+    if n < MIN_ROWS:
         scores = conformal.fit_outer(applied.sigmoid(logits), truth) if n else None
         return Calibration(fitted_rows=n, conformal=scores)
     rivals: list[Kind] = ["temperature", "vector"]
@@ -133,11 +132,11 @@ def fit_each(logits: Floats, truth: Bools) -> Calibration:
 
 
 def _chosen(rivals: Sequence[Kind], losses: Mapping[Kind, Floats]) -> Kind:
-    """By held-out losses [n], from the simplest to the richest."""
+    """Return the kind to use, by held-out losses [n]; `rivals` go from the simplest to the richest."""
     chosen: Kind = "none"
     for kind in rivals:
         gain = losses[chosen] - losses[kind]
-        # One number is hardly ever fitted too well; more have to show that they were not.
+        # One parameter hardly overfits. Richer maps need a gain of a standard error.
         doubt = 0.0 if kind == "temperature" else float(gain.std(ddof=1)) / np.sqrt(len(gain))
         if gain.mean() > doubt:
             chosen = kind
@@ -152,17 +151,17 @@ def _held_out(
     truth: NDArray[Any],
     order: Integers,
 ) -> Floats:
-    """Probabilities [n, k] of each row by a map that was fitted without it; rows are dealt out in this order."""
+    """Return the probabilities [n, k] of each row by a map fitted without it; folds alternate in `order`."""
     result = np.zeros_like(logits, dtype=np.float64)
     for fold in range(FOLDS):
         held = order[fold::FOLDS]
-        own = np.setdiff1d(order, held)
-        result[held] = applying(fitting(kind, logits[own], truth[own]), logits[held])
+        kept = np.setdiff1d(order, held)
+        result[held] = applying(fitting(kind, logits[kept], truth[kept]), logits[held])
     return result
 
 
 def _fit_vector(logits: Floats, truth: Integers) -> Calibration:
-    """Vector scaling (Guo et al. 2017)."""
+    """Fit vector scaling (Guo et al. 2017)."""
     n, k = logits.shape
     logs = applied.log_softmax(logits)
     one_hot = np.zeros((n, k))
@@ -179,7 +178,7 @@ def _fit_vector(logits: Floats, truth: Integers) -> Calibration:
 def _fit_scales(
     logits: Floats, targets: Floats, temperature: float, losses: Callable[[Floats], tuple[Floats, Floats]]
 ) -> tuple[Floats, Floats]:
-    """A scale and a shift for each label [k], with a normal prior around one temperature.
+    """Return a scale and a shift for each label [k], with a normal prior around one temperature.
 
     `losses` turns scaled logits [n, k] into NLL [n] and probabilities [n, k]; targets [n, k] are 0 or 1.
     """
@@ -193,17 +192,17 @@ def _fit_scales(
         gradient = np.concatenate([(beyond * logits).mean(axis=0), beyond.mean(axis=0)]) + away / (SPREAD * n)
         return float(rows.mean() + (away**2).sum() / (2 * n)), gradient
 
-    found = minimize(loss, start, jac=True, method="L-BFGS-B").x
-    return found[:k], found[k:]
+    best = minimize(loss, start, jac=True, method="L-BFGS-B").x
+    return best[:k], best[k:]
 
 
 def _logistic_losses(logits: Floats, truth: Bools) -> Floats:
-    """Binary NLL summed over labels: [n, k], [n, k] -> [n]."""
+    """Return the binary NLL summed over labels: [n, k], [n, k] -> [n]."""
     return np.asarray((np.logaddexp(0, logits) - truth * logits).sum(axis=1))
 
 
 def _fit_platt(logits: Floats, truth: Integers) -> Calibration:
-    """A sigmoid of the difference of logits, towards softened targets (Platt 1999; Lin, Lin & Weng 2007)."""
+    """Fit a sigmoid of the logit difference to softened targets (Platt 1999; Lin, Lin & Weng 2007)."""
     difference = logits[:, 1] - logits[:, 0]
     positive = int(truth.sum())
     targets = np.where(truth == 1, (positive + 1) / (positive + 2), 1 / (len(truth) - positive + 2))
@@ -220,7 +219,7 @@ def _fit_platt(logits: Floats, truth: Integers) -> Calibration:
 
 
 def _fit_isotonic(logits: Floats, truth: Integers) -> Calibration:
-    """A monotone line (Zadrozny & Elkan 2002). Never sure: its ends stay half a row away from 0 and 1."""
+    """Fit isotonic regression (Zadrozny & Elkan 2002), bounded half a row away from 0 and 1."""
     from sklearn.isotonic import IsotonicRegression
 
     n = len(truth)

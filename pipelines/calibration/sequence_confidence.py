@@ -1,8 +1,7 @@
-"""Generation: how likely is it that people accept a generated text?
+"""Confidence of a generated text: the probability that people accept it.
 
-Turns the log-probabilities of generated tokens, and whether the text was accepted, into a `SequenceCalibration`, and
-into measures. evaluation/text_evaluator.py fits, evaluation/evidence/generation.py measures and says what counts as
-accepted. Pure functions.
+Turns the log-probabilities of generated tokens, and whether the text was accepted, into a `SequenceCalibration` and its
+measures. evaluation/text_evaluator.py calls `fit`, evaluation/evidence/generation.py calls `measure`. Pure functions.
 """
 
 from collections.abc import Sequence
@@ -20,19 +19,19 @@ Floats = NDArray[np.float64]
 
 
 def fit(token_logprobs: Sequence[Sequence[float]], accepted: NDArray[np.bool_]) -> SequenceCalibration:
-    """A sigmoid of the mean log-probability of a token, fitted to acceptance (Platt 1999).
+    """Fit a sigmoid of the mean token log-probability to acceptance (Platt 1999).
 
     Args:
-        token_logprobs: n texts, each the log-probabilities of its tokens; length-normalised (Murray & Chiang 2018), because a
-            sum calls every long text unlikely. An empty text counts as sure.
+        token_logprobs: n texts, each the log-probabilities of its tokens. The mean is length-normalised (Murray & Chiang
+            2018): a sum would make every long text improbable. An empty text has log-probability 0.
         accepted: [n].
 
-    Fewer than calibration.LEAST_ROWS rows, or one outcome alone, fit nothing: the confidence is then the mean probability of a
-    token.
+    Nothing is fitted on fewer than maps.MIN_ROWS rows, or on one outcome only. The confidence is then the mean token
+    probability.
 
     """
     n = len(accepted)
-    if n < maps.LEAST_ROWS or accepted.all() or not accepted.any():
+    if n < maps.MIN_ROWS or accepted.all() or not accepted.any():
         return SequenceCalibration(fitted_rows=n)
     means = applied.mean_logprob(token_logprobs)
     logits = np.column_stack([np.zeros(n), means])
@@ -43,7 +42,7 @@ def fit(token_logprobs: Sequence[Sequence[float]], accepted: NDArray[np.bool_]) 
 def measure(
     fitted: SequenceCalibration, token_logprobs: Sequence[Sequence[float]], accepted: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """NLL, Brier score, ECE with the 99th percentile of its null, and AUROC of the confidence; [n] texts."""
+    """Return NLL, Brier score, ECE with the 99th percentile of its null, and AUROC of the confidence of n texts."""
     confidence = applied.sequence_confidence(fitted, token_logprobs)
     both = np.column_stack([1 - confidence, confidence])
     truth = accepted.astype(np.int64)

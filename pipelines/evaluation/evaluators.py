@@ -1,9 +1,7 @@
-"""Evaluation: by task, how an artefact is calibrated on fair rows, and scored on others.
+"""Evaluators: calibrate an artefact on the calibration rows, and score it on the reference rows, by task.
 
-`judged_task` turns a task's name into what the round asks of it between training and the verdict. candidates.py
-calibrates with it, gates/evidence_and_facts.py and gates/compressed.py score. Each task is one value in JUDGED; models
-that answer with a row of numbers share `ByOutputs`, what writes is evaluation/text_evaluator.py's. It deliberately
-judges nothing.
+`evaluator_for` turns a task's name into its evaluator. candidates.py calibrates with it; gates/evidence_and_facts.py and
+gates/compressed.py score. Tasks whose models give numbers share `OutputEvaluator`; text_evaluator.py has generation.
 """
 
 import os
@@ -22,7 +20,7 @@ from pipelines.evaluation.evidence.classification import score_label
 from pipelines.evaluation.evidence.evidence import Evidence, Floats, OutputEvidence
 from pipelines.evaluation.evidence.multilabel import score_labels
 from pipelines.evaluation.evidence.regression import score_number
-from pipelines.evaluation.text_evaluator import ByText
+from pipelines.evaluation.text_evaluator import TextEvaluator
 from pipelines.models.encoder import Encoder
 from pipelines.training.tasks.choose import task_for
 from pipelines.training.tasks.encoder_task import EncoderTask
@@ -35,69 +33,72 @@ from serving.inference.calibration import GOLDEN_COVERAGE
 from serving.inference.encoder_runtime import Runtime
 from serving.inference.outputs import BY_TASK
 
-Sets = Literal["lac", "aps"]
+SetMethod = Literal["lac", "aps"]
 
 
-class JudgedTask(Protocol):
-    """What a round asks of a task between training and the verdict; a runtime is what `open_version` gives of it."""
+class Evaluator(Protocol):
+    """The steps of a round between training and the verdict; a runtime is what `open_version` returns for the task."""
 
-    def calibrate(self, runtime: Any, rows: Sequence[FileRow], sets: Sets) -> Calibration:
-        """Fit on fair rows that do not judge; the artefact itself is asked, whatever it was calibrated by before."""
+    def calibrate(self, runtime: Any, rows: Sequence[FileRow], sets: SetMethod) -> Calibration:
+        """Fit a calibration on rows outside the reference set, from the artefact's uncalibrated outputs."""
 
     def golden(self, runtime: Any, fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
-        """What the artefact answers to these texts under a calibration, for every later load to be held against."""
+        """Return the artefact's outputs for these texts under a calibration; every later load has to match them."""
 
-    def chosen(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
-        """The rows that judge, where all of them would take too long."""
+    def sample(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
+        """Return the rows to score: a fixed subset, where all of them would take too long."""
 
     def evaluate(self, runtime: Any, rows: Sequence[FileRow], *, split: str) -> Evidence:
-        """Score the artefact that would serve."""
+        """Score the artefact that would serve, on these rows."""
 
-    def edits(self, runtime: Any, evidence: Any, rows: NDArray[np.int64]) -> dict[str, Robustness]:
-        """Kind of edit -> how many answers to these rows of its evidence it changes."""
+    def edit_flips(self, runtime: Any, evidence: Any, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+        """Return, by kind of edit, how many predictions on these rows of the evidence change."""
 
-    def baseline(self, base: Any, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings) -> Evidence:
-        """Score the cheapest method that learns from the dataset."""
+    def score_baseline(
+        self, base: Any, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings
+    ) -> Evidence:
+        """Score the cheap baseline, fitted on the dataset."""
 
 
 @dataclass(frozen=True)
-class ByOutputs:
-    """A task whose models answer every text with k numbers.
+class OutputEvaluator:
+    """Evaluator of a task whose models give k numbers for every text.
 
-    `fit` turns logits [n, k] and the rows' targets into a calibration, `score` turns calibrated outputs into evidence;
-    `relative`: golden outputs are compared in parts of the largest of them, not as they are.
+    `fit` turns logits [n, k] and the rows' targets into a calibration. `score` turns calibrated outputs into evidence. With
+    `relative`, the tolerance of golden outputs is a share of the largest one.
     """
 
     name: Task
-    fit: Callable[[Floats, Sequence[str], Sequence[str], Sets], Calibration]
+    fit: Callable[[Floats, Sequence[str], Sequence[str], SetMethod], Calibration]
     score: Callable[..., OutputEvidence]
     relative: bool = False
 
-    def calibrate(self, runtime: Runtime, rows: Sequence[FileRow], sets: Sets) -> Calibration:
-        """On the rows whose labels the model knows."""
+    def calibrate(self, runtime: Runtime, rows: Sequence[FileRow], sets: SetMethod) -> Calibration:
+        """Fit on the rows whose labels the model knows; without such rows, return no calibration."""
         known = set(runtime.labels)
-        own = [row for row in rows if known.issuperset(labels_of(self.name, row.label))]
-        if not own:
+        usable = [row for row in rows if known.issuperset(labels_of(self.name, row.label))]
+        if not usable:
             return Calibration()
-        return self.fit(runtime.logits([row.text for row in own]), [row.label for row in own], runtime.labels, sets)
+        logits = runtime.logits([row.text for row in usable])
+        return self.fit(logits, [row.label for row in usable], runtime.labels, sets)
 
     def golden(self, runtime: Runtime, fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
-        """Outputs, and the sets at 90 %."""
-        said = BY_TASK[self.name](runtime.labels, fitted)
-        outputs = said.apply(runtime.logits(texts))
+        """Return calibrated outputs, and the prediction sets at GOLDEN_COVERAGE."""
+        calibrated = BY_TASK[self.name](runtime.labels, fitted)
+        outputs = calibrated.apply(runtime.logits(texts))
         return Golden(
             texts=list(texts),
             probabilities=outputs.tolist(),
-            sets=[np.flatnonzero(row).tolist() for row in said.sets(outputs, GOLDEN_COVERAGE)],
+            sets=[np.flatnonzero(row).tolist() for row in calibrated.sets(outputs, GOLDEN_COVERAGE)],
             tolerance=tolerance * (float(np.abs(outputs).max()) if self.relative else 1.0),
         )
 
-    def chosen(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
-        """All."""
+    def sample(self, rows: Sequence[FileRow]) -> Sequence[FileRow]:
+        """Return all rows."""
         return rows
 
     def evaluate(self, runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> OutputEvidence:
-        """Calibrated, and for the report also as it is before."""
+        """Score calibrated outputs, with the uncalibrated ones for the report."""
         logits = runtime.logits([row.text for row in rows])
         return self.score(
             runtime.outputs.apply(logits),
@@ -109,28 +110,28 @@ class ByOutputs:
             raw=self._uncalibrated(runtime.labels, logits),
         )
 
-    def edits(self, runtime: Runtime, evidence: OutputEvidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
-        """Held against the outputs of the texts as they are."""
+    def edit_flips(self, runtime: Runtime, evidence: OutputEvidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+        """Return, by kind of edit, how many predictions differ from those of the unedited texts."""
         texts = [evidence.rows[n].text for n in rows.tolist()]
-        return robustness.count_flips(runtime, texts, evidence.outputs[rows], evidence.alike)
+        return robustness.count_flips(runtime, texts, evidence.outputs[rows], evidence.same_answer)
 
-    def baseline(
+    def score_baseline(
         self, encoder: Encoder, dataset: Dataset, rows: Sequence[FileRow], settings: TrainingSettings
     ) -> OutputEvidence:
-        """The probe on frozen embeddings that training started from."""
+        """Score the linear probe on frozen embeddings that training starts from."""
         used, labels = [*dataset.train, *dataset.validation], dataset.labels
         task = task_for(self.name, labels, used)
         assert isinstance(task, EncoderTask)
-        found = probe_outputs(task, encoder, used, [row.text for row in rows], settings)
-        return self.score(self._uncalibrated(labels, found), labels, rows, version="probe", split="reference")
+        outputs = probe_outputs(task, encoder, used, [row.text for row in rows], settings)
+        return self.score(self._uncalibrated(labels, outputs), labels, rows, version="probe", split="reference")
 
     def _uncalibrated(self, labels: Sequence[str], logits: NDArray[np.float64]) -> Floats:
         return BY_TASK[self.name](labels, Calibration()).apply(logits)
 
 
 def evaluate(runtime: Runtime, rows: Sequence[FileRow], *, split: str) -> OutputEvidence:
-    """Score an artefact that answers with numbers, by its own task."""
-    return BY_OUTPUTS[runtime.manifest.task].evaluate(runtime, rows, split=split)
+    """Score an artefact of any task but generation, by the task in its manifest."""
+    return OUTPUT_EVALUATORS[runtime.manifest.task].evaluate(runtime, rows, split=split)
 
 
 def evaluation_threads(settings: TrainingSettings) -> int:
@@ -138,29 +139,29 @@ def evaluation_threads(settings: TrainingSettings) -> int:
     return settings.threads or os.cpu_count() or 1
 
 
-def judged_task(name: str) -> JudgedTask:
-    """The task of that name; an artefact of another is not made, nor loaded."""
-    return JUDGED[name]
+def evaluator_for(name: str) -> Evaluator:
+    """Return the evaluator of a task."""
+    return EVALUATORS[name]
 
 
-def _fit_label(logits: Floats, targets: Sequence[str], labels: Sequence[str], sets: Sets) -> Calibration:
+def _fit_label(logits: Floats, targets: Sequence[str], labels: Sequence[str], sets: SetMethod) -> Calibration:
     index = {label: n for n, label in enumerate(labels)}
     return maps.fit(logits, np.array([index[target] for target in targets]), sets)
 
 
-def _fit_labels(logits: Floats, targets: Sequence[str], labels: Sequence[str], _sets: Sets) -> Calibration:
-    own = [set(labels_of("multilabel", target)) for target in targets]
-    return maps.fit_each(logits, np.array([[label in given for label in labels] for given in own]))
+def _fit_labels(logits: Floats, targets: Sequence[str], labels: Sequence[str], _sets: SetMethod) -> Calibration:
+    label_sets = [set(labels_of("multilabel", target)) for target in targets]
+    return maps.fit_each(logits, np.array([[label in given for label in labels] for given in label_sets]))
 
 
-def _fit_number(logits: Floats, targets: Sequence[str], _labels: Sequence[str], _sets: Sets) -> Calibration:
+def _fit_number(logits: Floats, targets: Sequence[str], _labels: Sequence[str], _sets: SetMethod) -> Calibration:
     fitted = intervals.fit(logits[:, 0], None, np.array([float(target) for target in targets]))
     return Calibration(fitted_rows=fitted.fitted_rows, intervals=fitted)
 
 
-BY_OUTPUTS: Mapping[str, ByOutputs] = {
-    "classification": ByOutputs("classification", _fit_label, score_label),
-    "multilabel": ByOutputs("multilabel", _fit_labels, score_labels),
-    "regression": ByOutputs("regression", _fit_number, score_number, relative=True),
+OUTPUT_EVALUATORS: Mapping[str, OutputEvaluator] = {
+    "classification": OutputEvaluator("classification", _fit_label, score_label),
+    "multilabel": OutputEvaluator("multilabel", _fit_labels, score_labels),
+    "regression": OutputEvaluator("regression", _fit_number, score_number, relative=True),
 }
-JUDGED: Mapping[str, JudgedTask] = {**BY_OUTPUTS, "generation": ByText()}
+EVALUATORS: Mapping[str, Evaluator] = {**OUTPUT_EVALUATORS, "generation": TextEvaluator()}

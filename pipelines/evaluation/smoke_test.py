@@ -1,8 +1,8 @@
-"""The serving try: load the exact artefact in a fresh process, ask it, and see what that costs on this machine.
+"""Smoke test: load the exact artefact in a fresh process, run predictions, and measure time and memory.
 
-Turns a version's directory into milliseconds and megabytes, or into the reason why it does not serve.
-gates/evidence_and_facts.py calls `try_in_fresh_process`, which runs this module as a program; that loads what serving
-loads and nothing else.
+Turns a version's directory into milliseconds and megabytes, or into the reason why it can't serve.
+gates/evidence_and_facts.py calls `try_in_fresh_process`, which runs this module as a program. The program imports only what
+serving imports.
 """
 
 import json
@@ -14,13 +14,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-QUERIES, WRITTEN = 20, 3  # texts that are asked of a model, and of one that writes
+QUERIES, GENERATIONS = 20, 3  # predictions to time; fewer for generation, which is slow
 LIMIT_S = 120
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What was seen: the median milliseconds of one text, peak memory of the process and size on disk in MB."""
+class SmokeTest:
+    """Result of a smoke test: median milliseconds of one text, peak memory of the process and size on disk in MB, or an error."""
 
     latency_ms: float | None
     memory_mb: float | None
@@ -28,8 +28,8 @@ class Tried:
     error: str | None = None
 
 
-def try_in_fresh_process(directory: Path) -> Tried:
-    """Load and query a version in a process of its own."""
+def try_in_fresh_process(directory: Path) -> SmokeTest:
+    """Load a version in a process of its own, run predictions and return the measurements."""
     size_mb = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6
     command = [sys.executable, "-m", "pipelines.evaluation.smoke_test", str(directory)]
     repository = Path(__file__).parents[2]
@@ -38,32 +38,36 @@ def try_in_fresh_process(directory: Path) -> Tried:
             command, cwd=repository, capture_output=True, text=True, timeout=LIMIT_S, check=False, encoding="utf-8"
         )
     except subprocess.TimeoutExpired:
-        return Tried(None, None, size_mb, f"the artefact did not load and answer within {LIMIT_S} s in a fresh process")
+        return SmokeTest(
+            None, None, size_mb, f"the artefact did not load and answer within {LIMIT_S} s in a fresh process"
+        )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        return Tried(None, None, size_mb, f"the artefact does not load in a fresh process: {last}")
-    seen = json.loads(done.stdout.strip().splitlines()[-1])
-    return Tried(seen["latency_ms"], seen["memory_mb"], size_mb)
+        return SmokeTest(None, None, size_mb, f"the artefact does not load in a fresh process: {last}")
+    measured = json.loads(done.stdout.strip().splitlines()[-1])
+    return SmokeTest(measured["latency_ms"], measured["memory_mb"], size_mb)
 
 
 def main(directory: str) -> None:
-    """Load, which checks hashes and golden outputs; answer some texts, one by one; print what it took."""
+    """Load a version, which checks hashes and golden outputs; time single predictions; print the results as JSON."""
     from serving.inference.encoder_runtime import Runtime
     from serving.inference.loading import open_version
 
     runtime = open_version(Path(directory))
     texts = runtime.manifest.golden.texts or ["one text"]
-    ask, queries = (runtime.probabilities, QUERIES) if isinstance(runtime, Runtime) else (runtime.write, WRITTEN)
+    predict, queries = (
+        (runtime.probabilities, QUERIES) if isinstance(runtime, Runtime) else (runtime.write, GENERATIONS)
+    )
     times = []
     for n in range(queries):
         started = time.perf_counter()
-        ask([texts[n % len(texts)]])
+        predict([texts[n % len(texts)]])
         times.append(1000 * (time.perf_counter() - started))
     print(json.dumps({"latency_ms": statistics.median(times), "memory_mb": _peak_mb()}))
 
 
 def _peak_mb() -> float:
-    """Peak memory of this program. On Linux getrusage also counts the round that it was forked from."""
+    """Return the peak memory of this process. On Linux, getrusage would include the parent that it was forked from."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6

@@ -1,7 +1,7 @@
-"""Evaluation of models that write: a version's answers, greedy as it would serve them, and how likely the right ones are to it.
+"""Evaluator for generation: greedy texts, as the version would serve them, and the likelihood of the reference answers.
 
-Turns a `Writer` and rows into a calibration, golden answers and `TextEvidence`; evaluation.py lists it among the tasks. Writing
-is slow, so that a keyed share of the rows stands for all of a large reference. It deliberately judges nothing.
+Turns a `Writer` and rows into a calibration, golden outputs and `TextEvidence`. evaluators.py lists it among the tasks.
+Generation is slow, so a fixed subset represents a large reference set.
 """
 
 import logging
@@ -26,34 +26,34 @@ from serving.inference.decoder_runtime import Writer, scored
 
 log = logging.getLogger("ratchet.evaluation")
 
-MOST = 200  # rows that are written to for each of calibration and judgement
-SHAKEN = float(np.log(2))  # nats a token by which an answer has become another
+MOST = 200  # rows to generate for, in calibration and in evaluation
+CHANGED_NATS = float(np.log(2))  # loss of log-likelihood per token at which an edit has changed the answer
 
 
-class ByText:
-    """The task whose models write."""
+class TextEvaluator:
+    """Evaluator of generation."""
 
     def calibrate(self, writer: Writer, rows: Sequence[FileRow], _sets: str) -> Calibration:
-        """Whether what is written to these rows would do, by how sure the model was."""
-        asked = self.chosen(rows)
-        written = writer.write([row.text for row in asked])
+        """Fit the confidence of generated texts to whether they count as accepted."""
+        sampled = self.sample(rows)
+        written = writer.write([row.text for row in sampled])
         logprobs = [one.logprobs for one in written]
-        fitted = sequence_confidence.fit(logprobs, accepted([one.text for one in written], asked))
+        fitted = sequence_confidence.fit(logprobs, accepted([one.text for one in written], sampled))
         return Calibration(fitted_rows=fitted.fitted_rows, sequence=fitted)
 
     def golden(self, writer: Writer, _fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
-        """The beginnings of answers, and how likely their tokens are."""
+        """Return the beginnings of generated texts, with their token log-probabilities."""
         return writer.golden(texts, tolerance)
 
-    def chosen(self, rows: Sequence[FileRow]) -> list[FileRow]:
-        """MOST of them, the same ones in every round."""
-        found = [rows[n] for n in sorted(robustness.chosen_rows([row.text for row in rows], MOST).tolist())]
-        if len(found) < len(rows):
-            log.info("%d of %d rows are written to", len(found), len(rows))
-        return found
+    def sample(self, rows: Sequence[FileRow]) -> list[FileRow]:
+        """Return at most MOST rows, the same ones in every round."""
+        sampled = [rows[n] for n in sorted(robustness.chosen_rows([row.text for row in rows], MOST).tolist())]
+        if len(sampled) < len(rows):
+            log.info("texts are generated for %d of %d rows", len(sampled), len(rows))
+        return sampled
 
     def evaluate(self, writer: Writer, rows: Sequence[FileRow], *, split: str) -> Evidence:
-        """Written to, and held against the rows' own answers."""
+        """Generate a text for each row and score it against the row's answer."""
         written = writer.write([row.text for row in rows])
         return score_text(
             [one.text.strip() for one in written],
@@ -65,23 +65,23 @@ class ByText:
             calibration=writer.manifest.calibration,
         )
 
-    def edits(self, writer: Writer, evidence: Evidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
-        """Whether the answer to each of these rows is less than half as likely, token by token, once its text is edited."""
+    def edit_flips(self, writer: Writer, evidence: Evidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+        """Return, by kind of edit, for how many rows the generated answer becomes less than half as likely per token."""
         assert isinstance(evidence, TextEvidence)
         given = [FileRow(evidence.rows[n].text, evidence.texts[n]) for n in rows.tolist() if evidence.texts[n]]
         if not given:
             return {}
-        found, before = {}, likelihood(writer, given)
+        flips, before = {}, likelihood(writer, given)
         for kind, edit in robustness.EDITS.items():
             after = likelihood(writer, [FileRow(edit(row.text), row.label) for row in given])
-            shaken = (after.nll - before.nll) / before.tokens > SHAKEN
-            found[kind] = Robustness(edited=len(given), flipped=int(shaken.sum()))
-        return found
+            changed = (after.nll - before.nll) / before.tokens > CHANGED_NATS
+            flips[kind] = Robustness(edited=len(given), flipped=int(changed.sum()))
+        return flips
 
-    def baseline(
+    def score_baseline(
         self, base: Decoder, dataset: Dataset, rows: Sequence[FileRow], _settings: TrainingSettings
     ) -> Evidence:
-        """The answer of the training row whose words are most like a row's (TF-IDF); for the NLL, the untrained base model."""
+        """Score the answer of the most similar training row (TF-IDF), with the NLL of the untrained base model."""
         known = [*dataset.train, *dataset.validation]
         words = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
         theirs = words.fit_transform([row.text for row in known])
@@ -91,7 +91,9 @@ class ByText:
 
 
 def likelihood(model: Decoder | Writer, rows: Sequence[FileRow]) -> Likelihood:
-    """How likely the rows' own answers are to a model."""
+    """Return the likelihood of the rows' answers under a model."""
     pairs = [encoded(model, row.text, row.label) for row in rows]
-    said = scored(model.model, [ids for ids, _ in pairs], [length for _, length in pairs])
-    return Likelihood(np.array([-sum(one) for one in said]), np.array([len(one) for one in said], dtype=np.float64))
+    logprobs = scored(model.model, [ids for ids, _ in pairs], [length for _, length in pairs])
+    return Likelihood(
+        np.array([-sum(one) for one in logprobs]), np.array([len(one) for one in logprobs], dtype=np.float64)
+    )

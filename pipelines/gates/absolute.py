@@ -1,7 +1,7 @@
-"""Gates with floors: does the candidate hold up by itself, champion or none?
+"""Absolute gates: is the candidate good enough by itself, with or without a champion?
 
-Turns the candidate's evidence, and what was found out about its data and its artefact, into gate results. gates.py calls
-them, one function a gate. Pure functions; they deliberately know neither the order nor the sum of the gates.
+Turns the candidate's evidence, and facts about its data and its artefact, into gate results, one function a gate. verdict.py
+calls them. Pure functions.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from pipelines.gates.policy import (
     RobustnessPolicy,
     ServingPolicy,
 )
+from pipelines.gates.result import gate_result
 from pipelines.metrics import paired_tests
 from schemas.reports import GateResult, Robustness, Verdict
 
@@ -24,127 +25,107 @@ LOSSES = {"nll": "NLL", "brier": "Brier"}
 
 
 def data(n: int, people: int, quarantined: int, leaked: int, policy: DataPolicy, *, bootstrap: bool) -> GateResult:
-    """Is there enough fair evidence, none of it trained on, and is the feedback to be trusted?"""
+    """Pass if the reference set is large enough and not trained on, and most people's feedback is accepted."""
     share = quarantined / max(1, people)
-    needed = None
+    verdict, needed = Verdict.FAIL, None
     if leaked > policy.max_leaked_rows:
-        verdict, sentence = Verdict.FAIL, f"{leaked} judging rows are among the training rows: they are no evidence"
+        sentence = f"{leaked} rows of the reference set are also training rows, at most {policy.max_leaked_rows} may be"
     elif share > policy.max_quarantined_people_share:
-        verdict, sentence = Verdict.FAIL, f"{quarantined} of {people} people are quarantined: somebody should look"
+        sentence = f"{quarantined} of {people} people are quarantined: check the feedback for an attack or a bug"
     elif n < policy.min_judge_rows:
         verdict, needed = Verdict.INSUFFICIENT, policy.min_judge_rows
-        sentence = f"{n} rows judge, {policy.min_judge_rows} are wanted: add rows to the reference"
+        sentence = f"the reference set has {n} rows; at least {policy.min_judge_rows} are required: add rows to it"
     else:
         verdict = Verdict.PASS
-        sentence = f"{n} reference rows judge, none of them trained; {quarantined} of {people} people quarantined"
-    # The first champion needs no proof against another: few rows are then worth a word, not a veto.
+        sentence = (
+            f"the reference set has {n} rows, none of them trained on; {quarantined} of {people} people quarantined"
+        )
+    # A first champion has no comparison to win, so a small reference set only advises.
     blocking = policy.blocking and not (bootstrap and verdict is Verdict.INSUFFICIENT)
-    return GateResult(
-        gate="data",
-        verdict=verdict,
-        blocking=blocking,
-        observed=n,
-        threshold=policy.min_judge_rows,
-        n=n,
-        needed=needed,
-        sentence=sentence,
+    return gate_result(
+        "data", verdict, sentence, blocking=blocking, observed=n, threshold=policy.min_judge_rows, n=n, needed=needed
     )
 
 
 def drift(psi: float, policy: DataPolicy) -> GateResult:
-    """Has the mix of labels moved? Advice alone."""
-    return GateResult(
-        gate="drift",
-        verdict=Verdict.PASS if psi <= policy.max_drift else Verdict.FAIL,
-        blocking=False,
-        observed=psi,
-        threshold=policy.max_drift,
-        sentence=f"population stability index of labels {psi:.3f}, a major shift begins at {policy.max_drift:.2f}",
+    """Advise if the mix of labels moved; never blocks."""
+    sentence = f"population stability index of labels {psi:.3f}, a major shift begins at {policy.max_drift:.2f}"
+    return gate_result(
+        "drift", psi <= policy.max_drift, sentence, blocking=False, observed=psi, threshold=policy.max_drift
     )
 
 
 def bootstrap(candidate: Evidence, policy: BootstrapPolicy) -> GateResult:
-    """Does the first model beat always guessing the same?"""
+    """Pass if the first model beats a constant prediction."""
     score = candidate.score
-    floor = score.guessing + policy.min_gain_over_majority
-    return GateResult(
-        gate="bootstrap",
-        verdict=Verdict.PASS if score.value >= floor else Verdict.FAIL,
+    floor = score.constant_baseline + policy.min_gain_over_majority
+    return gate_result(
+        "bootstrap",
+        score.value >= floor,
+        f"{score.name or candidate.measure} {score.value:.3f}, {candidate.constant_baseline} {score.constant_baseline:.3f}",
         blocking=policy.blocking,
         observed=score.value,
         threshold=floor,
         n=candidate.report.n,
         interval=score.interval,
-        sentence=f"{score.name or candidate.measure} {score.value:.3f}, {candidate.guess} {score.guessing:.3f}",
     )
 
 
 def must_pass(wrong: list[str], n: int, policy: FlipsPolicy) -> GateResult:
-    """Are the examples that have to be right all right?"""
+    """Pass if every must-pass example is right."""
     shown = "; ".join(repr(text[:60]) for text in wrong[:3])
-    return GateResult(
-        gate="must_pass",
-        verdict=Verdict.FAIL if wrong else Verdict.PASS,
-        blocking=policy.blocking,
-        observed=len(wrong),
-        threshold=0,
-        n=n,
-        sentence=f"{len(wrong)} of {n} examples that have to be right are wrong: {shown}"
-        if wrong
-        else f"all {n} are right",
+    sentence = f"{len(wrong)} of {n} must-pass examples are wrong: {shown}" if wrong else f"all {n} are right"
+    return gate_result(
+        "must_pass", not wrong, sentence, blocking=policy.blocking, observed=len(wrong), threshold=0, n=n
     )
 
 
 def calibration(champion: Evidence | None, candidate: Evidence, policy: CalibrationPolicy) -> GateResult:
-    """Are its claims honest: ECE within its null, right on average, NLL and Brier score not worse, sets or intervals as wide as
-    they have to be?
-    """
+    """Pass if the candidate is calibrated: ECE within its null, no mean bias, losses not worse, coverage as promised."""
     report, level = candidate.report, policy.alpha / 4
-    wrong, told = [], []
+    wrong, measured = [], []
     observed, limit, interval = None, None, None
     if report.ece is not None:
         observed, limit = report.ece, max(report.ece_null_99 or 0.0, policy.ece_floor)
-        told.append(f"ECE {observed:.3f} (a calibrated model stays below {limit:.3f})")
+        measured.append(f"ECE {observed:.3f} (a calibrated model stays below {limit:.3f})")
         wrong += [f"ECE is above {limit:.3f}"] if observed > limit else []
         if ece := report.measures.get("ece"):
             interval = (ece.low, ece.high)
     bias = candidate.bias
     if bias is not None and bias.p <= level and abs(bias.gap) > policy.ece_floor:
-        wrong.append(f"it is {bias.said} as a whole")
+        wrong.append(f"the model is {bias.direction} on average")
     if champion is not None:
-        worse = [LOSSES[name] for name in candidate.losses if candidate.moved(champion, name).p_worse <= level]
+        worse = [LOSSES[name] for name in candidate.losses if candidate.compared_with(champion, name).p_worse <= level]
         wrong += [f"{' and '.join(worse)} worse than the champion's"] if worse else []
-    told += [f"{LOSSES[name]} {loss.mean():.3f}" for name, loss in candidate.losses.items()]
+    measured += [f"{LOSSES[name]} {loss.mean():.3f}" for name, loss in candidate.losses.items()]
     if candidate.scores:
-        hits, promised = int(candidate.held(policy.coverage).sum()), f"{policy.coverage:.0%}"
-        told.append(f"{candidate.bounds} at {promised} hold {hits / report.n:.1%}")
+        hits, promised = int(candidate.covered(policy.coverage).sum()), f"{policy.coverage:.0%}"
+        measured.append(f"{candidate.region} at {promised} contain {hits / report.n:.1%}")
         if conformal.p_covered(candidate.scores, hits, report.n, policy.coverage) <= level:
-            wrong.append(f"{candidate.bounds} hold less than they promise")
+            wrong.append(f"{candidate.region} contain the truth less often than promised")
         if observed is None:
             observed, limit, interval = hits / report.n, policy.coverage, paired_tests.share_interval(hits, report.n)
-    measured = ", ".join(told)
-    return GateResult(
-        gate="calibration",
-        verdict=Verdict.FAIL if wrong else Verdict.PASS,
-        # A first champion that is over-confident is still the only one there can be; a person sees the warning.
+    sentence = ", ".join(measured)
+    return gate_result(
+        "calibration",
+        not wrong,
+        f"{' and '.join(wrong)}: {sentence}" if wrong else sentence,
+        # An over-confident first champion is still the only model there is; a person sees the warning.
         blocking=policy.blocking and champion is not None,
         observed=observed,
         threshold=limit,
         n=report.n,
         interval=interval,
-        sentence=f"{' and '.join(wrong)}: {measured}" if wrong else measured,
     )
 
 
 def robustness(
     champion: Mapping[str, Robustness] | None, candidate: Mapping[str, Robustness], policy: RobustnessPolicy
 ) -> GateResult:
-    """Do harmless edits change too many answers, and more of them than they change of the champion's?"""
+    """Pass if harmless edits change at most the allowed share of predictions, or at most the champion's share."""
     edited, flipped = (sum(getattr(one, what) for one in candidate.values()) for what in ("edited", "flipped"))
     if not edited:
-        return GateResult(
-            gate="robustness", verdict=Verdict.PASS, blocking=policy.blocking, sentence="nothing was edited"
-        )
+        return gate_result("robustness", True, "nothing was edited", blocking=policy.blocking)
     share, limit = flipped / edited, policy.max_flips
     low, high = paired_tests.share_interval(flipped, edited)
     before = ""
@@ -153,41 +134,37 @@ def robustness(
         limit, before = max(limit, theirs), f", the champion's {theirs:.1%}"
     worst = max(candidate, key=lambda kind: candidate[kind].flipped / max(1, candidate[kind].edited))
     kind = candidate[worst]
-    return GateResult(
-        gate="robustness",
-        verdict=Verdict.FAIL if low > limit else Verdict.PASS,
-        # Without a champion there is nothing else to serve, brittle or not.
+    return gate_result(
+        "robustness",
+        low <= limit,
+        f"harmless edits change {share:.1%} of {edited} predictions{before}; most by {worst}, {kind.flipped} of {kind.edited}",
+        # Without a champion there is no better model to serve, so brittleness only advises.
         blocking=policy.blocking and champion is not None,
         observed=share,
         threshold=limit,
         n=edited,
         interval=(low, high),
-        sentence=(
-            f"harmless edits change {share:.1%} of {edited} answers{before}; most by {worst}, {kind.flipped} of {kind.edited}"
-        ),
     )
 
 
 def baseline(probe: Evidence, candidate: Evidence, policy: MarginPolicy) -> GateResult:
-    """Is it worth its training: not worse than the cheapest method that learns from the same rows?"""
-    moved = candidate.moved(probe)
-    failed = moved.observed < -policy.margin and moved.p_worse <= 0.05
-    return GateResult(
-        gate="baseline",
-        verdict=Verdict.FAIL if failed else Verdict.PASS,
+    """Pass if the candidate is not worse than the cheapest method that learns from the same rows."""
+    comparison = candidate.compared_with(probe)
+    failed = comparison.observed < -policy.margin and comparison.p_worse <= 0.05
+    return gate_result(
+        "baseline",
+        not failed,
+        f"{candidate.measure} {comparison.observed:+.3f} against {candidate.baseline}",
         blocking=policy.blocking,
-        observed=moved.observed,
+        comparison=comparison,
         threshold=-policy.margin,
-        n=moved.n,
-        interval=moved.interval(),
-        sentence=f"{moved.observed:+.3f} {candidate.measure} against {candidate.cheap}",
     )
 
 
 def serving(
     latency_ms: float | None, memory_mb: float | None, size_mb: float, error: str | None, policy: ServingPolicy
 ) -> GateResult:
-    """Does the artefact load and answer in a fresh process, fast and small enough?"""
+    """Pass if the artefact loads and predicts in a fresh process, within the bounds on latency, memory and size."""
     bounds = (
         ("answers in", latency_ms, policy.max_latency_ms, "ms"),
         ("takes", memory_mb, policy.max_memory_mb, "MB of memory"),
@@ -202,12 +179,12 @@ def serving(
             f"loaded in a fresh process, golden outputs right, {latency_ms or 0:.1f} ms a text, {memory_mb or 0:.0f} MB of"
             f" memory, {size_mb:.0f} MB on disk"
         )
-    return GateResult(
-        gate="serving",
-        verdict=Verdict.FAIL if error or over else Verdict.PASS,
+    return gate_result(
+        "serving",
+        not (error or over),
+        sentence,
         blocking=policy.blocking,
         observed=latency_ms,
         threshold=policy.max_latency_ms,
         n=1,
-        sentence=sentence,
     )

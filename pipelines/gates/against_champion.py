@@ -1,16 +1,24 @@
-"""Gates that compare: is the candidate better than the champion, and nowhere worse?
+"""Gates against the champion: is the candidate better overall, and nowhere worse?
 
-Turns the evidence of champion and candidate on the same rows into gate results. gates.py calls them, one function a gate.
-Pure functions; they deliberately know neither the order nor the sum of the gates.
+Turns the evidence of champion and candidate on the same rows into gate results, one function a gate. verdict.py calls them.
+Pure functions.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.evaluation.evidence.evidence import Evidence, slices
+from pipelines.evaluation.evidence.evidence import MIN_SLICE_ROWS, Evidence, slices
 from pipelines.evaluation.evidence.labels import RightOrWrong
-from pipelines.gates.policy import FlipsPolicy, ForgettingPolicy, MarginPolicy, SlicesPolicy, SuperiorityPolicy
+from pipelines.gates.policy import (
+    FlipsPolicy,
+    ForgettingPolicy,
+    MarginPolicy,
+    SlicesPolicy,
+    SuperiorityPolicy,
+    metric_of_task,
+)
+from pipelines.gates.result import gate_result
 from pipelines.metrics import paired_tests
 from schemas.reports import GateResult, SliceChange, Verdict
 from schemas.targets import labels_of
@@ -21,82 +29,70 @@ LEVEL = 0.05
 def superiority(
     champion: Evidence, candidate: Evidence, look: int, alpha: float, policy: SuperiorityPolicy
 ) -> GateResult:
-    """Is it better, at the level that this look may spend?"""
-    moved = candidate.moved(champion, policy.metric)
-    observed, p, needed = moved.observed, moved.p_better, moved.rows_to_show(0.0, alpha)
-    shown = f"{moved.said}; p = {p:.2g}, alpha at look {look} = {alpha:.2g}"
+    """Pass if the candidate is better than the champion, at the level of this look."""
+    comparison = candidate.compared_with(champion, metric_of_task(policy.metric, candidate.metrics))
+    p, needed = comparison.p_better, None
+    numbers = f"{comparison.sentence}; p = {p:.2g}, alpha at look {look} = {alpha:.2g}"
     if p <= alpha:
-        verdict, sentence, needed = Verdict.PASS, f"better than the champion: {shown}", None
-    elif observed > 0:
-        verdict = Verdict.INSUFFICIENT
-        sentence = f"not shown to be better: {shown}; about {needed} rows would settle it"
+        verdict, sentence = Verdict.PASS, f"better than the champion: {numbers}"
+    elif comparison.observed > 0:
+        verdict, needed = Verdict.INSUFFICIENT, comparison.rows_needed(0.0, alpha)
+        sentence = f"not shown to be better: {numbers}; about {needed} rows would settle it"
     else:
-        verdict, sentence, needed = Verdict.FAIL, f"not better than the champion: {shown}", None
-    return GateResult(
-        gate="superiority",
-        verdict=verdict,
+        verdict, sentence = Verdict.FAIL, f"not better than the champion: {numbers}"
+    return gate_result(
+        "superiority",
+        verdict,
+        sentence,
         blocking=policy.blocking,
-        observed=observed,
+        comparison=comparison,
         threshold=0.0,
-        n=moved.n,
         needed=needed,
-        interval=moved.interval(),
-        sentence=sentence,
     )
 
 
 def non_inferiority(champion: Evidence, candidate: Evidence, policy: MarginPolicy) -> GateResult:
-    """Is accuracy on the reference at most a margin lower?"""
-    return accuracy_holds("non_inferiority", champion, candidate, policy.margin, policy.blocking, "the champion's")
+    """Pass if the main metric is lower than the champion's by less than the margin."""
+    return main_metric_holds("non_inferiority", champion, candidate, policy.margin, policy.blocking, "the champion's")
 
 
-def accuracy_holds(
+def main_metric_holds(
     gate: str, before: Evidence, after: Evidence, margin: float, blocking: bool, whose: str
 ) -> GateResult:
-    """Pass if the second model's accuracy is shown not to be lower by `margin`, fail if it is shown to be lower at all; of
-    numbers, its mean squared error not to be larger by that share.
-    """
-    moved = after.moved(before)
-    low, _ = moved.interval(1 - 2 * LEVEL)
-    needed = None
-    said = f"{after.measure} {moved.observed:+.4f} against {whose} on {moved.n} rows, at least {low:+.4f} with 95 % confidence"
+    """Pass if the task's main metric is shown to be lower by less than `margin`; fail if it is shown to be lower."""
+    comparison = after.compared_with(before)
+    observed, needed = comparison.observed, None
+    low, _ = comparison.interval(1 - 2 * LEVEL)
+    numbers = f"{after.measure} {observed:+.4f} against {whose} on {comparison.n} rows, at least {low:+.4f} with 95 % confidence"
     if low > -margin:
-        verdict, sentence = Verdict.PASS, said
-    elif moved.p_worse <= LEVEL or moved.observed <= -margin:
-        verdict, sentence = Verdict.FAIL, f"{said}: lower than the margin of {margin:.3f} allows"
+        verdict, sentence = Verdict.PASS, numbers
+    elif comparison.p_worse <= LEVEL or observed <= -margin:
+        verdict, sentence = Verdict.FAIL, f"{numbers}: lower than the margin of {margin:.3f} allows"
     else:
-        verdict, needed = Verdict.INSUFFICIENT, moved.rows_to_show(-margin, LEVEL)
-        sentence = f"{said}: a loss of {margin:.3f} is not ruled out; about {needed} rows would settle it"
-    return GateResult(
-        gate=gate,
-        verdict=verdict,
-        blocking=blocking,
-        observed=moved.observed,
-        threshold=-margin,
-        n=moved.n,
-        needed=needed,
-        interval=moved.interval(),
-        sentence=sentence,
+        verdict, needed = Verdict.INSUFFICIENT, comparison.rows_needed(-margin, LEVEL)
+        sentence = f"{numbers}: a loss of {margin:.3f} is not ruled out; about {needed} rows would settle it"
+    return gate_result(
+        gate, verdict, sentence, blocking=blocking, comparison=comparison, threshold=-margin, needed=needed
     )
 
 
 def slice_changes(champion: Evidence, candidate: Evidence, policy: SlicesPolicy) -> list[SliceChange]:
-    """Every slice, the most likely harmed first."""
-    own = slices(candidate.rows, candidate.task)
-    moved = [candidate.moved(champion, rows=rows) for rows in own.values()]
-    harm = np.array([change.harm_probability(policy.margin) for change in moved])
-    beyond_doubt = paired_tests.holm(1 - harm, policy.alpha)
-    found = []
-    for name, change, p_harm, shown in zip(own, moved, harm.tolist(), beyond_doubt.tolist(), strict=True):
-        low, high = change.interval()
-        weighs = change.n >= policy.min_rows
-        found.append(
+    """Return the change of the main metric on every slice, the most probably harmed first."""
+    rows_of = slices(candidate.rows, candidate.task)
+    comparisons = [candidate.compared_with(champion, rows=rows) for rows in rows_of.values()]
+    harm = np.array([each.harm_probability(policy.margin) for each in comparisons])
+    significant = paired_tests.holm(1 - harm, policy.alpha)
+    changes = []
+    for name, each, p_harm, shown in zip(rows_of, comparisons, harm.tolist(), significant.tolist(), strict=True):
+        low, high = each.interval()
+        weighs = each.n >= policy.min_rows
+        changes.append(
             SliceChange(
                 name=name,
-                n=change.n,
-                gained=change.gained,
-                lost=change.lost,
-                change=change.observed,
+                n=each.n,
+                gained=each.gained,
+                lost=each.lost,
+                change=each.observed,
                 low=low,
                 high=high,
                 p_harm=p_harm,
@@ -104,52 +100,53 @@ def slice_changes(champion: Evidence, candidate: Evidence, policy: SlicesPolicy)
                 stops=shown or (weighs and p_harm > policy.likely),
             )
         )
-    return sorted(found, key=lambda one: (not one.stops, -one.p_harm, one.name))
+    return sorted(changes, key=lambda one: (not one.stops, -one.p_harm, one.name))
 
 
 def slices_hold(changes: Sequence[SliceChange], policy: SlicesPolicy) -> GateResult:
-    """Is any slice harmed, of those that `slice_changes` found?"""
+    """Pass if no slice of `slice_changes` is harmed."""
     if not changes:
-        return GateResult(
-            gate="slices", verdict=Verdict.PASS, blocking=policy.blocking, sentence="no slice has 20 rows or more"
-        )
+        return gate_result("slices", True, f"no slice has {MIN_SLICE_ROWS} rows or more", blocking=policy.blocking)
     stopping = [one for one in changes if one.stops]
     worst = changes[0]
-    weighing = sum(one.weighs for one in changes)
-    told = f"{worst.name} {worst.change:+.3f} on {worst.n} rows (a loss beyond {policy.margin:.3f} is {worst.p_harm:.0%} likely)"
+    large = sum(one.weighs for one in changes)
+    numbers = (
+        f"{worst.name} {worst.change:+.3f} on {worst.n} rows"
+        f" (probability of a loss beyond {policy.margin:.3f}: {worst.p_harm:.0%})"
+    )
     if stopping:
         names = ", ".join(one.name for one in stopping[1:4])
-        sentence = f"harmed: {told}" + (f"; also {names}" if names else "") + ("…" if len(stopping) > 4 else "")
+        sentence = f"harmed: {numbers}" + (f"; also {names}" if names else "") + ("…" if len(stopping) > 4 else "")
     else:
         sentence = (
-            f"none of {len(changes)} slices is harmed ({weighing} of {policy.min_rows} rows or more); likeliest {told}"
+            f"none of {len(changes)} slices is harmed ({large} have {policy.min_rows} rows or more); worst: {numbers}"
         )
-    return GateResult(
-        gate="slices",
-        verdict=Verdict.FAIL if stopping else Verdict.PASS,
+    return gate_result(
+        "slices",
+        not stopping,
+        sentence,
         blocking=policy.blocking,
         observed=worst.change,
         threshold=-policy.margin,
         n=worst.n,
         interval=(worst.low, worst.high),
-        sentence=sentence,
     )
 
 
 def flips(champion: RightOrWrong, candidate: RightOrWrong, policy: FlipsPolicy) -> GateResult:
-    """Do too many answers that were right become wrong?"""
-    moved = paired_tests.change(champion.right, candidate.right)
-    share = moved.lost / moved.n
-    low, high = paired_tests.share_interval(moved.lost, moved.n)
-    return GateResult(
-        gate="flips",
-        verdict=Verdict.FAIL if low > policy.max_share else Verdict.PASS,
+    """Pass if few enough right predictions became wrong."""
+    change = paired_tests.accuracy_change(champion.right, candidate.right)
+    share = change.lost / change.n
+    low, high = paired_tests.share_interval(change.lost, change.n)
+    return gate_result(
+        "flips",
+        low <= policy.max_share,
+        f"{change.lost} of {change.n} predictions were right and are wrong now ({share:.1%}), {change.gained} the other way",
         blocking=policy.blocking,
         observed=share,
         threshold=policy.max_share,
-        n=moved.n,
+        n=change.n,
         interval=(low, high),
-        sentence=f"{moved.lost} of {moved.n} answers were right and are wrong now ({share:.1%}), {moved.gained} the other way",
     )
 
 
@@ -161,37 +158,29 @@ def forgetting(
     policy: ForgettingPolicy,
     slicing: SlicesPolicy,
 ) -> GateResult:
-    """Do labels that nobody gave feedback on lately keep their score? Judged together, as one slice.
+    """Pass if labels without recent feedback (`absent`) keep their accuracy, judged together as one slice.
 
-    A label of `vanished` is one that the candidate cannot have been taught and no row would miss.
+    A label in `vanished` fails the gate: the champion learned it, and no row now trains or judges it.
     """
     if vanished:
-        return GateResult(
-            gate="forgetting", verdict=Verdict.FAIL, blocking=policy.blocking, sentence=_vanished(sorted(vanished))
+        return gate_result("forgetting", False, _vanished(sorted(vanished)), blocking=policy.blocking)
+    rows = np.flatnonzero([not absent.isdisjoint(labels_of(candidate.task, row.label)) for row in candidate.rows])
+    if not len(rows):
+        sentence = (
+            "no reference row has a label without recent feedback" if absent else "every label has recent feedback"
         )
-    own = np.flatnonzero([not absent.isdisjoint(labels_of(candidate.task, row.label)) for row in candidate.rows])
-    if not len(own):
-        return GateResult(
-            gate="forgetting",
-            verdict=Verdict.PASS,
-            blocking=policy.blocking,
-            sentence="no row judges a label without recent feedback" if absent else "every label has recent feedback",
-        )
-    moved = candidate.moved(champion, rows=own)
-    p_harm, weighs = moved.harm_probability(slicing.margin), moved.n >= slicing.min_rows
+        return gate_result("forgetting", True, sentence, blocking=policy.blocking)
+    comparison = candidate.compared_with(champion, rows=rows)
+    p_harm, weighs = comparison.harm_probability(slicing.margin), comparison.n >= slicing.min_rows
     forgotten = p_harm > (slicing.likely if weighs else 1 - slicing.alpha)
-    return GateResult(
-        gate="forgetting",
-        verdict=Verdict.FAIL if forgotten else Verdict.PASS,
+    return gate_result(
+        "forgetting",
+        not forgotten,
+        f"{len(absent)} labels without recent feedback: {candidate.measure} {comparison.observed:+.3f} on {comparison.n} rows"
+        f" (probability of a loss beyond {slicing.margin:.3f}: {p_harm:.0%})",
         blocking=policy.blocking,
-        observed=moved.observed,
+        comparison=comparison,
         threshold=-slicing.margin,
-        n=moved.n,
-        interval=moved.interval(),
-        sentence=(
-            f"{len(absent)} labels without recent feedback: {candidate.measure} {moved.observed:+.3f} on {moved.n} rows"
-            f" (a loss beyond {slicing.margin:.3f} is {p_harm:.0%} likely)"
-        ),
     )
 
 
@@ -200,5 +189,5 @@ def _vanished(labels: Sequence[str]) -> str:
     one = len(labels) == 1
     return (
         f"{names} {'is' if one else 'are'} active in the taxonomy and no row trains or judges {'it' if one else 'them'}: "
-        f"retire {'it' if one else 'each'} with `ratchet labels retire {labels[0] if one else 'LABEL'}`, or give rows"
+        f"retire {'it' if one else 'each'} with `ratchet labels retire {labels[0] if one else 'LABEL'}`, or add rows"
     )

@@ -1,7 +1,7 @@
-"""Gates of compressed artefacts: may int8, or a distilled student, serve instead of the round's full-precision model?
+"""Gates for compressed artefacts: may int8, or a distilled student, replace the round's full-precision model?
 
-Turns two runtimes and the reference rows into a `Trial`: verdict, speed and one sentence. candidates.py serves the fastest
-artefact that passes. It deliberately compares nothing with the champion, so it spends no evidence.
+Turns two runtimes and the reference rows into a `CompressedTrial`: verdict, speed and one sentence. candidates.py keeps the
+fastest artefact that passes. The champion plays no part, so a trial is not a look at the evidence.
 """
 
 import time
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evaluators import evaluate
 from pipelines.evaluation.evidence.evidence import Evidence, OutputEvidence
-from pipelines.gates.against_champion import accuracy_holds
+from pipelines.gates.against_champion import main_metric_holds
 from pipelines.gates.policy import CompressedPolicy, Policy
+from pipelines.gates.result import gate_result
 from pipelines.gates.verdict import gate_report
 from pipelines.metrics import paired_tests
 from schemas.reports import GateReport, GateResult, Verdict
@@ -23,21 +24,21 @@ TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 256, 8, 3
 
 
 @dataclass(frozen=True)
-class Trial:
-    """An artefact beside full precision on the same rows: what it costs and gains, and whether it may stand in."""
+class CompressedTrial:
+    """A compressed artefact against full precision on the same rows: verdict and speed."""
 
     name: str
     result: GateResult
-    seconds: float  # of one core for a text
+    seconds: float  # of one core, for one text
 
     @property
     def passed(self) -> bool:
-        """Whether it may serve."""
+        """Return whether the artefact may serve."""
         return self.result.verdict is Verdict.PASS
 
 
-def stand_in(full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Policy) -> Trial:
-    """Judge an artefact against the full-precision model that it was made from, both calibrated, on rows that judge."""
+def try_compressed(full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Policy) -> CompressedTrial:
+    """Judge a compressed artefact against its full-precision model, both calibrated, on reference rows."""
     before = evaluate(full, rows, split="reference")
     after = evaluate(other, rows, split="reference")
     name = other.manifest.artifact
@@ -49,15 +50,15 @@ def stand_in(full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Pol
         update={
             "gate": "compression",
             "verdict": judged.verdict,
-            "blocking": False,  # what does not pass is not served: full precision is
+            "blocking": False,  # an artefact that fails is dropped; full precision serves
             "sentence": f"{name} {serves}: {slow / fast:.2f} x the speed of full precision; {sentences}",
         }
     )
-    return Trial(name, result, fast)
+    return CompressedTrial(name, result, fast)
 
 
 def _seconds(runtimes: Sequence[Runtime], texts: Sequence[str]) -> list[float]:
-    """Seconds of this thread for a text of each: the best of some passes taken in turn, so that what else runs matters little."""
+    """Return each runtime's thread seconds for one text: the best of alternating passes, to reduce the effect of other load."""
     best = [float("inf")] * len(runtimes)
     for _ in range(TIMED_PASSES):
         for n, runtime in enumerate(runtimes):
@@ -70,15 +71,16 @@ def _seconds(runtimes: Sequence[Runtime], texts: Sequence[str]) -> list[float]:
 def judge_compressed(
     full: OutputEvidence, compressed: OutputEvidence, policy: Policy, *, student: bool = False
 ) -> GateReport:
-    """May a compressed artefact (int8, or a distilled student) stand in for the full-precision model of the same round?
+    """Return the report on a compressed artefact (int8, or a distilled student) against its full-precision model.
 
-    Both are scored on the same rows in the same order. Nothing is compared with the champion, so no evidence is spent:
-    the report's look is 0.
+    Both are scored on the same rows in the same order. The report's look is 0, since the champion plays no part.
     """
     rule = policy.compressed
     results = [
         _agreement(full, compressed, rule, rule.min_student_agreement if student else rule.min_agreement),
-        accuracy_holds("accuracy", full, compressed, rule.accuracy_margin, rule.blocking, "the full-precision model's"),
+        main_metric_holds(
+            "accuracy", full, compressed, rule.accuracy_margin, rule.blocking, "the full-precision model's"
+        ),
         _nll_holds(full, compressed, rule),
     ]
     return gate_report(results, policy, look=0)
@@ -86,15 +88,15 @@ def judge_compressed(
 
 def _agreement(full: OutputEvidence, compressed: OutputEvidence, policy: CompressedPolicy, least: float) -> GateResult:
     same, n, what = full.agreement(compressed)
-    return GateResult(
-        gate="agreement",
-        verdict=Verdict.PASS if same / n >= least else Verdict.FAIL,
+    return gate_result(
+        "agreement",
+        same / n >= least,
+        f"{same} of {n} {what} are the full-precision model's ({same / n:.2%})",
         blocking=policy.blocking,
         observed=same / n,
         threshold=least,
         n=n,
         interval=paired_tests.share_interval(same, n),
-        sentence=f"{same} of {n} {what} are the full-precision model's ({same / n:.2%})",
     )
 
 
@@ -107,16 +109,16 @@ def _nll_holds(full: Evidence, compressed: Evidence, policy: CompressedPolicy) -
     if verdict is Verdict.FAIL and low < policy.nll_margin and observed < policy.nll_margin:
         verdict = Verdict.INSUFFICIENT
         room = policy.nll_margin - difference
-        needed = paired_tests.rows_wanted(float(room.mean()), paired_tests.mean_interval(room), n, 0.05)
-    said = f"NLL {observed:+.4f} against the full-precision model's, at most {high:+.4f} with 95 % confidence"
-    return GateResult(
-        gate="nll",
-        verdict=verdict,
+        needed = paired_tests.rows_needed_for_mean(float(room.mean()), paired_tests.mean_interval(room), n, 0.05)
+    sentence = f"NLL {observed:+.4f} against the full-precision model's, at most {high:+.4f} with 95 % confidence"
+    return gate_result(
+        "nll",
+        verdict,
+        sentence + (f"; about {needed} rows would settle it" if needed else ""),
         blocking=policy.blocking,
         observed=observed,
         threshold=policy.nll_margin,
         n=n,
         needed=needed,
         interval=paired_tests.mean_interval(difference),
-        sentence=said + (f"; about {needed} rows would settle it" if needed else ""),
     )

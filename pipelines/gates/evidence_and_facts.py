@@ -1,7 +1,7 @@
-"""Judging: run the exact artefacts on the judging rows, and find out all else that the gates ask.
+"""Evidence and facts: run the exact artefacts on the reference rows, and collect what else the gates read.
 
-Turns version directories and a dataset into evidence and `Facts`. training_round.py calls it between training and the verdict.
-It deliberately judges nothing: gates.py does, on what is gathered here.
+Turns version directories and a dataset into `RoundEvidence` and `Facts`. training_round.py calls it between training and the
+verdict.
 """
 
 import unicodedata
@@ -13,7 +13,7 @@ from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.dataset.report.profile import psi
 from pipelines.evaluation import robustness
-from pipelines.evaluation.evaluators import JudgedTask
+from pipelines.evaluation.evaluators import Evaluator
 from pipelines.evaluation.evidence.evidence import Evidence
 from pipelines.evaluation.smoke_test import try_in_fresh_process
 from pipelines.gates.policy import Policy
@@ -27,8 +27,8 @@ from serving.inference.loading import Loaded
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Evidence on the same rows in the same order, and how steady the answers are."""
+class RoundEvidence:
+    """Evidence of candidate, probe and champion on the same rows in the same order, and their robustness."""
 
     candidate: Evidence
     probe: Evidence
@@ -37,13 +37,13 @@ class Judged:
 
     @property
     def reports(self) -> dict[str, EvaluationReport]:
-        """'candidate', 'probe' and, if there is one, 'champion'."""
-        found = {"candidate": self.candidate.report, "probe": self.probe.report}
-        return found | ({"champion": self.champion.report} if self.champion else {})
+        """Return the evaluation reports of "candidate", "probe" and, if there is one, "champion"."""
+        reports = {"candidate": self.candidate.report, "probe": self.probe.report}
+        return reports | ({"champion": self.champion.report} if self.champion else {})
 
 
 def gather(
-    task: JudgedTask,
+    task: Evaluator,
     candidate: Loaded,
     champion: Loaded | None,
     dataset: Dataset,
@@ -51,24 +51,27 @@ def gather(
     settings: TrainingSettings,
     policy: Policy,
     progress: Callable[[float], None],
-) -> Judged:
-    """Score candidate, champion and probe on the judging rows, and edited texts on both models."""
-    judge = task.chosen(dataset.judge)
+) -> RoundEvidence:
+    """Score candidate, champion and probe on the reference rows, and both models on edited texts.
+
+    `progress` receives the share that is done, from 0 to 1.
+    """
+    rows = task.sample(dataset.judge)
     models = {"candidate": candidate} | ({"champion": champion} if champion else {})
-    found = {}
+    evidence = {}
     for name, model in models.items():
-        found[name] = task.evaluate(model, judge, split="reference")
-        progress(0.5 * len(found) / len(models))
-    edited = robustness.chosen_rows([row.text for row in judge], policy.robustness.rows)
-    flips = {name: task.edits(model, found[name], edited) for name, model in models.items()}
+        evidence[name] = task.evaluate(model, rows, split="reference")
+        progress(0.5 * len(evidence) / len(models))
+    edited = robustness.chosen_rows([row.text for row in rows], policy.robustness.rows)
+    flips = {name: task.edit_flips(model, evidence[name], edited) for name, model in models.items()}
     progress(0.8)
-    probe = task.baseline(base, dataset, judge, settings)
-    return Judged(found["candidate"], probe, found.get("champion"), flips)
+    probe = task.score_baseline(base, dataset, rows, settings)
+    return RoundEvidence(evidence["candidate"], probe, evidence.get("champion"), flips)
 
 
 def facts(
-    task: JudgedTask,
-    judged: Judged,
+    task: Evaluator,
+    judged: RoundEvidence,
     candidate: Loaded,
     dataset: Dataset,
     directory: Path,
@@ -79,10 +82,20 @@ def facts(
     before: DatasetManifest | None,
     taught: frozenset[str] = frozenset(),
 ) -> Facts:
-    """What the gates look at beside the evidence; the artefact in `directory` is tried in a fresh process.
+    """Collect the facts that the gates read beside the evidence, and smoke-test the artefact in a fresh process.
 
-    `before` is what the champion was trained on: the label mix is compared with it. `taught` are the labels that rows have taught
-    the champion, by their present names.
+    Args:
+        task: the evaluator of the project's task.
+        judged: evidence of the round's models.
+        candidate: the candidate's runtime, for the must-pass rows.
+        dataset: of this round.
+        directory: the candidate's artefact.
+        policy: the thresholds.
+        look: number of this look since the last promotion, from 1.
+        must_pass: rows that have to be right.
+        before: manifest of the champion's dataset, to measure label drift against.
+        taught: labels that the champion learned, by their present names.
+
     """
     used = [*dataset.train, *dataset.validation]
     people = {row.person for row in used if row.person}
@@ -116,14 +129,14 @@ def vanished(dataset: Dataset, task: Task, taught: frozenset[str]) -> frozenset[
 
 
 def _without_recent_feedback(dataset: Dataset, task: Task, rows: int) -> frozenset[str]:
-    """Labels that none of the newest feedback rows carries; none if there is no feedback at all."""
+    """Return the labels that the newest feedback rows lack; none if there is no feedback."""
     feedback = [row for row in [*dataset.train, *dataset.validation] if row.source != "seed"]
     recent = sorted(feedback, key=lambda row: (row.order, row.text))[-rows:]
     seen = {label for row in recent for label in labels_of(task, row.label)}
     return frozenset(dataset.labels) - seen if recent else frozenset()
 
 
-def _wrong(task: JudgedTask, runtime: Loaded, rows: Sequence[FileRow]) -> list[str]:
+def _wrong(task: Evaluator, runtime: Loaded, rows: Sequence[FileRow]) -> list[str]:
     if not rows:
         return []
     passes = task.evaluate(runtime, rows, split="must pass").passes
@@ -131,5 +144,5 @@ def _wrong(task: JudgedTask, runtime: Loaded, rows: Sequence[FileRow]) -> list[s
 
 
 def _plain(text: str) -> str:
-    """Exactly what the dataset calls equal: a stricter idea of a leak than its own would stop rounds that it let through."""
+    """Normalise as the dataset does for equality; a stricter rule here would stop rounds that the dataset let through."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())

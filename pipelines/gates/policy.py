@@ -1,12 +1,12 @@
-"""The policy: every threshold of the gates, with its reason, as a file that travels with the round.
+"""The policy: every threshold of the gates, in a file that is stored with the round.
 
-Turns the text of `policy.toml` into a `Policy`, and two policies into the list of what changed between them. `ratchet init`
-writes `default_policy`; training_round.py loads it; the gates read it. It deliberately judges nothing.
+Turns the text of `policy.toml` into a `Policy`, and two policies into a list of changes. `ratchet init` writes
+`default_policy`, training_round.py loads the file, and the gates read the `Policy`.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any, Literal
 
@@ -17,121 +17,123 @@ from schemas.targets import Task
 
 FILE = "policy.toml"
 
-_TEMPLATE = """# The gates: thresholds, and why. A gate with blocking = false only advises.
-# Every report holds the values it was judged by, and names each one that differs from the round before.
+_TEMPLATE = """# Thresholds of the gates. A gate with blocking = false only advises.
+# Every report shows the values that it was judged by, and each value that changed since the round before.
 
 [data]
 blocking = true
-# Fewer rows than this on the judging side of the reference cannot tell a better model from luck.
+# The smallest reference set. With fewer rows, a better model cannot be told from chance.
 min_judge_rows = 100
-# A round whose feedback is mostly quarantined is an attack or a bug, and somebody should look.
+# The largest share of people in quarantine. More of them points to an attack or a bug.
 max_quarantined_people_share = 0.5
-# A judging row that trained is no evidence. There is no good reason for one.
+# Reference rows that may also be training rows. There is no good reason for one.
 max_leaked_rows = 0
-# Population stability index of the labels, where it was computed: above 0.25 is called a major shift. Only said, never a veto:
-# a shift is what rounds are for.
+# The largest population stability index of the labels; above 0.25 is called a major shift. It only advises: rounds exist to
+# follow shifts.
 max_drift = 0.25
 
 [superiority]
 blocking = true
-# accuracy: exact one-sided McNemar. nll or brier: paired test, which sees more with the same rows. macro_f1: paired bootstrap.
-# Several labels are right if all are. Of numbers it is a paired test on NLL, or for any other metric on the squared error; of
-# texts on the NLL of the reference's tokens, or else on chrF.
+# The metric that has to improve:
+#   accuracy   exact one-sided McNemar test; a multilabel row is right if all its labels are
+#   nll, brier paired test, which detects more with the same rows
+#   macro_f1   paired bootstrap
+# Regression has nll; any other value means the mean squared error. Generation has nll, per token of the reference answer; any
+# other value means chrF.
 metric = "$metric"
-# The k-th look since the last promotion gets alpha / (k (k + 1)), so that all looks together stay below alpha.
+# The k-th round since the last promotion may spend alpha / (k (k + 1)). All rounds together stay below alpha.
 alpha = 0.05
 
 [non_inferiority]
 blocking = true
-# Accuracy may be lower than the champion's by less than this, with 95 % confidence; of numbers, the squared error larger by less
-# than this share; of texts, chrF lower. Implied by superiority in accuracy; it is what holds accuracy when superiority is judged
-# by another metric.
+# The main metric may be lower than the champion's by less than this, with 95 % confidence. The main metric is accuracy; for
+# regression, the relative change of the mean squared error; for generation, chrF. Superiority in the main metric implies it.
 margin = $margin
 
 [slices]
 blocking = true
-# A slice is a metadata value, or a label. It stops a candidate when a loss of more than `margin` there is likelier than `likely`.
+# A slice is a metadata value or a label. It stops a candidate if a loss of more than `margin` has a probability above `likely`.
 margin = $margin
 likely = 0.8
-# A slice with fewer rows only advises, because ten of them would stop every second equal candidate, unless the loss is beyond
-# doubt: shown at `alpha` after Holm's correction over all slices.
+# A slice with fewer rows only advises: ten small slices would stop every second candidate that is equal to the champion. It
+# still stops a candidate if the loss is significant at `alpha`, with Holm's correction over all slices.
 min_rows = 200
 alpha = 0.05
 
 [flips]
 blocking = true
-# Rows that the champion has right and the candidate wrong, as a share of all: more than this, shown at 95 %, unsettles people
-# even if more rows got better. The rows of gates.must_pass have to be right, all of them.
+# The largest share of rows that the champion has right and the candidate wrong, at 95 % confidence. People notice such rows,
+# even if more rows improved. All rows of gates.must_pass have to be right.
 max_share = 0.1
 
 [calibration]
 blocking = true
-# A candidate as calibrated and as good as the champion is stopped this often by mean confidence, NLL, Brier score and coverage
-# together.
+# How often a candidate that is as calibrated and as good as the champion is stopped by mean confidence, NLL, Brier score and
+# coverage together.
 alpha = 0.01
-# ECE may not pass the 99th percentile of what a perfectly calibrated model shows at this n, unless it is below this anyway.
+# ECE has to stay below the 99th percentile of a perfectly calibrated model at this number of rows, or below this value.
 ece_floor = 0.02
-# The prediction sets at this coverage have to hold the truth as often as they say.
+# The coverage at which prediction sets or intervals are checked.
 coverage = 0.95
 
 [forgetting]
 blocking = true
-# Labels without any of the newest `recent_rows` feedback rows, taken together, are judged as one slice is.
+# Labels that are missing from the newest `recent_rows` feedback rows are judged together, as one slice.
 recent_rows = 500
 
 [robustness]
 blocking = true
-# Typos, case, white space and padding may change the answer of at most this share of edited texts, or of the champion's share.
-# A written answer counts as changed if its tokens become less than half as likely.
+# The largest share of predictions that typos, case, white space and padding may change; the champion's share, if that is
+# larger. A generated text counts as changed if its tokens become less than half as likely.
 max_flips = 0.1
-# Rows that are edited, each in every way; the first ones of the reference in a fixed random order.
+# How many reference rows are edited, each in every way. Every round takes the same rows.
 rows = $edited
 
 [baseline]
 blocking = true
-# A round that loses to a logistic probe on frozen embeddings by more than this share of rows has no reason to exist; nor one
-# that writes worse (chrF) than the answer of the most similar training row.
+# The candidate may be worse than a cheap baseline by at most this. The baseline is a logistic probe on frozen embeddings; for
+# generation, the answer of the most similar training row (chrF).
 margin = $margin
 
 [serving]
 blocking = true
-# The artefact, loaded in a fresh process, has to answer one text within this time (milliseconds, median), and take no more
-# memory (of the whole process) or disk than this (MB).
+# Limits of the artefact in a fresh process: median time for one text (milliseconds), memory of the whole process and size on
+# disk (MB).
 max_latency_ms = $latency
 max_memory_mb = 4000
 max_size_mb = 4000
 
 [bootstrap]
 blocking = true
-# Without a champion there is nothing to compare with: the first one has to beat always giving the commonest answer.
+# The first model has no champion to beat. It has to beat a constant prediction by this.
 min_gain_over_majority = 0.02
 
 [compressed]
 blocking = true
-# A smaller artefact (int8, distilled) against the full-precision model of the same round, on the same rows: the same answer
-# on at least this share of rows, accuracy and NLL not worse by more than the margins, with 95 % confidence.
+# A compressed artefact (int8) against the full-precision model of the same round, on the same rows: the smallest share of equal
+# predictions, and by how much accuracy and NLL may be worse, with 95 % confidence.
 min_agreement = 0.985
-# A distilled student is another model: it errs elsewhere, and need not err more often.
+# The same share for a distilled student: another model, whose errors may differ without being more.
 min_student_agreement = 0.95
 accuracy_margin = 0.02
 nll_margin = 0.02
 """
 
 _VALUES = {"metric": "accuracy", "margin": "0.01", "edited": "500", "latency": "500"}
-# Written texts vary more from model to model than labels do: on 200 rows chrF is known to about 0.03. They take seconds.
-_OF_TEXT = {"metric": "nll", "margin": "0.05", "edited": "25", "latency": "30000"}
+# Generated texts vary more between models than labels do: 200 rows give chrF to about 0.03. A text takes seconds.
+_GENERATION_VALUES = {"metric": "nll", "margin": "0.05", "edited": "25", "latency": "30000"}
 
 
 def default_policy(task: Task) -> str:
-    """The policy.toml that a project of this task begins with."""
-    return Template(_TEMPLATE).substitute(_OF_TEXT if task == "generation" else _VALUES)
+    """Return the text of policy.toml for a new project of this task."""
+    return Template(_TEMPLATE).substitute(_GENERATION_VALUES if task == "generation" else _VALUES)
 
 
 DEFAULT_POLICY = default_policy("classification")
 
 
 class BadPolicy(ValueError):
-    """policy.toml has an unknown key or a bad value."""
+    """Raised if policy.toml has an unknown key or a bad value."""
 
 
 class _Gate(BaseModel):
@@ -140,7 +142,7 @@ class _Gate(BaseModel):
 
 
 class DataPolicy(_Gate):
-    """Enough fair evidence, none of it trained on, and feedback that is not mostly quarantined."""
+    """Limits on the size of the reference set, on leaked rows, on quarantined people and on label drift."""
 
     min_judge_rows: int = Field(100, ge=0)
     max_quarantined_people_share: float = Field(0.5, ge=0, le=1)
@@ -149,20 +151,20 @@ class DataPolicy(_Gate):
 
 
 class SuperiorityPolicy(_Gate):
-    """A metric and the level that all looks share."""
+    """Metric, and the significance level that all looks share; `metric_of_task` maps the metric to a task's."""
 
     metric: Literal["accuracy", "nll", "brier", "macro_f1"] = "accuracy"
     alpha: float = Field(0.05, gt=0, lt=1)
 
 
 class MarginPolicy(_Gate):
-    """A margin in accuracy."""
+    """Margin in the task's main metric."""
 
     margin: float = Field(0.01, ge=0, le=1)
 
 
 class SlicesPolicy(MarginPolicy):
-    """How likely a loss beyond the margin stops a candidate, and from how many rows on."""
+    """Probability of a loss beyond the margin, and number of rows, at which a slice stops a candidate."""
 
     likely: float = Field(0.8, gt=0, lt=1)
     min_rows: int = Field(200, ge=1)
@@ -170,13 +172,13 @@ class SlicesPolicy(MarginPolicy):
 
 
 class FlipsPolicy(_Gate):
-    """Answers that were right and no longer are."""
+    """Limit on predictions that were right and are wrong now."""
 
     max_share: float = Field(0.1, ge=0, le=1)
 
 
 class CalibrationPolicy(_Gate):
-    """A level for the tests, a floor under ECE, and the coverage at which sets are checked."""
+    """Level of the tests, the ECE that is always allowed, and the coverage at which sets are checked."""
 
     alpha: float = Field(0.01, gt=0, lt=1)
     ece_floor: float = Field(0.02, ge=0, le=1)
@@ -184,20 +186,20 @@ class CalibrationPolicy(_Gate):
 
 
 class ForgettingPolicy(_Gate):
-    """How far back recent feedback reaches."""
+    """Number of feedback rows that count as recent."""
 
     recent_rows: int = Field(500, ge=1)
 
 
 class RobustnessPolicy(_Gate):
-    """A bound on answers that harmless edits change."""
+    """Limit on predictions that harmless edits change."""
 
     max_flips: float = Field(0.1, ge=0, le=1)
     rows: int = Field(500, ge=0)
 
 
 class ServingPolicy(_Gate):
-    """Bounds on what the artefact costs on this machine."""
+    """Limits on latency, memory and size of the artefact."""
 
     max_latency_ms: float = Field(500, gt=0)
     max_memory_mb: float = Field(4000, gt=0)
@@ -205,13 +207,13 @@ class ServingPolicy(_Gate):
 
 
 class BootstrapPolicy(_Gate):
-    """A floor for the first champion."""
+    """Required gain of the first champion over a constant prediction."""
 
     min_gain_over_majority: float = Field(0.02, ge=0, le=1)
 
 
 class CompressedPolicy(_Gate):
-    """How far a compressed artefact may be from the full-precision model."""
+    """Limits on how far a compressed artefact may differ from the full-precision model."""
 
     min_agreement: float = Field(0.985, ge=0, le=1)
     min_student_agreement: float = Field(0.95, ge=0, le=1)
@@ -220,7 +222,7 @@ class CompressedPolicy(_Gate):
 
 
 class Policy(BaseModel):
-    """policy.toml."""
+    """Thresholds of every gate, as read from policy.toml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     data: DataPolicy = DataPolicy()
@@ -238,37 +240,46 @@ class Policy(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Of the values: comments and defaults that are spelt out change nothing."""
+        """Return the hash of the values; comments and explicit defaults don't change it."""
         return hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()
 
     def values(self) -> dict[str, dict[str, Any]]:
-        """gate -> key -> value, all of them."""
-        found: dict[str, dict[str, Any]] = self.model_dump(mode="json")
-        return found
+        """Return all values: gate -> key -> value."""
+        values: dict[str, dict[str, Any]] = self.model_dump(mode="json")
+        return values
 
     def alpha_at(self, look: int) -> float:
-        """What the `look`-th look (from 1) since the last promotion may spend: the shares add up to alpha."""
+        """Return the level of the `look`-th look (from 1) since the last promotion; all levels add up to alpha."""
         return self.superiority.alpha / (look * (look + 1))
 
 
+def metric_of_task(metric: str, available: Sequence[str]) -> str:
+    """Return the metric that `superiority.metric` of policy.toml means for a task with these metrics, the main one first.
+
+    policy.toml has the same metric names for all tasks, and `ratchet init` writes "accuracy" for regression too. A name that the
+    task lacks therefore means its main metric.
+    """
+    return metric if metric in available else available[0]
+
+
 def load_policy(raw: str | bytes) -> Policy:
-    """The policy of a policy.toml. Raises BadPolicy, which names line, key and value."""
+    """Return the policy of a policy.toml. Raise BadPolicy, which names line, key and value."""
     try:
         text = toml_file.decode(raw, FILE)
         return Policy.model_validate(toml_file.parse(text, FILE))
     except toml_file.NotToml as error:
         raise BadPolicy(str(error)) from error
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        raise BadPolicy("; ".join(toml_file.explain(e, Policy, text, FILE) for e in found)) from error
+        errors = error.errors(include_url=False)
+        raise BadPolicy("; ".join(toml_file.explain(e, Policy, text, FILE) for e in errors)) from error
 
 
 def changes(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What differs between two policies' `values`, one line each: "superiority.alpha: 0.05 -> 0.2"."""
-    found = []
+    """Return the differences between two policies' `values`, one line each: "superiority.alpha: 0.05 -> 0.2"."""
+    lines = []
     for gate in sorted(before.keys() | after.keys()):
         old, new = before.get(gate, {}), after.get(gate, {})
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                found.append(f"{gate}.{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}")
-    return found
+                lines.append(f"{gate}.{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}")
+    return lines

@@ -1,8 +1,8 @@
-"""The gates: may this candidate serve?
+"""The verdict: may this candidate serve?
 
-Turns the evidence on champion, candidate and probe, under a policy, into a `GateReport`. Pure functions; training_round.py
-calls `judge` and acts on the verdict; compressed artefacts are judged by gates/compressed.py. They deliberately read no feedback:
-only fair evidence judges. Each gate is one function of gates/against_champion.py or gates/absolute.py.
+Turns the evidence on champion, candidate and probe, under a policy, into a `GateReport`. training_round.py calls `judge` and
+acts on the verdict. Each gate is one function of against_champion.py or absolute.py; compressed.py judges compressed
+artefacts. Pure functions, which read no feedback: only the reference set is evidence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,24 +12,23 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.evaluation.evidence.evidence import Evidence
 from pipelines.evaluation.evidence.labels import RightOrWrong
-from pipelines.gates import absolute as floor
-from pipelines.gates import against_champion as compare
+from pipelines.gates import absolute, against_champion
 from pipelines.gates.policy import Policy, changes
 from schemas.reports import GateReport, GateResult, Robustness, Verdict
 
 
 class Facts(BaseModel):
-    """What the gates look at beside the evidence."""
+    """Facts that the gates read beside the evidence."""
 
     model_config = ConfigDict(frozen=True)
     look: int
-    alpha: float  # what this look may spend
+    alpha: float  # level of this look
     people: int
     quarantined: int
-    leaked: int = 0  # judging rows that are among the training rows
+    leaked: int = 0  # reference rows that are also training rows
     drift: float | None = None  # population stability index of labels, where computed
     absent: frozenset[str] = frozenset()  # labels without recent feedback
-    vanished: frozenset[str] = frozenset()  # labels in use that the champion was taught, and no row trains or judges
+    vanished: frozenset[str] = frozenset()  # labels in use that the champion learned and no row now trains or judges
     must_pass_rows: int = 0
     must_pass_wrong: list[str] = []
     robustness: dict[str, dict[str, Robustness]] = {}  # "candidate", "champion" -> kind of edit
@@ -47,38 +46,47 @@ def judge(
     policy: Policy,
     previous: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> GateReport:
-    """Run every gate. All evidence is on the same rows in the same order; without a champion, the bootstrap path.
+    """Run every gate and return the report.
 
-    `previous` is the policy, as values, that the last judgement was made by; what differs goes into the report.
+    Args:
+        champion: evidence of the live version; None: the bootstrap gate replaces the comparisons.
+        candidate: evidence on the same rows in the same order, as that of the probe.
+        probe: evidence of the baseline.
+        facts: about the data, the artefact and this look.
+        policy: the thresholds.
+        previous: values of the previous round's policy; the report lists the changes.
+
     """
     results = [
-        floor.data(
+        absolute.data(
             candidate.report.n, facts.people, facts.quarantined, facts.leaked, policy.data, bootstrap=champion is None
         )
     ]
     if facts.drift is not None:
-        results.append(floor.drift(facts.drift, policy.data))
+        results.append(absolute.drift(facts.drift, policy.data))
     if champion is None:
-        results.append(floor.bootstrap(candidate, policy.bootstrap))
+        results.append(absolute.bootstrap(candidate, policy.bootstrap))
     else:
-        slices = compare.slice_changes(champion, candidate, policy.slices)
+        slices = against_champion.slice_changes(champion, candidate, policy.slices)
         results += [
-            compare.superiority(champion, candidate, facts.look, facts.alpha, policy.superiority),
-            compare.non_inferiority(champion, candidate, policy.non_inferiority),
-            compare.slices_hold(slices, policy.slices),
+            against_champion.superiority(champion, candidate, facts.look, facts.alpha, policy.superiority),
+            against_champion.non_inferiority(champion, candidate, policy.non_inferiority),
+            against_champion.slices_hold(slices, policy.slices),
         ]
         if isinstance(champion, RightOrWrong) and isinstance(candidate, RightOrWrong):
             results += [
-                compare.flips(champion, candidate, policy.flips),
-                compare.forgetting(champion, candidate, facts.absent, facts.vanished, policy.forgetting, policy.slices),
+                against_champion.flips(champion, candidate, policy.flips),
+                against_champion.forgetting(
+                    champion, candidate, facts.absent, facts.vanished, policy.forgetting, policy.slices
+                ),
             ]
     if facts.must_pass_rows:
-        results.append(floor.must_pass(facts.must_pass_wrong, facts.must_pass_rows, policy.flips))
+        results.append(absolute.must_pass(facts.must_pass_wrong, facts.must_pass_rows, policy.flips))
     results += [
-        floor.calibration(champion, candidate, policy.calibration),
-        floor.robustness(facts.robustness.get("champion"), facts.robustness.get("candidate", {}), policy.robustness),
-        floor.baseline(probe, candidate, policy.baseline),
-        floor.serving(facts.latency_ms, facts.memory_mb, facts.size_mb, facts.load_error, policy.serving),
+        absolute.calibration(champion, candidate, policy.calibration),
+        absolute.robustness(facts.robustness.get("champion"), facts.robustness.get("candidate", {}), policy.robustness),
+        absolute.baseline(probe, candidate, policy.baseline),
+        absolute.serving(facts.latency_ms, facts.memory_mb, facts.size_mb, facts.load_error, policy.serving),
     ]
     return gate_report(results, policy, look=facts.look, previous=previous, bootstrap=champion is None)
 
@@ -91,7 +99,7 @@ def gate_report(
     previous: Mapping[str, Mapping[str, Any]] | None = None,
     bootstrap: bool = False,
 ) -> GateReport:
-    """Sum up results: FAIL before INSUFFICIENT before PASS, over those that block."""
+    """Return the report of all results. The verdict is the worst blocking one: FAIL, then INSUFFICIENT, then PASS."""
     blocking = [result.verdict for result in results if result.blocking]
     verdict = next((v for v in (Verdict.FAIL, Verdict.INSUFFICIENT) if v in blocking), Verdict.PASS)
     return GateReport(

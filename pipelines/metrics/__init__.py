@@ -1,6 +1,6 @@
 """Metrics: point metrics, probabilistic metrics and paired tests, as pure functions.
 
-point.py gives accuracy, F1, BLEU, chrF and their kin; probabilistic.py gives NLL, Brier score and calibration errors,
-each with a bootstrap interval and the value that a perfectly calibrated model would show; paired_tests.py compares
-two models on the same rows (exact McNemar, paired differences, resampled metrics).
+point.py gives accuracy, F1, BLEU, chrF and related metrics. probabilistic.py gives NLL, Brier score and calibration errors,
+each with a bootstrap interval and the value of a perfectly calibrated model. paired_tests.py compares two models on the same
+rows: exact McNemar, paired differences, bootstrap.
 """

@@ -1,7 +1,7 @@
-"""Two models on the same rows: what changed, how surely, and how many rows would tell.
+"""Paired tests of two models on the same rows: effect, significance, and how many rows would show it.
 
-Turns right and wrong, or losses, of two models into a `Moved`. Evidence makes one, the gates read it, the report page plots it.
-Pure functions that deliberately know no thresholds.
+Turns right and wrong predictions, or losses, of two models into a `PairedComparison`. evaluation/evidence/ makes one, the gates
+read it and the report page plots it. Pure functions.
 """
 
 from collections.abc import Callable
@@ -21,93 +21,96 @@ POINTS = 400  # of the quadrature in `harm_probability`
 RESAMPLES = 2000
 
 
-class Moved(Protocol):
-    """What moved from a first model to a second one on the same rows; up is better."""
+class PairedComparison(Protocol):
+    """The change from a first model to a second one on the same rows; higher is better."""
 
     @property
     def n(self) -> int:
-        """Rows."""
+        """Return the number of rows."""
 
     @property
     def gained(self) -> int:
-        """Rows on which the second model is better."""
+        """Return the number of rows on which the second model is better."""
 
     @property
     def lost(self) -> int:
-        """Rows on which it is worse."""
+        """Return the number of rows on which the second model is worse."""
 
     @property
     def observed(self) -> float:
-        """How much better the second model is."""
+        """Return the estimated gain of the second model."""
 
     @property
     def p_better(self) -> float:
-        """One-sided p that the second model is no better."""
+        """Return the one-sided p-value of the hypothesis that the second model is no better."""
 
     @property
     def p_worse(self) -> float:
-        """One-sided p that the second model is no worse."""
+        """Return the one-sided p-value of the hypothesis that the second model is no worse."""
 
     @property
-    def said(self) -> str:
-        """In words."""
+    def sentence(self) -> str:
+        """Return the change in words."""
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Of `observed`."""
+        """Return the confidence interval of `observed`."""
 
     def harm_probability(self, margin: float) -> float:
-        """Posterior probability that the second model is worse by more than `margin`."""
+        """Return the posterior probability that the second model is worse by more than `margin`."""
 
-    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
-        """About how many rows show at `alpha` that the difference is above `better_than`, if it stays; None if it is not."""
+    def rows_needed(self, better_than: float, alpha: float) -> int | None:
+        """Return about how many rows would show, at `alpha`, a gain above `better_than` if the observed one is true.
+
+        None if the observed gain is not above `better_than`.
+        """
 
 
 @dataclass(frozen=True)
-class Change:
-    """Right and wrong answers: what moved is accuracy. Everything follows from three counts."""
+class AccuracyChange:
+    """The change in accuracy, from three counts."""
 
     gained: int
     lost: int
     n: int
 
     @property
-    def said(self) -> str:
-        """In words."""
+    def sentence(self) -> str:
+        """Return the change in words."""
         return f"{self.gained} rows gained, {self.lost} lost of {self.n} ({self.observed:+.3f})"
 
     @property
     def observed(self) -> float:
-        """Difference in accuracy."""
+        """Return the difference in accuracy."""
         return (self.gained - self.lost) / self.n if self.n else 0.0
 
     @property
     def p_better(self) -> float:
-        """Exact one-sided p that the second model is no better (McNemar 1947)."""
-        moved = self.gained + self.lost
-        return float(binom.sf(self.gained - 1, moved, 0.5)) if moved else 1.0
+        """Return the exact one-sided p-value against no gain (McNemar 1947)."""
+        discordant = self.gained + self.lost
+        return float(binom.sf(self.gained - 1, discordant, 0.5)) if discordant else 1.0
 
     @property
     def p_worse(self) -> float:
-        """Exact one-sided p that the second model is no worse."""
-        return Change(self.lost, self.gained, self.n).p_better
+        """Return the exact one-sided p-value against no loss."""
+        return AccuracyChange(self.lost, self.gained, self.n).p_better
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Of the difference in accuracy: Wald's with half a row added to each cell (Agresti & Min 2005)."""
+        """Return Wald's interval of the difference, with half a row added to each cell (Agresti & Min 2005)."""
         n, gained, lost = self.n + 2, self.gained + 0.5, self.lost + 0.5
         centre = (gained - lost) / n
         half = float(norm.isf((1 - level) / 2)) * sqrt(gained + lost - (gained - lost) ** 2 / n) / n
         return max(-1.0, centre - half), min(1.0, centre + half)
 
     def harm_probability(self, margin: float) -> float:
-        """Posterior probability that accuracy fell by more than `margin`.
+        """Return the posterior probability that accuracy fell by more than `margin`.
 
-        (gained, lost, unmoved) has the prior Dirichlet(1/2, 1/2, 1/2) (Jeffreys). The share d of moved rows and the share of
-        gains among them are then independent betas, so it is one integral over d of a beta's distribution function.
+        (gained, lost, unchanged) has the prior Dirichlet(1/2, 1/2, 1/2) (Jeffreys). The share d of changed rows and the share of
+        gains among them are then independent betas. The probability is one integral over d of a beta's distribution function.
         """
         return _harm_probability(self.gained, self.lost, self.n, margin)
 
-    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
-        """About how many rows show at `alpha` that the difference is above `better_than`, if it stays; None if it is not."""
+    def rows_needed(self, better_than: float, alpha: float) -> int | None:
+        """Return about how many rows would show a gain above `better_than`; None if the observed one is not."""
         room = self.observed - better_than
         if room <= 0 or not self.n:
             return None
@@ -117,86 +120,87 @@ class Change:
 
 @lru_cache(10_000)
 def _harm_probability(gained: int, lost: int, n: int, margin: float) -> float:
-    moved = beta.ppf((np.arange(POINTS) + 0.5) / POINTS, gained + lost + 1, n - gained - lost + 0.5)
-    return float(beta.cdf((1 - margin / moved) / 2, gained + 0.5, lost + 0.5).mean())
+    changed = beta.ppf((np.arange(POINTS) + 0.5) / POINTS, gained + lost + 1, n - gained - lost + 0.5)
+    return float(beta.cdf((1 - margin / changed) / 2, gained + 0.5, lost + 0.5).mean())
 
 
-def change(before: Bools, after: Bools) -> Change:
-    """[n], [n] right or wrong -> what moved from the first model to the second."""
-    return Change(int((after & ~before).sum()), int((before & ~after).sum()), len(before))
+def accuracy_change(before: Bools, after: Bools) -> AccuracyChange:
+    """Return the change in accuracy from right and wrong predictions before and after: [n], [n]."""
+    return AccuracyChange(int((after & ~before).sum()), int((before & ~after).sum()), len(before))
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A loss of every row: what moved is its mean. `saved` [n] is the first model's loss minus the second's; `words` has a place
-    for the mean.
+class MeanGain:
+    """The change in a mean loss. `gains` [n] are the first model's losses minus the second's.
+
+    `template` is the sentence, with {} for the mean gain.
     """
 
-    saved: Floats
-    words: str
+    gains: Floats
+    template: str
 
     @property
     def n(self) -> int:
-        """Rows."""
-        return len(self.saved)
+        """Return the number of rows."""
+        return len(self.gains)
 
     @property
     def gained(self) -> int:
-        """Rows whose loss is lower."""
-        return int((self.saved > 0).sum())
+        """Return the number of rows whose loss is lower."""
+        return int((self.gains > 0).sum())
 
     @property
     def lost(self) -> int:
-        """Rows whose loss is higher."""
-        return int((self.saved < 0).sum())
+        """Return the number of rows whose loss is higher."""
+        return int((self.gains < 0).sum())
 
     @property
     def observed(self) -> float:
-        """Mean loss saved."""
-        return float(self.saved.mean())
+        """Return the mean reduction of the loss."""
+        return float(self.gains.mean())
 
     @property
     def p_better(self) -> float:
-        """One-sided p of the paired difference."""
-        return p_larger(-self.saved, np.zeros_like(self.saved))
+        """Return the one-sided p-value against no gain."""
+        return p_larger(-self.gains, np.zeros_like(self.gains))
 
     @property
     def p_worse(self) -> float:
-        """The other side's."""
-        return p_larger(self.saved, np.zeros_like(self.saved))
+        """Return the one-sided p-value against no loss."""
+        return p_larger(self.gains, np.zeros_like(self.gains))
 
     @property
-    def said(self) -> str:
-        """In words."""
-        return f"{self.words.format(self.observed)} on {self.n} rows"
+    def sentence(self) -> str:
+        """Return the change in words."""
+        return f"{self.template.format(self.observed)} on {self.n} rows"
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Normal interval of the mean."""
-        return mean_interval(self.saved, level)
+        """Return the normal interval of the mean gain."""
+        return mean_interval(self.gains, level)
 
     def harm_probability(self, margin: float) -> float:
-        """Student's t around the mean: the posterior under Jeffreys' prior, if losses are about normal."""
-        spread = float(self.saved.std(ddof=1)) / sqrt(self.n) if self.n > 1 else 0.0
+        """Return the posterior probability under Jeffreys' prior: Student's t, if gains are about normal."""
+        spread = float(self.gains.std(ddof=1)) / sqrt(self.n) if self.n > 1 else 0.0
         if not spread:
             return float(self.observed < -margin)
         return float(t.cdf((-margin - self.observed) / spread, self.n - 1))
 
-    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
-        """About how many rows show that more is saved than `better_than`."""
-        room = self.saved - better_than
-        return rows_wanted(float(room.mean()), mean_interval(room), self.n, alpha)
+    def rows_needed(self, better_than: float, alpha: float) -> int | None:
+        """Return about how many rows would show a mean gain above `better_than`; None if the observed one is not."""
+        room = self.gains - better_than
+        return rows_needed_for_mean(float(room.mean()), mean_interval(room), self.n, alpha)
 
 
 @dataclass(frozen=True)
-class Resampled:
-    """A metric of all rows together, by paired bootstrap (Efron & Tibshirani 1993, §15).
+class ResampledGain:
+    """The change in a metric of all rows together, by paired bootstrap (Efron & Tibshirani 1993, §15).
 
-    `metric` turns how often each row counts [draws, n] into the difference on these rows [draws].
+    `metric` turns row weights [draws, n] into the difference between the models [draws].
     """
 
     metric: Callable[[Floats], Floats]
     n: int
-    words: str
+    template: str
     gained: int = 0
     lost: int = 0
 
@@ -207,54 +211,54 @@ class Resampled:
 
     @cached_property
     def observed(self) -> float:
-        """The difference on all rows."""
+        """Return the difference on all rows."""
         return float(self.metric(np.ones((1, self.n)))[0])
 
     @property
     def p_better(self) -> float:
-        """Share of the draws without a gain."""
+        """Return the share of draws without a gain."""
         return (1 + int((self._drawn <= 0).sum())) / (RESAMPLES + 1)
 
     @property
     def p_worse(self) -> float:
-        """Share of the draws without a loss."""
+        """Return the share of draws without a loss."""
         return (1 + int((self._drawn >= 0).sum())) / (RESAMPLES + 1)
 
     @property
-    def said(self) -> str:
-        """In words."""
-        return f"{self.words.format(self.observed)} on {self.n} rows"
+    def sentence(self) -> str:
+        """Return the change in words."""
+        return f"{self.template.format(self.observed)} on {self.n} rows"
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Percentiles of the draws."""
+        """Return percentiles of the draws."""
         low, high = np.quantile(self._drawn, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
     def harm_probability(self, margin: float) -> float:
-        """Share of the draws with such a loss."""
+        """Return the share of draws with a loss beyond `margin`."""
         return float((self._drawn < -margin).mean())
 
-    def rows_to_show(self, better_than: float, alpha: float) -> int | None:
-        """About how many rows show a gain above `better_than`."""
+    def rows_needed(self, better_than: float, alpha: float) -> int | None:
+        """Return about how many rows would show a gain above `better_than`; None if the observed one is not."""
         low, high = self.interval()
-        return rows_wanted(self.observed - better_than, (low - better_than, high - better_than), self.n, alpha)
+        return rows_needed_for_mean(self.observed - better_than, (low - better_than, high - better_than), self.n, alpha)
 
 
 def p_larger(before: Floats, after: Floats) -> float:
-    """One-sided p of the paired difference of losses [n]: small when the second model's are larger. 1 if nothing differs."""
+    """Return the one-sided p-value of paired losses [n]: small if the second model's are larger, 1 if none differs."""
     difference = after - before
     spread = float(difference.std(ddof=1)) / sqrt(len(difference)) if len(difference) > 1 else 0.0
     return float(norm.sf(difference.mean() / spread)) if spread else 1.0
 
 
 def mean_interval(difference: Floats, level: float = 0.95) -> tuple[float, float]:
-    """Normal interval of the mean of paired differences [n]."""
+    """Return the normal interval of the mean of paired differences [n]."""
     half = float(norm.isf((1 - level) / 2)) * float(difference.std(ddof=1)) / sqrt(len(difference))
     return float(difference.mean()) - half, float(difference.mean()) + half
 
 
-def rows_wanted(observed: float, interval: tuple[float, float], n: int, alpha: float) -> int | None:
-    """About how many rows show at `alpha` that a mean is above 0, given its 95 % interval on n rows; None if it is not."""
+def rows_needed_for_mean(observed: float, interval: tuple[float, float], n: int, alpha: float) -> int | None:
+    """Return about how many rows would show, at `alpha`, a mean above 0, from its 95 % interval on n rows; None if it is not."""
     if observed <= 0:
         return None
     spread = (interval[1] - interval[0]) / (2 * float(norm.isf(0.025)))
@@ -262,13 +266,13 @@ def rows_wanted(observed: float, interval: tuple[float, float], n: int, alpha: f
 
 
 def share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a share (Clopper & Pearson 1934)."""
-    found = binomtest(hits, n).proportion_ci(level)
-    return float(found.low), float(found.high)
+    """Return the exact interval of a share (Clopper & Pearson 1934)."""
+    interval = binomtest(hits, n).proportion_ci(level)
+    return float(interval.low), float(interval.high)
 
 
 def holm(p: NDArray[np.float64], alpha: float) -> Bools:
-    """Which of these hypotheses are rejected at family-wise `alpha` (Holm 1979): [m] -> [m]."""
+    """Return which hypotheses are rejected at family-wise `alpha` (Holm 1979): [m] -> [m]."""
     order = np.argsort(p, kind="stable")
     limits = alpha / (len(p) - np.arange(len(p)))
     failed = np.flatnonzero(p[order] > limits)

@@ -1,7 +1,7 @@
-"""Metrics of what a model answered, all of them a library's: scikit-learn's, SciPy's, sacrebleu's and rouge-score's.
+"""Point metrics of predictions, computed by scikit-learn, SciPy, sacrebleu and rouge-score.
 
-Turns true and given answers into named numbers. Training shows them by epoch, evaluation reports them. Pure functions that
-deliberately implement nothing: metrics/probabilistic.py holds what asks for probabilities.
+Turns true and predicted values into named numbers. Training logs them by epoch, evaluation reports them. Metrics of
+probabilities are in probabilistic.py. Pure functions.
 """
 
 import warnings
@@ -20,9 +20,9 @@ AVERAGES = ("macro", "micro", "weighted")
 
 
 def classification(truth: NDArray[np.int64], answers: NDArray[np.int64]) -> dict[str, float]:
-    """Of label numbers [n]: accuracy, balanced accuracy, precision, recall and F1 by macro, micro and weighted average.
+    """Return accuracy, balanced accuracy, precision, recall and F1 (macro, micro, weighted) of label numbers [n].
 
-    Labels are those that occur; one that is never answered has precision 0.
+    Only labels that occur count; one that is never predicted has precision 0.
     """
     with _quiet():
         balanced = float(metrics.balanced_accuracy_score(truth, answers))
@@ -32,14 +32,14 @@ def classification(truth: NDArray[np.int64], answers: NDArray[np.int64]) -> dict
 
 
 def confusion(truth: NDArray[np.int64], answers: NDArray[np.int64], labels: int) -> NDArray[np.int64]:
-    """Counts [labels, labels] by true label (rows) and answer (columns)."""
+    """Return counts [labels, labels] by true label (rows) and predicted label (columns)."""
     return np.asarray(metrics.confusion_matrix(truth, answers, labels=range(labels)))
 
 
 def multilabel(truth: NDArray[np.bool_], answers: NDArray[np.bool_]) -> dict[str, float]:
-    """Of sets of labels [n, k]: subset accuracy, Hamming loss, precision, recall and F1 by macro, micro, weighted, samples.
+    """Return subset accuracy, Hamming loss, precision, recall and F1 (macro, micro, weighted, samples) of label sets [n, k].
 
-    Two empty sets agree; a label that is neither true nor said anywhere has F1 0.
+    Two empty sets agree; a label that is never true nor predicted has F1 0.
     """
     samples = metrics.precision_recall_fscore_support(truth, answers, average="samples", zero_division=1.0)[2]
     return {
@@ -50,7 +50,7 @@ def multilabel(truth: NDArray[np.bool_], answers: NDArray[np.bool_]) -> dict[str
 
 
 def regression(truth: NDArray[np.float64], answers: NDArray[np.float64]) -> dict[str, float]:
-    """Of numbers [n]: MAE and RMSE in their unit, R², Spearman's rank correlation. The last two are NaN where undefined."""
+    """Return MAE and RMSE in the targets' unit, R² and Spearman's rank correlation of numbers [n]; NaN where undefined."""
     varied = len(truth) > 1
     with _quiet():
         spearman = float(stats.spearmanr(truth, answers).statistic) if varied else float("nan")
@@ -63,24 +63,24 @@ def regression(truth: NDArray[np.float64], answers: NDArray[np.float64]) -> dict
 
 
 def generation(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
-    """Of texts [n], each with the texts that would do: BLEU, chrF, ROUGE-1, -2 and -L, exact match; all from 0 to 1.
+    """Return BLEU, chrF, ROUGE-1, -2 and -L and exact match of texts [n] against their references; all from 0 to 1.
 
-    BLEU (Papineni et al. 2002; sacrebleu, Post 2018) is of all texts together, the others are means over texts, each against
-    the reference that fits best. Exact match knows no case and no white space.
+    BLEU (Papineni et al. 2002; sacrebleu, Post 2018) is of the whole corpus. The others are means over texts, each against its
+    best reference. Exact match ignores case and white space.
     """
     by_row = row_generation(references, answers)
     return {"bleu": bleu(references, answers), **{name: float(values.mean()) for name, values in by_row.items()}}
 
 
 def bleu(references: Sequence[Sequence[str]], answers: Sequence[str]) -> float:
-    """Of all texts together."""
+    """Return corpus BLEU, from 0 to 1."""
     most = max(map(len, references))
     streams = [[given[n] if n < len(given) else None for given in references] for n in range(most)]
     return float(BLEU().corpus_score(list(answers), streams).score / 100)
 
 
 def row_generation(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """All of `generation` that texts have each by itself: name -> [n]."""
+    """Return the metrics of `generation` that exist for a single text: name -> [n]."""
     exact = [_plain(answer) in map(_plain, given) for given, answer in zip(references, answers, strict=True)]
     return {
         "chrf": row_chrf(references, answers),
@@ -97,11 +97,11 @@ def row_chrf(references: Sequence[Sequence[str]], answers: Sequence[str]) -> NDA
 
 
 def _rouge(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, list[float]]:
-    """F-scores (Lin 2004) of each text."""
+    """Return the F-scores (Lin 2004) of each text, by name."""
     names = ("rouge1", "rouge2", "rougeL")
     scorer = rouge_scorer.RougeScorer(names, use_stemmer=False)
-    found = [scorer.score_multi(list(given), answer) for given, answer in zip(references, answers, strict=True)]
-    return {name.lower(): [one[name].fmeasure for one in found] for name in names}
+    scores = [scorer.score_multi(list(given), answer) for given, answer in zip(references, answers, strict=True)]
+    return {name.lower(): [one[name].fmeasure for one in scores] for name in names}
 
 
 def _plain(text: str) -> str:
@@ -109,16 +109,18 @@ def _plain(text: str) -> str:
 
 
 def _averages(truth: NDArray[Any], answers: NDArray[Any], names: Sequence[str] = AVERAGES) -> dict[str, float]:
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for average in names:
         values = metrics.precision_recall_fscore_support(truth, answers, average=average, zero_division=0.0)
-        found |= {f"{average}_{name}": float(v) for name, v in zip(("precision", "recall", "f1"), values, strict=False)}
-    return found
+        scores |= {
+            f"{average}_{name}": float(v) for name, v in zip(("precision", "recall", "f1"), values, strict=False)
+        }
+    return scores
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Constant answers and labels that occur among answers alone are no news during training."""
+    """Silence warnings on constant predictions and on labels that only predictions have; both are usual during training."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

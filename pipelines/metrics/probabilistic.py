@@ -1,11 +1,11 @@
-"""Measures: how good and how honest probabilities are, how surely, and what a perfectly calibrated model would show.
+"""Probabilistic metrics: quality and calibration of probabilities, with intervals and the value of a calibrated model.
 
-Turns probabilities [n, k] and the truth [n] (or [n, k], where several labels can be true) into NLL, Brier score, calibration
-errors and a reliability curve. Evidence calls `measure`. Pure functions that deliberately know no models and no thresholds.
+Turns probabilities [n, k] and the truth into NLL, Brier score, calibration errors and a reliability curve. The truth is [n], or
+[n, k] where several labels can be true. evaluation/evidence/ calls `measure` and `measure_each`. Pure functions.
 
-A calibration error is never 0 on a finite sample, so each comes with its null: the same measure on outcomes drawn from the
-model's own probabilities (consistency resampling, Bröcker & Smith 2007). Intervals are bootstrap percentiles over rows, with
-the bins held; a calibration error's lies somewhat above the truth when that is small, which is what the null is for.
+A calibration error is never 0 on a finite sample. Each therefore comes with its null: the same measure on outcomes drawn from
+the model's probabilities (consistency resampling, Bröcker & Smith 2007). Intervals are bootstrap percentiles over rows, with
+fixed bins. The interval of a small calibration error is biased upwards; compare such an error with its null.
 """
 
 from collections.abc import Callable
@@ -30,32 +30,32 @@ Integers = NDArray[np.int64]
 
 
 def row_nll(probabilities: Floats, truth: Integers) -> Floats:
-    """-log p(truth) of each row: [n, k], [n] -> [n]."""
+    """Return -log p(truth) of each row: [n, k], [n] -> [n]."""
     return np.asarray(-np.log(np.clip(probabilities[np.arange(len(truth)), truth], FLOOR, 1)))
 
 
 def row_brier(probabilities: Floats, truth: Integers) -> Floats:
-    """Squared distance to the one-hot truth, summed over labels (Brier 1950): [n, k], [n] -> [n]."""
+    """Return the squared distance to the one-hot truth, summed over labels (Brier 1950): [n, k], [n] -> [n]."""
     right = probabilities[np.arange(len(truth)), truth]
     return np.asarray((probabilities**2).sum(axis=1) - 2 * right + 1)
 
 
 def ece(confidence: Floats, right: NDArray[np.bool_] | Floats) -> float:
-    """Top-label expected calibration error over 15 equal-mass bins (Naeini et al. 2015; Nguyen & O'Connor 2015): [n], [n]."""
+    """Return the top-label ECE over 15 equal-mass bins (Naeini et al. 2015; Nguyen & O'Connor 2015): [n], [n]."""
     return float(_Binned(confidence).errors((right - confidence)[None])[0])
 
 
 def ece_null(confidence: Floats, quantile: float = 0.99, seed: int = 0) -> float:
-    """The quantile of the ECE that a perfectly calibrated model of these confidences [n] shows at this n."""
+    """Return a quantile of the ECE of a perfectly calibrated model with these confidences [n]."""
     outcomes = np.random.default_rng(seed).random((NULL_DRAWS, len(confidence))) < confidence
     return float(np.quantile(_Binned(confidence).errors(outcomes - confidence), quantile))
 
 
 def bias(confidence: Floats, right: NDArray[np.bool_], fitted_rows: int = 0) -> tuple[float, float]:
-    """Mean confidence minus accuracy, and the two-sided p of it being 0 (calibration-in-the-large, Cox 1958): [n], [n].
+    """Return mean confidence minus accuracy, and its two-sided p-value (calibration-in-the-large, Cox 1958): [n], [n].
 
-    ECE takes gaps for noise that all point the same way; their sum is not. A map that was fitted on few rows carries their
-    noise, which is not held against it.
+    It detects small gaps of equal sign, which ECE treats as noise. `fitted_rows` is the number of rows behind the calibration
+    map: its sampling error adds to the variance.
     """
     n, gap = len(confidence), float(confidence.mean() - right.mean())
     variance = float((confidence * (1 - confidence)).mean()) * (1 / n + (1 / fitted_rows if fitted_rows else 0))
@@ -63,28 +63,28 @@ def bias(confidence: Floats, right: NDArray[np.bool_], fitted_rows: int = 0) -> 
 
 
 def mean_bias(gaps: Floats, fitted_rows: int = 0) -> tuple[float, float]:
-    """The mean of gaps between claim and truth [n], and the two-sided p of it being 0, by their own spread."""
+    """Return the mean of gaps between claim and truth [n], and its two-sided p-value by their variance."""
     n, gap = len(gaps), float(gaps.mean())
     variance = float(gaps.var()) * (1 / n + (1 / fitted_rows if fitted_rows else 0))
     return gap, float(2 * norm.sf(abs(gap) / max(variance**0.5, FLOOR)))
 
 
 def classwise_ece(probabilities: Floats, truth: Integers) -> float:
-    """Mean over labels of the ECE of that label's probability, equal-mass bins (adaptive, Nixon et al. 2019): [n, k], [n]."""
+    """Return the mean over labels of each label's ECE, equal-mass bins (adaptive, Nixon et al. 2019): [n, k], [n]."""
     return float(_Classwise(probabilities).errors(truth[None])[0])
 
 
 def smooth_ece(confidence: Floats, right: NDArray[np.bool_] | Floats) -> float:
-    """Calibration error without bins (SmoothECE, Błasiok & Nakkiran 2023): [n], [n].
+    """Return the calibration error without bins (SmoothECE, Błasiok & Nakkiran 2023): [n], [n].
 
-    Residuals are smoothed over confidence by a Gaussian that is reflected at 0 and 1, of the very width at which the mean
-    absolute smoothed residual equals that width.
+    A Gaussian, reflected at 0 and 1, smooths residuals over confidence. Its width is the one that equals the mean absolute
+    smoothed residual.
     """
     return float(_Smoothed(confidence).errors((right - confidence)[None])[0])
 
 
 def reliability(confidence: Floats, right: NDArray[np.bool_]) -> list[ReliabilityBin]:
-    """Confidence and accuracy in 15 bins of equal mass (fewer when rows are), with counts: [n], [n]."""
+    """Return confidence, accuracy and count in 15 bins of equal mass, or one bin a row with fewer rows: [n], [n]."""
     return [
         ReliabilityBin(confidence=float(confidence[rows].mean()), accuracy=float(right[rows].mean()), n=len(rows))
         for rows in _equal_mass(confidence)
@@ -92,7 +92,7 @@ def reliability(confidence: Floats, right: NDArray[np.bool_]) -> list[Reliabilit
 
 
 def measure(probabilities: Floats, truth: Integers, seed: int = 0) -> dict[str, Measure]:
-    """Accuracy, NLL, Brier score, ECE, class-wise and smooth ECE, each with interval and null: [n, k], [n]."""
+    """Return accuracy, NLL, Brier score, ECE, class-wise and smooth ECE, each with interval and null: [n, k], [n]."""
     draw = np.random.default_rng(seed)
     n, confidence, best = len(truth), probabilities.max(axis=1), probabilities.argmax(axis=1)
     imagined = _outcomes(probabilities, draw, min(NULL_DRAWS, max(200, MAX_CELLS // n)))
@@ -101,7 +101,7 @@ def measure(probabilities: Floats, truth: Integers, seed: int = 0) -> dict[str, 
     squares = (probabilities**2).sum(axis=1)
 
     def of_rows(value: Callable[[Integers], Floats]) -> Measure:
-        """A mean over rows of what `value` gives for outcomes [..., n]."""
+        """Return the measure of a mean over rows; `value` turns outcomes [..., n] into values [..., n]."""
         return _measure(float(value(truth).mean()), counts @ value(truth) / n, value(imagined).mean(axis=1))
 
     def of_residuals(errors: Callable[[Floats], Floats]) -> Measure:
@@ -123,9 +123,9 @@ def measure(probabilities: Floats, truth: Integers, seed: int = 0) -> dict[str, 
 
 
 def measure_each(probabilities: Floats, truth: NDArray[np.bool_], seed: int = 0) -> dict[str, Measure]:
-    """Subset accuracy, NLL and Brier score summed over labels, and the ECE of all labels' probabilities together: [n, k], [n, k].
+    """Return subset accuracy, NLL and Brier score summed over labels, and the ECE over all labels: [n, k], [n, k].
 
-    Rows are resampled whole; the null draws every label by itself.
+    The bootstrap resamples whole rows; the null draws labels independently.
     """
     draw = np.random.default_rng(seed)
     n, cells = probabilities.shape[0], 4 * probabilities.size
@@ -133,18 +133,18 @@ def measure_each(probabilities: Floats, truth: NDArray[np.bool_], seed: int = 0)
     counts = draw.multinomial(n, np.full(n, 1 / n), size=min(RESAMPLES, max(100, MAX_CELLS // cells))).astype(
         np.float64
     )
-    binned, said = _Binned(probabilities.ravel()), probabilities > 0.5
+    binned, predicted = _Binned(probabilities.ravel()), probabilities > 0.5
 
     def of_rows(value: Callable[[NDArray[np.bool_]], Floats]) -> Measure:
-        own = value(truth)
-        return _measure(float(own.mean()), counts @ own / n, value(imagined).mean(axis=1))
+        values = value(truth)
+        return _measure(float(values.mean()), counts @ values / n, value(imagined).mean(axis=1))
 
     def errors(residuals: Floats) -> Floats:
         return binned.errors(residuals.reshape(len(residuals), -1))
 
     residuals = truth - probabilities
     return {
-        "accuracy": of_rows(lambda outcomes: (outcomes == said).all(axis=-1).astype(np.float64)),
+        "accuracy": of_rows(lambda outcomes: (outcomes == predicted).all(axis=-1).astype(np.float64)),
         "nll": of_rows(lambda outcomes: row_nll_each(probabilities, outcomes)),
         "brier": of_rows(lambda outcomes: ((outcomes - probabilities) ** 2).sum(axis=-1)),
         "ece": _measure(
@@ -156,7 +156,7 @@ def measure_each(probabilities: Floats, truth: NDArray[np.bool_], seed: int = 0)
 
 
 def row_nll_each(probabilities: Floats, truth: NDArray[np.bool_]) -> Floats:
-    """-log p of each row's labels, the true and the others, each by itself, summed: [n, k], [..., n, k] -> [..., n]."""
+    """Return the binary NLL of each row, summed over labels: [n, k], [..., n, k] -> [..., n]."""
     return np.asarray(-np.log(np.clip(np.where(truth, probabilities, 1 - probabilities), FLOOR, 1)).sum(axis=-1))
 
 
@@ -168,12 +168,12 @@ def _measure(value: float, resampled: Floats, null: Floats) -> Measure:
 
 
 def _outcomes(probabilities: Floats, draw: np.random.Generator, draws: int) -> Integers:
-    """Labels drawn from each row's probabilities: [n, k] -> [draws, n]."""
+    """Draw labels from each row's probabilities: [n, k] -> [draws, n]."""
     cumulative = probabilities.cumsum(axis=1)
     last = probabilities.shape[1] - 1
     uniform = draw.random((len(probabilities), draws)) * cumulative[:, -1:]
-    found = [np.searchsorted(row, u, side="right") for row, u in zip(cumulative, uniform, strict=True)]
-    return np.asarray(np.minimum(np.array(found), last).T)
+    labels = [np.searchsorted(row, u, side="right") for row, u in zip(cumulative, uniform, strict=True)]
+    return np.asarray(np.minimum(np.array(labels), last).T)
 
 
 def _equal_mass(confidence: Floats) -> list[Integers]:
@@ -182,7 +182,7 @@ def _equal_mass(confidence: Floats) -> list[Integers]:
 
 
 class _Binned:
-    """ECE over bins that are fixed by the confidences [n]."""
+    """ECE over bins that the confidences [n] fix."""
 
     def __init__(self, confidence: Floats) -> None:
         bins = _equal_mass(confidence)
@@ -190,13 +190,13 @@ class _Binned:
         self._starts = np.cumsum([0, *map(len, bins)])[:-1]
 
     def errors(self, residuals: Floats) -> Floats:
-        """Outcome minus confidence of each draw: [draws, n] -> [draws]."""
+        """Return the error of residuals, outcome minus confidence: [draws, n] -> [draws]."""
         sums = np.add.reduceat(residuals[:, self._order], self._starts, axis=1)
         return np.asarray(np.abs(sums).sum(axis=1) / residuals.shape[1])
 
 
 class _Smoothed:
-    """SmoothECE for the confidences [n]: smoothing with reflection is a product in the space of cosines."""
+    """SmoothECE for the confidences [n]; smoothing with reflection is a product after a cosine transform."""
 
     def __init__(self, confidence: Floats) -> None:
         cells = np.minimum((confidence * GRID).astype(np.int64), GRID - 1)
@@ -204,7 +204,7 @@ class _Smoothed:
         self._cells, self._starts = np.unique(cells[self._order], return_index=True)
 
     def errors(self, residuals: Floats) -> Floats:
-        """Outcome minus confidence of each draw: [draws, n] -> [draws]."""
+        """Return the error of residuals, outcome minus confidence: [draws, n] -> [draws]."""
         draws, n = residuals.shape
         on_grid = np.zeros((draws, GRID))
         on_grid[:, self._cells] = np.add.reduceat(residuals[:, self._order], self._starts, axis=1) / n
@@ -223,7 +223,7 @@ class _Classwise:
 
     def __init__(self, probabilities: Floats) -> None:
         n, k = probabilities.shape
-        self._cells = np.empty((n, k), dtype=np.int64)  # the bin of each row in each label, numbered through
+        self._cells = np.empty((n, k), dtype=np.int64)  # bin of each row and label, numbered over all labels
         for label in range(k):
             for number, rows in enumerate(_equal_mass(probabilities[:, label])):
                 self._cells[rows, label] = label * BINS + number
@@ -231,13 +231,13 @@ class _Classwise:
         self._expected = csr_array((probabilities.ravel(), self._cells.ravel(), starts), shape=(n, k * BINS))
 
     def errors(self, outcomes: Integers, counts: Floats | None = None) -> Floats:
-        """[draws, n] labels -> [draws]; or one row of labels [1, n] and how often each row counts [draws, n]."""
+        """Return the error of each draw [draws], from labels [draws, n], or from labels [1, n] and row weights [draws, n]."""
         n, width = self._expected.shape
         cells = self._cells[np.arange(n), outcomes]
         if counts is None:
             beside = cells + width * np.arange(len(cells))[:, None]
-            found = np.bincount(beside.ravel(), minlength=width * len(cells)).reshape(len(cells), width)
-            gaps = found - self._expected.sum(axis=0)
+            observed = np.bincount(beside.ravel(), minlength=width * len(cells)).reshape(len(cells), width)
+            gaps = observed - self._expected.sum(axis=0)
         else:
             hit = csr_array((np.ones(n), cells[0], np.arange(n + 1)), shape=(n, width))
             gaps = counts @ (hit - self._expected)

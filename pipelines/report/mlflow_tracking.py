@@ -1,9 +1,9 @@
-"""MLflow, for people who compare rounds there.
+"""MLflow tracking of judged rounds.
 
-Turns a judged version's directory into an MLflow run (parameters, metrics by step and epoch, the version's files) with
-a registered model version, and moves the aliases `candidate` and `champion`. training_round.py calls `log_version`,
-services/rounds/announce.py `follow_champion`; both do nothing unless `training.mlflow_uri` is set. It deliberately
-decides nothing and stops nothing: Ratchet's registry is the truth, and a tracking server that is away costs a warning.
+Turns a sealed version's directory into an MLflow run: parameters, metrics by step and epoch, the version's files. Registers
+the model version there, and moves the aliases `candidate` and `champion`. training_round.py calls `log_version`,
+services/rounds/announce.py `follow_champion`; both do nothing unless `training.mlflow_uri` is set. Ratchet's registry is the
+source of truth: an unreachable tracking server costs a warning.
 """
 
 import logging
@@ -21,8 +21,8 @@ log = logging.getLogger("ratchet.tracking")
 
 EXTRA = "training.mlflow_uri is set, but MLflow is not installed: pip install mlflow-skinny (extra `mlflow`)"
 ROUND, VERSION = "ratchet.round_id", "ratchet.model_version"
-# MLflow's own defaults would hold a round for a quarter of an hour when its server is away.
-PATIENCE = {
+# With MLflow's defaults, an unreachable server would block a round for 15 minutes.
+REQUEST_LIMITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -31,7 +31,7 @@ NOT_METRICS = frozenset({"phase", "step", "epoch"})
 
 
 def log_version(settings: Settings, directory: Path) -> None:
-    """Log a sealed version once, however often a round is resumed. Never raises."""
+    """Log a sealed version, once even if the round is resumed. Never raises."""
     if settings.training.mlflow_uri is None:
         return
     try:
@@ -41,7 +41,7 @@ def log_version(settings: Settings, directory: Path) -> None:
         manifest = read_manifest(directory)
         logged = client.search_runs([experiment], f"tags.`{VERSION}` = '{manifest.model_version}'")
         for run in (run for run in logged if run.info.status == "RUNNING"):
-            client.set_terminated(run.info.run_id, "KILLED")  # by an attempt that died
+            client.set_terminated(run.info.run_id, "KILLED")  # left by an attempt that crashed
         if not any(run.info.status == "FINISHED" for run in logged):
             run = client.create_run(
                 experiment,
@@ -53,12 +53,12 @@ def log_version(settings: Settings, directory: Path) -> None:
             _register(client, run, manifest)
             client.set_terminated(run.info.run_id)
         _point(client, settings.model.name, "candidate", manifest.model_version)
-    except Exception as error:  # whatever a tracking server does is not the round's failure
+    except Exception as error:  # tracking never fails a round
         log.warning("%s was not logged to MLflow: %s", directory, _sentence(error))
 
 
 def follow_champion(settings: Settings, model_version: str) -> None:
-    """Point the alias `champion` at a version that was logged. Never raises."""
+    """Move the alias `champion` to a logged version. Never raises."""
     if settings.training.mlflow_uri is None:
         return
     try:
@@ -68,14 +68,14 @@ def follow_champion(settings: Settings, model_version: str) -> None:
 
 
 def look(settings: Settings) -> str:
-    """Ask the tracking server for the project's experiment; what it said. Raises what goes wrong."""
+    """Return the tracking server's address and the project's experiment there. Raise the client's errors."""
     experiment = _client(settings).get_experiment_by_name(settings.model.name)
     return f"{settings.mlflow_uri}: {f'experiment {experiment.experiment_id}' if experiment else 'no rounds yet'}"
 
 
 def _client(settings: Settings) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for variable, value in PATIENCE.items():
+    for variable, value in REQUEST_LIMITS.items():
         os.environ.setdefault(variable, value)
     try:
         from mlflow import MlflowClient
@@ -87,13 +87,13 @@ def _client(settings: Settings) -> Any:
 
 
 def _experiment(client: Any, settings: Settings) -> str:
-    found = client.get_experiment_by_name(settings.model.name)
-    if found:
-        return str(found.experiment_id)
-    # A server keeps files where it likes; a database alone has nowhere.
+    experiment = client.get_experiment_by_name(settings.model.name)
+    if experiment:
+        return str(experiment.experiment_id)
+    # A server has its own artefact store; a database address alone needs one.
     local = "://" in str(settings.mlflow_uri) and not str(settings.mlflow_uri).startswith("http")
-    place = settings.path("state/mlflow").as_uri() if local else None
-    return str(client.create_experiment(settings.model.name, artifact_location=place))
+    location = settings.path("state/mlflow").as_uri() if local else None
+    return str(client.create_experiment(settings.model.name, artifact_location=location))
 
 
 def _log(client: Any, run: str, settings: Settings, manifest: ModelManifest, report: RoundReport) -> None:
@@ -119,7 +119,7 @@ def _log(client: Any, run: str, settings: Settings, manifest: ModelManifest, rep
 
 
 def _curve_points(line: Mapping[str, Any]) -> list[Any]:
-    """The numbers of a line of history.jsonl, at its step or epoch."""
+    """Return the numbers in a line of history.jsonl as metrics at its step or epoch."""
     from mlflow.entities import Metric
 
     at = int(line.get("step", line.get("epoch", 0)))
@@ -137,18 +137,18 @@ def _register(client: Any, run: Any, manifest: ModelManifest) -> None:
 
 
 def _known(client: Any, name: str, model_version: str) -> str | None:
-    """MLflow's number of a version."""
-    found = client.search_model_versions(f"name = '{name}'")
-    return next((one.version for one in found if one.tags.get(VERSION) == model_version), None)
+    """Return MLflow's number of a version; None if it is not registered."""
+    versions = client.search_model_versions(f"name = '{name}'")
+    return next((one.version for one in versions if one.tags.get(VERSION) == model_version), None)
 
 
 def _point(client: Any, name: str, alias: str, model_version: str) -> None:
     number = _known(client, name, model_version)
     if number is None:
-        raise LookupError(f"{model_version} is not registered there")
+        raise LookupError(f"{model_version} is not registered in MLflow under {name!r}")
     client.set_registered_model_alias(name, alias, number)
 
 
 def _sentence(error: Exception) -> str:
-    said = str(error).strip()
-    return f"{type(error).__name__}: {said.splitlines()[0] if said else ''}"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

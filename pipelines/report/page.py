@@ -1,7 +1,7 @@
-"""The report page: one self-contained HTML file that says whether a candidate may serve, and why.
+"""The report page: one self-contained HTML file with the verdict on a candidate, and the reasons.
 
-Turns a `RoundReport` into HTML by the template page.html. round_report.py writes it, `ratchet round show ID --open`
-opens it. It deliberately computes no measure, loads nothing from elsewhere and runs no script.
+Turns a `RoundReport` into HTML by the template page.html. round_report.py writes it, `ratchet round show ID --open` opens it.
+The page has no scripts and loads nothing from elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ from schemas.reports import Confusion, GateResult, LabelScore, RoundReport, Slic
 MATRIX_LABELS = 12
 SHOWN_SLICES = 30
 DRAWN = ("accuracy", "macro_f1", "subset_accuracy", "r2", "spearman", "perplexity")  # three of a task at most
-WORDS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
+VERDICT_CLASS = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.INSUFFICIENT: "unsure"}
 
 
 @dataclass(frozen=True)
-class Words:
-    """How the page speaks of a task."""
+class Wording:
+    """A task's wording on the page."""
 
     plot: tuple[str, str]
-    honest: str
-    bounds: str
+    diagonal: str  # meaning of the reliability diagram's dashed line
+    region: str
     width: str
     worse: str = "Right before, wrong now"
     better: str = "Wrong before, right now"
@@ -34,41 +34,46 @@ class Words:
     probe: str = "probe"
 
 
-_ONE = Words(
+_CLASSIFICATION = Wording(
     ("confidence", "share right"),
-    "on the dashed line a model is as often right as it says",
+    "on the dashed line, accuracy equals confidence",
     "prediction sets",
     "labels a set",
     confuses=True,
 )
-_MANY = replace(
-    _ONE,
+_MULTILABEL = replace(
+    _CLASSIFICATION,
     plot=("probability", "share true"),
-    honest="on the dashed line a label is as often true as it says",
+    diagonal="on the dashed line, labels are true as often as their probability",
     confuses=False,
 )
-_NUMBER = Words(
-    ("claimed to hold", "share held"),
-    "on the dashed line intervals hold the truth as often as they claim",
+_REGRESSION = Wording(
+    ("nominal coverage", "observed coverage"),
+    "on the dashed line, intervals contain the truth as often as promised",
     "intervals",
     "mean width",
     "Error grew most",
     "Error shrank most",
 )
-_TEXT = Words(
+_GENERATION = Wording(
     ("confidence", "share accepted"),
-    "on the dashed line answers are accepted (chrF of a half, or the very text) as often as the model says",
+    "on the dashed line, texts are accepted (chrF of at least 0.5, or an exact match) as often as the confidence",
     "",
     "",
     "Farther from the reference",
     "Nearer to the reference",
     probe="most similar row",
 )
-WORDS_OF = {"classification": _ONE, "multilabel": _MANY, "regression": _NUMBER, "generation": _TEXT}
+WORDING = {
+    "classification": _CLASSIFICATION,
+    "multilabel": _MULTILABEL,
+    "regression": _REGRESSION,
+    "generation": _GENERATION,
+}
 
 
 def render(report: RoundReport) -> str:
-    """The page."""
+    """Return the page as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -81,15 +86,15 @@ def render(report: RoundReport) -> str:
     return environment.get_template("page.html").render(
         r=report,
         headline=_headline(report),
-        words=WORDS,
-        of=WORDS_OF[report.task],
+        verdict_class=VERDICT_CLASS,
+        wording=WORDING[report.task],
         numbers=_gate_numbers,
         figures=_figures(report),
         curves=_curves(report.history),
         reliability=_reliability(report),
         slices=[(one, _forest(shown, one, report)) for one in shown],
         hidden_slices=len(report.slices) - len(shown),
-        matrix=_matrix(report.labels, report.confusion) if WORDS_OF[report.task].confuses else [],
+        matrix=_matrix(report.labels, report.confusion) if WORDING[report.task].confuses else [],
         worst_labels=sorted((one for one in report.labels if one.n), key=lambda one: (one.recall or 0, -one.n)),
         percent=lambda part, whole: f"{100 * part / max(1, whole):.1f}%",
     )
@@ -105,18 +110,18 @@ def _headline(report: RoundReport) -> str:
 
 
 def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
-    """(name, the candidate's, what it is compared with)."""
-    found = report.evaluations
-    candidate, champion, probe = found["candidate"], found.get("champion"), found.get("probe")
+    """Return name, candidate's value and comparison of each headline figure."""
+    evaluations = report.evaluations
+    candidate, champion, probe = evaluations["candidate"], evaluations.get("champion"), evaluations.get("probe")
     beside = champion or probe
-    whose = "champion" if champion else WORDS_OF[report.task].probe
-    said = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
-    said["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
-    return [(name, _number(value), said[name]) for name, value in candidate.figures.items()]
+    whose = "champion" if champion else WORDING[report.task].probe
+    comparison = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
+    comparison["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
+    return [(name, _number(value), comparison[name]) for name, value in candidate.figures.items()]
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], str]]:
-    """Title, names of the lines and the chart, of each learning curve that has two points."""
+    """Return title, line names and chart of each learning curve with two points or more."""
     epochs = [line for line in history if "epoch" in line]
     last = next((line["phase"] for line in reversed(history) if "step" in line), None)
     steps = [line for line in history if "step" in line and line["phase"] == last]
@@ -131,7 +136,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], 
         (f"Loss in the {last} phase", "step", steps, {"training": "loss"}),
         ("Learning rate", "step", steps, {"adapter": "learning_rate", "head": "head_learning_rate"}),
     ]
-    found: list[tuple[str, list[str], str]] = []
+    curves: list[tuple[str, list[str], str]] = []
     for title, x, lines, wanted in charts:
         series = {
             name.replace("_", " "): [(line[x], line[key]) for line in lines if line.get(key) is not None]
@@ -139,8 +144,8 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], 
         }
         drawn = {name: points for name, points in series.items() if len(points) > 1}
         if drawn:
-            found.append((title, list(drawn), plots.line_chart(drawn, x, "")))
-    return found
+            curves.append((title, list(drawn), plots.line_chart(drawn, x, "")))
+    return curves
 
 
 def _reliability(report: RoundReport) -> str:
@@ -149,7 +154,7 @@ def _reliability(report: RoundReport) -> str:
         "after calibration": report.evaluations["candidate"].reliability,
     }
     drawn = {name: bins for name, bins in series.items() if bins}
-    return plots.reliability(drawn, WORDS_OF[report.task].plot) if drawn else ""
+    return plots.reliability(drawn, WORDING[report.task].plot) if drawn else ""
 
 
 def _forest(shown: Sequence[SliceChange], one: SliceChange, report: RoundReport) -> str:
@@ -161,19 +166,21 @@ def _forest(shown: Sequence[SliceChange], one: SliceChange, report: RoundReport)
 
 
 def _matrix(labels: Sequence[LabelScore], confusion: Sequence[Confusion]) -> list[tuple[LabelScore, list[int]]]:
-    """Counts by true label (rows) and answer (columns); empty with too many labels to read."""
+    """Return counts by true label (rows) and predicted label (columns); empty beyond MATRIX_LABELS labels."""
     if len(labels) > MATRIX_LABELS:
         return []
     wrong = {(one.truth, one.answer): one.n for one in confusion}
     return [
         (
-            own,
+            truth,
             [
-                round((own.recall or 0) * own.n) if own is other else wrong.get((own.label, other.label), 0)
-                for other in labels
+                round((truth.recall or 0) * truth.n)
+                if truth is predicted
+                else wrong.get((truth.label, predicted.label), 0)
+                for predicted in labels
             ],
         )
-        for own in labels
+        for truth in labels
     ]
 
 
@@ -184,7 +191,7 @@ def _number(value: float | None) -> str:
 
 
 def _gate_numbers(gate: GateResult) -> str:
-    """Observed, interval, threshold and n in one line."""
+    """Return observed value, interval, threshold and n in one line."""
     parts = [] if gate.observed is None else [_number(gate.observed)]
     if gate.interval:
         parts[-1:] = [f"{parts[-1] if parts else ''} [{_number(gate.interval[0])}, {_number(gate.interval[1])}]"]

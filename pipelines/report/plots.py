@@ -1,7 +1,7 @@
-"""The report page's plots, as small inline SVG that takes its colours from the page.
+"""Plots of the report page, as inline SVG with the page's colours.
 
-Turns numbers into markup; report/page.py places it. Deliberately not a plotting library: colours have to follow the reader's
-light or dark scheme, and a round should not wait for one to load.
+Turns numbers into markup for page.py. A plotting library would take seconds to import, and its colours would not follow the
+reader's light or dark scheme.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Points = Sequence[tuple[float, float]]
 
 
 class _Axes:
-    """Data to pixels, with ticks."""
+    """Axes: data to pixels, with ticks."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.x, self.y = x, y
@@ -32,24 +32,24 @@ class _Axes:
         return HEIGHT - BOTTOM - (value - self.y[0]) / ((self.y[1] - self.y[0]) or 1) * (HEIGHT - TOP - BOTTOM)
 
     def frame(self, x_ticks: Sequence[float], y_ticks: Sequence[float], x_name: str, y_name: str) -> list[str]:
-        found = []
+        parts = []
         for value in y_ticks:
             at = self.up(value)
-            found.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-            found.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:g}</text>')
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:g}</text>')
         for value in x_ticks:
-            found.append(
+            parts.append(
                 f'<text x="{self.across(value):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{value:g}</text>'
             )
         across, up = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
-        found.append(f'<text class="name" x="{across}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>')
+        parts.append(f'<text class="name" x="{across}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>')
         turned = f'transform="translate(11 {up}) rotate(-90)"'
-        found.append(f'<text class="name" {turned} text-anchor="middle">{escape(y_name)}</text>')
-        return found
+        parts.append(f'<text class="name" {turned} text-anchor="middle">{escape(y_name)}</text>')
+        return parts
 
 
 def line_chart(series: Mapping[str, Points], x_name: str, y_name: str) -> Markup:
-    """Lines, with dots while these can be told apart, one a series; colours a, b, c in the order of the mapping."""
+    """Return a line chart, one line a series in colours a, b, c; dots are drawn on lines of at most MOST_DOTS points."""
     points = [point for line in series.values() for point in line]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     y_ticks = ticks(min(ys), max(ys))
@@ -68,7 +68,7 @@ def line_chart(series: Mapping[str, Points], x_name: str, y_name: str) -> Markup
 
 
 def reliability(series: Mapping[str, Sequence[ReliabilityBin]], names: tuple[str, str]) -> Markup:
-    """Confidence against accuracy on axes of these names, a dot a bin as large as its rows; honest ones keep to the diagonal."""
+    """Return a reliability diagram: confidence against accuracy, one dot a bin, its size by rows; `names` label the axes."""
     low = min((min(b.confidence, b.accuracy) for bins in series.values() for b in bins), default=0.0)
     low = floor(low * 5) / 5
     axes, marks = _Axes((low, 1.0), (low, 1.0)), [mark for mark in ticks(low, 1.0) if low <= mark <= 1]
@@ -81,15 +81,15 @@ def reliability(series: Mapping[str, Sequence[ReliabilityBin]], names: tuple[str
         drawn.append(f'<polyline class="line {colour}" points="{path}"/>')
         drawn += [
             f'<circle class="dot {colour}" cx="{axes.across(b.confidence):.1f}" cy="{axes.up(b.accuracy):.1f}" '
-            f'r="{2 + 2.5 * (b.n / most) ** 0.5:.1f}"><title>{escape(name)}: said {b.confidence:.3f}, seen {b.accuracy:.3f}, '
-            f"{b.n} rows</title></circle>"
+            f'r="{2 + 2.5 * (b.n / most) ** 0.5:.1f}"><title>{escape(name)}: predicted {b.confidence:.3f}, '
+            f"observed {b.accuracy:.3f}, {b.n} rows</title></circle>"
             for b in bins
         ]
     return _svg(drawn, "reliability diagram", "dots")
 
 
 def interval_bar(value: float, low: float, high: float, span: float, margin: float, *, bad: bool) -> Markup:
-    """One line of a forest plot between -span and +span: a dot with its interval, 0 and -margin marked."""
+    """Return one line of a forest plot from -span to +span: a dot with its interval, with marks at 0 and -margin."""
 
     def at(change: float) -> str:
         return f"{100 + 96 * max(-1.0, min(1.0, change / span)):.1f}"
@@ -111,4 +111,4 @@ def _svg(drawn: Sequence[str], title: str, kind: str = "lines") -> Markup:
 
 
 def _markup(text: str) -> Markup:
-    return Markup(text)  # noqa: S704 - built here, of numbers and escaped names
+    return Markup(text)  # noqa: S704 - numbers and escaped names only

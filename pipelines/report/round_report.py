@@ -1,8 +1,7 @@
-"""The report of a judged round, gathered.
+"""The report of a judged round: build it, write it, seal it into the version.
 
-Turns evidence, verdicts and manifests into a `RoundReport`, and writes it, with the page and the policy, beside a round and
-into its version. training_round.py calls it; report/page.py renders. It deliberately measures little: what it says was
-measured before, or follows from the evidence.
+Turns evidence, verdict and manifests into a `RoundReport`, and writes it with its page and the policy. training_round.py calls
+it; page.py renders the page.
 """
 
 import json
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from pipelines.evaluation.evidence.evidence import Evidence
 from pipelines.gates.against_champion import slice_changes
-from pipelines.gates.evidence_and_facts import Judged
+from pipelines.gates.evidence_and_facts import RoundEvidence
 from pipelines.gates.policy import Policy
 from pipelines.pages import write_page
 from pipelines.report import page
@@ -29,14 +28,14 @@ COVERAGES = (0.9, 0.95, 0.99)
 
 def build(
     record: RoundRecord,
-    judged: Judged,
+    judged: RoundEvidence,
     verdict: GateReport,
     manifest: ModelManifest,
     dataset: DatasetManifest,
     policy: Policy,
     history: str,
 ) -> RoundReport:
-    """The report; `history` is the text of the version's history.jsonl."""
+    """Return the report; `history` is the text of the version's history.jsonl."""
     candidate, champion = judged.candidate, judged.champion
     before, covered = candidate.uncalibrated, COVERAGES if candidate.scores else ()
     return RoundReport(
@@ -54,8 +53,8 @@ def build(
         calibration=manifest.calibration.model_dump(
             mode="json", exclude={"conformal": {"scores"}, "intervals": {"scores"}, "knots": True}
         ),
-        set_sizes={f"{c:g}": size for c in covered if isfinite(size := candidate.width(c))},
-        set_coverage={f"{c:g}": float(candidate.held(c).mean()) for c in covered},
+        set_sizes={f"{c:g}": size for c in covered if isfinite(size := candidate.mean_width(c))},
+        set_coverage={f"{c:g}": float(candidate.covered(c).mean()) for c in covered},
         slices=slice_changes(champion, candidate, policy.slices) if champion else [],
         measure=candidate.measure,
         negative_flips=_flips(champion, candidate, candidate.worse_than(champion)) if champion else [],
@@ -85,14 +84,14 @@ def write(folder: Path, report: RoundReport) -> None:
 
 
 def sealed_folder(directory: Path) -> Path:
-    """Where the version of a directory lies with its report."""
+    """Return the folder of the sealed version, beside the judged `directory`."""
     return directory.with_name("sealed")
 
 
 def seal(directory: Path, report: RoundReport, manifest: ModelManifest, policy: str) -> None:
-    """Make the version as it is kept: the files that were judged, with the report, the page and the policy beside them.
+    """Write the version to keep: the judged files, with the report, its page and the policy.
 
-    It is a directory of its own, so that an attempt that dies here leaves the judged one as its manifest says.
+    It is a folder of its own, written manifest last: a crash here leaves the judged folder unchanged.
     """
     target = sealed_folder(directory)
     shutil.rmtree(target, ignore_errors=True)
@@ -103,7 +102,7 @@ def seal(directory: Path, report: RoundReport, manifest: ModelManifest, policy: 
 
 
 def sealed(directory: Path) -> RoundReport | None:
-    """The report that was sealed with exactly these files by an attempt that died later; None if there is none."""
+    """Return the report that an earlier attempt sealed with exactly these files; None if there is none."""
     target = sealed_folder(directory)
     try:
         if verify(target).files.items() >= verify(directory).files.items():
@@ -116,7 +115,7 @@ def sealed(directory: Path) -> RoundReport | None:
 def _link(source: str, target: str) -> str:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or a file system without links
+    except OSError:  # another disk, or a file system without hard links
         shutil.copy2(source, target)
     return target
 

@@ -154,7 +154,7 @@ def student(bank: Project, shape: dict[str, Any]) -> tuple[str, bool]:
         made = rewritten(folder, model_version=name)
         bank.registry.register_version(read_manifest(made), store.put(made), servable=True)
     policy = load_policy(bank.settings.path(bank.settings.gates.policy).read_text(encoding="utf-8"))
-    trial = compressed.stand_in(Runtime(bank.full_directory), Runtime(folder), dataset.judge, policy)
+    trial = compressed.try_compressed(Runtime(bank.full_directory), Runtime(folder), dataset.judge, policy)
     print(trial.result.sentence, flush=True)
     return name, trial.passed
 

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from pipelines.dataset.examples import Example
 from pipelines.metrics import point
-from pipelines.metrics.paired_tests import Resampled
+from pipelines.metrics.paired_tests import ResampledGain
 from pipelines.models.decoder import Decoder, decoder_path
 from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.generation import Generation, encoded
@@ -159,7 +159,7 @@ def _gain(name: str, before: NDArray[np.float64], after: NDArray[np.float64]) ->
 
 def _figure(name: str, metric: Callable[[NDArray[np.float64]], NDArray[np.float64]], n: int, baseline: float) -> Figure:
     """The lower end of the paired interval, which has to be above zero."""
-    gain = Resampled(metric, n, "{:+.4f}")
+    gain = ResampledGain(metric, n, "{:+.4f}")
     interval = gain.interval()
     return Figure(
         figure=f"generation: {name}, {gain.observed:+.4f}; low end",

@@ -1,5 +1,5 @@
-"""Evidence: one model's answers on the rows of a split, and how two models differ there.
+"""Evidence: one model's predictions on the rows of a split, and paired comparisons of two models.
 
-evidence.py says what gates, report and compression may ask; classification.py, multilabel.py, regression.py and
-generation.py answer by task, and labels.py holds what the first two share.
+evidence.py is the interface for gates, report and compression. classification.py, multilabel.py, regression.py and
+generation.py implement it; labels.py is what classification and multilabel share.
 """

@@ -1,6 +1,6 @@
-"""Evidence of models that answer with one label.
+"""Evidence for classification: one label a row.
 
-Turns probabilities and true labels into `LabelEvidence`. evaluation.py calls `score_label`. It deliberately judges nothing.
+Turns probabilities and true labels into `LabelEvidence`. evaluation/evaluators.py calls `score_label`.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from serving.inference import calibration as applied
 
 @dataclass(frozen=True)
 class LabelEvidence(RightOrWrong):
-    """Classification; `truth` [n] are columns."""
+    """Evidence for classification; `truth` [n] holds the column of each true label."""
 
     task: ClassVar[Task] = "classification"
     measure: ClassVar[str] = "accuracy"
@@ -38,39 +38,39 @@ class LabelEvidence(RightOrWrong):
     calibration: Calibration
     raw: Floats | None = None
 
-    def alike(self, some: Floats, others: Floats) -> Bools:
-        """The same likeliest label."""
+    def same_answer(self, some: Floats, others: Floats) -> Bools:
+        """Return on which rows the most probable label is the same."""
         return np.asarray(some.argmax(axis=1) == others.argmax(axis=1))
 
     @cached_property
     def best(self) -> NDArray[np.int64]:
-        """The most probable label's column [n]."""
+        """Return the column of the most probable label [n]."""
         return np.asarray(self.probabilities.argmax(axis=1))
 
     @cached_property
     def answers(self) -> NDArray[np.str_]:
-        """The most probable label's name [n]."""
+        """Return the name of the most probable label [n]."""
         return np.array(self.labels)[self.best]
 
     @cached_property
     def confidence(self) -> Floats:
-        """The probability of the answer [n]."""
+        """Return the probability of the predicted label [n]."""
         return np.asarray(self.probabilities.max(axis=1))
 
     @cached_property
     def right(self) -> Bools:
-        """[n]."""
+        """Return which predictions [n] are right."""
         return np.asarray(self.best == self.truth)
 
     @cached_property
     def indicators(self) -> tuple[Bools, Bools]:
-        """[n, k], [n, k]."""
+        """Return the true label and the predicted label as indicators: [n, k], [n, k]."""
         columns = np.arange(len(self.labels))
         return self.truth[:, None] == columns, self.best[:, None] == columns
 
     @cached_property
     def losses(self) -> dict[str, Floats]:
-        """[n] each."""
+        """Return NLL and Brier score [n]."""
         return {
             "nll": probabilistic.row_nll(self.probabilities, self.truth),
             "brier": probabilistic.row_brier(self.probabilities, self.truth),
@@ -78,32 +78,32 @@ class LabelEvidence(RightOrWrong):
 
     @property
     def bias(self) -> Bias:
-        """Confidence against accuracy."""
+        """Return mean confidence minus accuracy."""
         gap, p = probabilistic.bias(self.confidence, self.right, self.calibration.fitted_rows)
         return bias_of(gap, p)
 
-    def held(self, coverage: float) -> Bools:
-        """The truth is in the set; one that is no column of the model's never is."""
+    def covered(self, coverage: float) -> Bools:
+        """Return which sets contain the true label; a label that the model does not know is in none."""
         inside = applied.prediction_sets(self.calibration.conformal, self.outputs, coverage)
         known = np.flatnonzero(self.truth < self.known)
-        found = np.zeros(len(self.truth), dtype=bool)
-        found[known] = inside[known, self.truth[known]]
-        return found
+        covered = np.zeros(len(self.truth), dtype=bool)
+        covered[known] = inside[known, self.truth[known]]
+        return covered
 
-    def width(self, coverage: float) -> float:
-        """Labels in a set."""
+    def mean_width(self, coverage: float) -> float:
+        """Return the mean number of labels in a set."""
         return float(applied.prediction_sets(self.calibration.conformal, self.outputs, coverage).sum(axis=1).mean())
 
     @property
     def uncalibrated(self) -> Uncalibrated:
-        """Before calibration."""
+        """Return reliability, NLL and ECE before calibration."""
         raw = self.probabilities if self.raw is None else self.raw
         confidence, right = raw.max(axis=1), raw.argmax(axis=1) == self.truth
         nll = float(probabilistic.row_nll(raw, self.truth).mean())
         return Uncalibrated(probabilistic.reliability(confidence, right), nll, probabilistic.ece(confidence, right))
 
     def confusion(self, most: int) -> list[Confusion]:
-        """Wrong answers, the most frequent first."""
+        """Return wrong predictions by true and predicted label, the most frequent first."""
         wrong = np.flatnonzero(~self.right).tolist()
         pairs = Counter((self.rows[n].label, str(self.answers[n])) for n in wrong).most_common(most)
         return [Confusion(truth=truth, answer=answer, n=n) for (truth, answer), n in pairs]
@@ -119,7 +119,7 @@ def score_label(
     calibration: Calibration | None = None,
     raw: Floats | None = None,
 ) -> LabelEvidence:
-    """Score probabilities, columns in the order of `labels`. A true label unknown to the model has probability 0.
+    """Score probabilities, columns in the order of `labels`. A true label that the model does not know has probability 0.
 
     Args:
         probabilities: [n, k], calibrated.
@@ -127,7 +127,7 @@ def score_label(
         rows: n rows with their true labels.
         version: for the report.
         split: for the report.
-        calibration: what made the probabilities, with the scores of prediction sets.
+        calibration: the map that gave the probabilities, with the scores of prediction sets.
         raw: [n, k], the same before calibration.
 
     """
@@ -146,5 +146,5 @@ def score_label(
         split=split,
         n=len(rows),
     )
-    before = None if raw is None else widened(raw, len(names))
-    return LabelEvidence(report, rows, names, len(labels), full, truth, calibration or Calibration(), before)
+    uncalibrated = None if raw is None else widened(raw, len(names))
+    return LabelEvidence(report, rows, names, len(labels), full, truth, calibration or Calibration(), uncalibrated)

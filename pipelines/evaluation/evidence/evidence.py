@@ -1,7 +1,7 @@
-"""Evidence: what one model says of the rows of a split, and how that compares with the truth, for every task alike.
+"""Evidence: the interface to one model's predictions on the rows of a split, the same for every task.
 
-What the gates, the report and compression may ask of a model's answers. evaluation/evidence/classification.py and its
-neighbours make it by task, gates compare two of them. It deliberately judges nothing.
+Turns predictions and true labels into scores, losses and paired comparisons. classification.py, multilabel.py, regression.py and
+generation.py implement it; the gates, the report and compression read it. Thresholds are in gates/policy.py.
 """
 
 from abc import ABC, abstractmethod
@@ -14,39 +14,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset.files import FileRow
-from pipelines.metrics.paired_tests import Moved
+from pipelines.metrics.paired_tests import PairedComparison
 from schemas.manifests import Calibration
 from schemas.reports import Confusion, EvaluationReport, LabelScore, ReliabilityBin
 from schemas.targets import Task, labels_of
 
-LEAST_SLICE = 20
+MIN_SLICE_ROWS = 20
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 
+class UnknownMetric(ValueError):
+    """Raised for a metric that the task's evidence does not have."""
+
+
 @dataclass(frozen=True)
 class Score:
-    """One number for all rows, up is better, and what always guessing the same would get; `name` if it is not `measure`."""
+    """One number for all rows, higher is better, beside that of a constant prediction; `name` if it is not `measure`."""
 
     value: float
     interval: tuple[float, float]
-    guessing: float
+    constant_baseline: float
     name: str | None = None
 
 
 @dataclass(frozen=True)
 class Bias:
-    """How far a model is off on average, the p of that being chance, and which way."""
+    """Mean error of a model's claims, the p-value under no bias, and its direction in words."""
 
     gap: float
     p: float
-    said: str
+    direction: str
 
 
 @dataclass(frozen=True)
 class Uncalibrated:
-    """What the same answers are before calibration."""
+    """Measures of the same predictions before calibration."""
 
     reliability: list[ReliabilityBin] = field(default_factory=list)
     nll: float | None = None
@@ -54,115 +58,135 @@ class Uncalibrated:
 
 
 class Evidence(ABC):
-    """Of rows [n], in their order."""
+    """Predictions of one model on rows [n], in the order of the rows."""
 
     task: ClassVar[Task]
-    measure: ClassVar[str]  # what `score` and `moved` are about
-    cheap: ClassVar[str] = (
-        "a linear probe on the same training rows"  # what a round has to be worth its training against
-    )
-    guess: ClassVar[str]  # what `score.guessing` is about
-    bounds: ClassVar[str]  # what holds the truth with a promised probability
+    metrics: ClassVar[tuple[str, ...]]  # what two models can be compared by; the first is the task's main metric
+    measure: ClassVar[str]  # the main metric's name in sentences and reports
+    baseline: ClassVar[str] = "a linear probe on the same training rows"  # the method that training has to match
+    constant_baseline: ClassVar[str]  # the prediction behind `score.constant_baseline`
+    region: ClassVar[str]  # what covers the truth with a promised probability: sets or intervals
 
     report: EvaluationReport
     rows: Sequence[FileRow]
     calibration: Calibration
 
-    # --- what was answered ---
+    # --- predictions ---
 
     @property
     @abstractmethod
     def answers(self) -> NDArray[np.str_]:
-        """Canonical texts [n]."""
+        """Return the predictions [n] as canonical texts."""
 
     @property
     @abstractmethod
     def confidence(self) -> Floats | None:
-        """Of each answer [n], where there is such a thing."""
+        """Return the confidence of each prediction [n]; None if the model gives none."""
 
     @property
     @abstractmethod
     def passes(self) -> Bools:
-        """Which rows [n] are as right as a row can be that has to be right."""
+        """Return which rows [n] satisfy the must-pass gate."""
 
-    # --- how good that is ---
+    # --- quality ---
 
     @property
     @abstractmethod
     def score(self) -> Score:
-        """On all rows."""
+        """Return the score on all rows."""
 
     @property
     @abstractmethod
     def losses(self) -> Mapping[str, Floats]:
-        """Proper losses of each row, by name: what honest models compete by."""
+        """Return proper losses of each row [n], by name."""
+
+    def compared_with(self, before: Self, metric: str | None = None, rows: Any = slice(None)) -> PairedComparison:
+        """Compare another model with this one on the same rows.
+
+        Args:
+            before: evidence of the other model, on the same rows.
+            metric: one of `metrics`; None: the task's main metric.
+            rows: an index of the rows to compare on; all by default.
+
+        Raises UnknownMetric for a metric that the task does not have.
+
+        """
+        metric = self.metrics[0] if metric is None else metric
+        if metric not in self.metrics:
+            raise UnknownMetric(
+                f"metric = {metric!r}: {self.task} is compared by one of {', '.join(map(repr, self.metrics))}"
+            )
+        return self._compared(before, metric, rows)
 
     @abstractmethod
-    def moved(self, before: Self, metric: str = "accuracy", rows: Any = slice(None)) -> Moved:
-        """What moved from another model to this one, on some of the rows; for `metric` see the policy's superiority."""
+    def _compared(self, before: Self, metric: str, rows: Any) -> PairedComparison:
+        """Compare by a metric that is one of `metrics`."""
 
     @abstractmethod
     def worse_than(self, before: Self) -> list[int]:
-        """Rows whose answers a reviewer would miss, the most striking first."""
+        """Return the rows whose prediction got clearly worse, the worst first."""
 
-    # --- how honest it is ---
+    # --- calibration ---
 
     @property
     @abstractmethod
     def bias(self) -> Bias | None:
-        """On average over the rows; None without claims."""
+        """Return the mean bias over the rows; None if the model claims no confidence or spread."""
 
     @property
     @abstractmethod
     def scores(self) -> Sequence[float]:
-        """Conformal scores that sets or intervals are cut from, ascending; empty: none were fitted."""
+        """Return the conformal scores behind sets or intervals, ascending; empty if none were fitted."""
 
     @abstractmethod
-    def held(self, coverage: float) -> Bools:
-        """Which rows' [n] sets or intervals hold the truth."""
+    def covered(self, coverage: float) -> Bools:
+        """Return which rows' [n] sets or intervals at this coverage contain the truth."""
 
     @abstractmethod
-    def width(self, coverage: float) -> float:
-        """Mean number of labels in a set, or mean width of an interval."""
+    def mean_width(self, coverage: float) -> float:
+        """Return the mean number of labels in a set, or the mean width of an interval."""
 
     # --- for the report ---
 
     @property
     def uncalibrated(self) -> Uncalibrated:
-        """Before calibration, where that is known."""
+        """Return measures of the predictions before calibration, where these are known."""
         return Uncalibrated()
 
-    def confusion(self, most: int) -> list[Confusion]:  # noqa: ARG002 - where one label is mistaken for another
-        """Wrong answers, the most frequent first."""
+    def confusion(self, most: int) -> list[Confusion]:  # noqa: ARG002 - only classification confuses labels
+        """Return wrong predictions by true and predicted label, the most frequent first."""
         return []
 
     def label_scores(self) -> list[LabelScore]:
-        """Recall and precision by label."""
+        """Return recall and precision of each label."""
         return []
 
 
 class OutputEvidence(Evidence):
-    """Of a model that answers every text with k numbers."""
+    """Evidence of a model that gives k numbers for every text."""
 
     @property
     @abstractmethod
     def outputs(self) -> Floats:
-        """The model's calibrated outputs [n, k]."""
+        """Return the model's calibrated outputs [n, k]."""
 
     @abstractmethod
-    def alike(self, some: Floats, others: Floats) -> Bools:
-        """On which rows two outputs [m, k] of this model are the same answer [m]."""
+    def same_answer(self, some: Floats, others: Floats) -> Bools:
+        """Return on which rows two outputs [m, k] of this model are the same prediction [m]."""
 
     def agreement(self, other: Self) -> tuple[int, int, str]:
-        """How many of how many are another model's too, on the same rows, and what was counted."""
-        return int(self.alike(self.outputs, other.outputs).sum()), len(self.rows), "answers"
+        """Return how many predictions two models share, out of how many, and what was counted."""
+        return int(self.same_answer(self.outputs, other.outputs).sum()), len(self.rows), "answers"
 
 
 def slices(rows: Sequence[FileRow], task: Task) -> dict[str, NDArray[np.int64]]:
-    """Rows' numbers by metadata value ("channel=ios") and by true label ("label=refund"), wherever 20 rows share one."""
+    """Return row numbers by metadata value ("channel=ios") and by true label ("label=refund").
+
+    A slice needs MIN_SLICE_ROWS rows.
+    """
     members: dict[str, list[int]] = defaultdict(list)
     for n, row in enumerate(rows):
         named = [*row.metadata.items(), *(("label", label) for label in labels_of(task, row.label))]
         for key, value in dict.fromkeys(named):
             members[f"{key}={value}"].append(n)
-    return {name: np.array(found) for name, found in sorted(members.items()) if len(found) >= LEAST_SLICE}
+    return {name: np.array(numbers) for name, numbers in sorted(members.items()) if len(numbers) >= MIN_SLICE_ROWS}

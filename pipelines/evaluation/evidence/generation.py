@@ -1,18 +1,18 @@
-"""Evidence of models that write.
+"""Evidence for generation: one text a row.
 
-Turns texts, and how likely the reference's own answers are, into `TextEvidence`. evaluation/text_evaluator.py calls `score_text`.
-Gates compare two things of a row: the NLL of the answer that it should have had, and how near what was written comes to it
-(chrF, Popović 2015). It deliberately generates nothing and judges nothing.
+Turns generated texts, and the likelihood of the reference answers, into `TextEvidence`. evaluation/text_evaluator.py calls
+`score_text`. The gates compare two values of a row: the NLL of the reference answer, and the similarity of the generated text
+to it (chrF, Popović 2015).
 
-NLL is of a token. Between two models it is the candidate's tokens that count: another tokenizer cuts the same answer into more or
-fewer, which makes it no likelier.
+NLL is per token. Between two models both are divided by the candidate's number of tokens: a tokenizer that cuts the same answer
+into more tokens does not make it more likely.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,108 +27,110 @@ from schemas.reports import EvaluationReport, Measure
 from schemas.targets import Task
 from serving.inference import calibration as applied
 
-ACCEPTED = 0.5  # chrF from which on a text counts as one that people would take; an exact match always does
-FELL = 0.1  # chrF that a reviewer would miss
+ACCEPTED_CHRF = 0.5  # at least this chrF, or an exact match, counts as accepted by people
+CHRF_DROP = 0.1  # a larger drop is shown to reviewers
 RESAMPLES = 400
+
+TextMetric = Literal["chrf", "nll"]
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How likely the answers of n rows are to a model: negative log-likelihood [n] of each, and its tokens [n]."""
+    """Likelihood of n reference answers under a model: negative log-likelihood [n] and number of tokens [n]."""
 
     nll: Floats
     tokens: Floats
 
     @property
     def perplexity(self) -> float:
-        """Of a token."""
+        """Return the perplexity per token."""
         return float(np.exp(self.nll.sum() / self.tokens.sum()))
 
 
 @dataclass(frozen=True)
 class TextEvidence(Evidence):
-    """Generation; `texts` [n] were written, `near` [n] is their chrF."""
+    """Evidence for generation; `texts` [n] were generated, `chrf` [n] is their similarity to the reference answers."""
 
     task: ClassVar[Task] = "generation"
+    metrics: ClassVar[tuple[str, ...]] = get_args(TextMetric)
     measure: ClassVar[str] = "chrF"
-    guess: ClassVar[str] = "always writing the commonest answer"
-    bounds: ClassVar[str] = ""
-    cheap: ClassVar[str] = "the answer of the most similar training row"
+    constant_baseline: ClassVar[str] = "always giving the most frequent answer"
+    region: ClassVar[str] = ""
+    baseline: ClassVar[str] = "the answer of the most similar training row"
 
     report: EvaluationReport
     rows: Sequence[FileRow]
     texts: Sequence[str]
-    near: Floats
+    chrf: Floats
     likelihood: Likelihood
-    logprobs: Sequence[Sequence[float]]  # of each text's tokens; empty: nothing is claimed
+    logprobs: Sequence[Sequence[float]]  # of each text's tokens; empty: no confidence
     calibration: Calibration
 
     @property
     def answers(self) -> NDArray[np.str_]:
-        """The texts [n]."""
+        """Return the generated texts [n]."""
         return np.array(self.texts)
 
     @cached_property
     def confidence(self) -> Floats | None:
-        """That people accept the text [n]."""
+        """Return the probability that people accept each text [n]."""
         fitted = self.calibration.sequence
         return applied.sequence_confidence(fitted, self.logprobs) if fitted and self.logprobs else None
 
     @cached_property
     def passes(self) -> Bools:
-        """Accepted [n]."""
+        """Return which texts [n] count as accepted."""
         return accepted(self.texts, self.rows)
 
     @property
     def score(self) -> Score:
-        """Mean chrF, and that of always writing the commonest answer of these very rows."""
+        """Return mean chrF, beside that of the most frequent answer of these rows."""
         truth = [row.label for row in self.rows]
-        commonest = Counter(truth).most_common(1)[0][0]
-        guessed = point.row_chrf([[one] for one in truth], [commonest] * len(truth))
-        moved = paired_tests.Saved(self.near, "")
-        return Score(moved.observed, moved.interval(), float(guessed.mean()))
+        frequent = Counter(truth).most_common(1)[0][0]
+        constant = point.row_chrf([[one] for one in truth], [frequent] * len(truth))
+        return Score(float(self.chrf.mean()), paired_tests.mean_interval(self.chrf), float(constant.mean()))
 
     @cached_property
     def losses(self) -> dict[str, Floats]:
-        """NLL of a token [n]."""
+        """Return the NLL per token [n]."""
         return {"nll": self.likelihood.nll / self.likelihood.tokens}
 
-    def moved(self, before: Self, metric: str = "accuracy", rows: Any = slice(None)) -> paired_tests.Saved:
-        """By NLL, or else by chrF."""
+    def _compared(self, before: Self, metric: str, rows: Any) -> paired_tests.MeanGain:
+        """Compare by NLL per token of this model, or by chrF."""
         if metric == "nll":
-            saved = (before.likelihood.nll - self.likelihood.nll) / self.likelihood.tokens
-            return paired_tests.Saved(saved[rows], "NLL of a token lower by {:.4f}")
-        mine, theirs = self.near[rows], before.near[rows]
-        return paired_tests.Saved(mine - theirs, f"chrF {mine.mean():.3f} for {theirs.mean():.3f}, {{:+.4f}}")
+            gains = (before.likelihood.nll - self.likelihood.nll) / self.likelihood.tokens
+            return paired_tests.MeanGain(gains[rows], "NLL per token lower by {:.4f}")
+        mine, theirs = self.chrf[rows], before.chrf[rows]
+        return paired_tests.MeanGain(mine - theirs, f"chrF {mine.mean():.3f} against {theirs.mean():.3f}, {{:+.4f}}")
 
     def worse_than(self, before: Self) -> list[int]:
-        """Rows whose text came farther from the reference, by how much."""
-        fell = before.near - self.near
-        return sorted(np.flatnonzero(fell > FELL).tolist(), key=lambda n: -fell[n])
+        """Return the rows whose chrF dropped by more than CHRF_DROP, the largest drop first."""
+        drop = before.chrf - self.chrf
+        return sorted(np.flatnonzero(drop > CHRF_DROP).tolist(), key=lambda n: -drop[n])
 
     @property
     def bias(self) -> Bias | None:
-        """Confidence against acceptance, where it was fitted."""
-        if not _claims(self.calibration) or self.confidence is None:
+        """Return mean confidence minus the share accepted; None if the confidence was not fitted."""
+        if not _is_fitted(self.calibration) or self.confidence is None:
             return None
         return bias_of(*probabilistic.bias(self.confidence, self.passes, self.calibration.fitted_rows))
 
     @property
     def scores(self) -> Sequence[float]:
-        """None: a text has no set around it."""
+        """Return no scores: a generated text has no prediction set."""
         return ()
 
-    def held(self, coverage: float) -> Bools:  # noqa: ARG002
-        """Nothing is promised."""
+    def covered(self, coverage: float) -> Bools:  # noqa: ARG002
+        """Return False for every row [n]: no coverage is promised."""
         return np.zeros(len(self.rows), dtype=bool)
 
-    def width(self, coverage: float) -> float:  # noqa: ARG002
-        """Nothing is promised."""
+    def mean_width(self, coverage: float) -> float:  # noqa: ARG002
+        """Return 0: there are no sets."""
         return 0.0
 
     @property
     def uncalibrated(self) -> Uncalibrated:
-        """Of the mean probability of a text's tokens."""
+        """Return reliability and ECE of the mean token probability."""
         if not self.logprobs:
             return Uncalibrated()
         raw = np.exp(applied.mean_logprob(self.logprobs))
@@ -136,9 +138,9 @@ class TextEvidence(Evidence):
 
 
 def accepted(texts: Sequence[str], rows: Sequence[FileRow]) -> Bools:
-    """Whether each text [n] would do in the place of its row's answer: a stand-in for people, who are not there to ask."""
-    found = point.row_generation([[row.label] for row in rows], texts)
-    return np.asarray((found["chrf"] >= ACCEPTED) | (found["exact_match"] > 0))
+    """Return which texts [n] are close enough to their row's answer; a proxy for acceptance by people."""
+    similarity = point.row_generation([[row.label] for row in rows], texts)
+    return np.asarray((similarity["chrf"] >= ACCEPTED_CHRF) | (similarity["exact_match"] > 0))
 
 
 def score_text(
@@ -151,53 +153,53 @@ def score_text(
     logprobs: Sequence[Sequence[float]] = (),
     calibration: Calibration | None = None,
 ) -> TextEvidence:
-    """Score what was written.
+    """Score generated texts. Raise ValueError without rows.
 
     Args:
-        texts: n of them.
-        likelihood: of the rows' own answers.
-        rows: n rows with the answers that they should have had.
+        texts: n generated texts.
+        likelihood: of the n reference answers.
+        rows: n rows with their reference answers.
         version: for the report.
         split: for the report.
-        logprobs: of the tokens of each text.
-        calibration: what makes them a confidence.
+        logprobs: of the tokens of each generated text.
+        calibration: the map from log-probabilities to confidence.
 
     """
     if not rows:
         raise ValueError(f"{split}: no rows to score {version} on")
     fitted, truth = calibration or Calibration(), [[row.label] for row in rows]
     by_row = {**point.row_generation(truth, texts), "nll": likelihood.nll / likelihood.tokens}
-    found = _measures(by_row, likelihood) | {"bleu": _exactly(point.bleu(truth, texts))}
-    honest, reliability = {}, []
-    if fitted.sequence and _claims(fitted) and logprobs:
-        took = accepted(texts, rows)
-        honest = sequence_confidence.measure(fitted.sequence, logprobs, took)
-        reliability = probabilistic.reliability(applied.sequence_confidence(fitted.sequence, logprobs), took)
-        found["confidence_auroc"] = _exactly(honest["auroc"])
+    measures = _measures(by_row, likelihood) | {"bleu": _without_interval(point.bleu(truth, texts))}
+    confidence, reliability = {}, []
+    if fitted.sequence and _is_fitted(fitted) and logprobs:
+        outcome = accepted(texts, rows)
+        confidence = sequence_confidence.measure(fitted.sequence, logprobs, outcome)
+        reliability = probabilistic.reliability(applied.sequence_confidence(fitted.sequence, logprobs), outcome)
+        measures["confidence_auroc"] = _without_interval(confidence["auroc"])
     report = EvaluationReport(
         model_version=version,
         split=split,
         n=len(rows),
         nll=float(by_row["nll"].mean()),
-        ece=honest.get("ece"),
-        ece_null_99=honest.get("ece_null_99"),
+        ece=confidence.get("ece"),
+        ece_null_99=confidence.get("ece_null_99"),
         by_slice={
-            name: {"n": len(own)} | {key: float(by_row[key][own].mean()) for key in ("chrf", "nll")}
-            for name, own in slices(rows, "generation").items()
+            name: {"n": len(members)} | {key: float(by_row[key][members].mean()) for key in ("chrf", "nll")}
+            for name, members in slices(rows, "generation").items()
         },
-        measures=found,
+        measures=measures,
         reliability=reliability,
     )
     return TextEvidence(report, rows, texts, by_row["chrf"], likelihood, logprobs, fitted)
 
 
-def _claims(fitted: Calibration) -> bool:
-    """Whether the confidence was fitted to acceptance: a mean probability of tokens promises nothing."""
+def _is_fitted(fitted: Calibration) -> bool:
+    """Return whether confidence was fitted to acceptance; otherwise it is a mean token probability, which gates ignore."""
     return fitted.sequence is not None and fitted.sequence.kind != "none"
 
 
 def _measures(by_row: dict[str, Floats], likelihood: Likelihood) -> dict[str, Measure]:
-    """Means over rows and the perplexity of a token, with bootstrap intervals over rows."""
+    """Return means over rows and the perplexity per token, with bootstrap intervals over rows."""
     n = len(likelihood.nll)
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     drawn = {name: (float(values.mean()), counts @ values / n) for name, values in by_row.items()}
@@ -208,6 +210,6 @@ def _measures(by_row: dict[str, Floats], likelihood: Likelihood) -> dict[str, Me
     }
 
 
-def _exactly(value: float) -> Measure:
-    """Of all texts together: there is nothing to resample cheaply."""
+def _without_interval(value: float) -> Measure:
+    """Return a corpus measure, which is too slow to resample."""
     return Measure(value=value, low=value, high=value)

@@ -1,13 +1,13 @@
-"""Evidence of models whose answers are right or wrong: what classification and multilabel have in common.
+"""Evidence for predictions that are right or wrong: what classification and multilabel share.
 
-Turns labels, true and answered, into what gates compare. evaluation/evidence/classification.py and
-evaluation/evidence/multilabel.py say the rest. It deliberately judges nothing.
+Turns true and predicted labels into scores and paired comparisons. classification.py and multilabel.py subclass
+`RightOrWrong`.
 """
 
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.evidence import Bias, Bools, Floats, OutputEvidence, Score
 from pipelines.metrics import paired_tests
-from pipelines.metrics.paired_tests import Moved
+from pipelines.metrics.paired_tests import PairedComparison
 from schemas.reports import EvaluationReport, LabelScore, Measure
 from schemas.targets import Task, labels_of
 
+LabelMetric = Literal["accuracy", "nll", "brier", "macro_f1"]
+
 
 class RightOrWrong(OutputEvidence):
-    """Answers made of labels.
+    """Evidence for predictions made of labels.
 
-    `labels` are the model's, `known` of them, then those true labels that it does not know; `probabilities` [n, k] has a
-    column for each.
+    `labels` begins with the `known` labels of the model; true labels that it does not know follow. `probabilities` [n, k] has
+    a column for each.
     """
 
-    guess = "always guessing the commonest"
-    bounds = "sets"
+    metrics = get_args(LabelMetric)
+    constant_baseline = "always predicting the most frequent label"
+    region = "sets"
 
     labels: list[str]
     known: int
@@ -37,126 +40,126 @@ class RightOrWrong(OutputEvidence):
 
     @property
     def outputs(self) -> Floats:
-        """The model's own columns."""
+        """Return the columns of the labels that the model knows."""
         return self.probabilities[:, : self.known]
 
     @property
     @abstractmethod
     def right(self) -> Bools:
-        """Which answers [n] are right."""
+        """Return which predictions [n] are right."""
 
     @property
     @abstractmethod
     def indicators(self) -> tuple[Bools, Bools]:
-        """Which labels are true, and which are answered: [n, k], [n, k]."""
+        """Return which labels are true, and which are predicted: [n, k], [n, k]."""
 
     @property
     def passes(self) -> Bools:
-        """Right."""
+        """Return the rows whose prediction is right."""
         return self.right
 
     @property
     def score(self) -> Score:
-        """The share of right answers."""
+        """Return the accuracy, beside that of the most frequent label."""
         n = len(self.right)
         commonest = Counter(row.label for row in self.rows).most_common(1)[0][1]
         interval = paired_tests.share_interval(int(self.right.sum()), n)
         return Score(float(self.right.mean()), interval, commonest / n)
 
-    def moved(self, before: Self, metric: str = "accuracy", rows: Any = slice(None)) -> Moved:
-        """By right and wrong; macro F1 over the labels that the rows have; or by a loss."""
+    def _compared(self, before: Self, metric: str, rows: Any) -> PairedComparison:
+        """Compare by accuracy, by macro F1 over the labels that the rows have, or by a loss."""
         if metric == "accuracy":
-            return paired_tests.change(before.right[rows], self.right[rows])
+            return paired_tests.accuracy_change(before.right[rows], self.right[rows])
         if metric == "macro_f1":
             change = _macro_f1_change(before, self, rows)
-            return paired_tests.Resampled(change, len(self.right[rows]), "macro F1 {:+.4f}")
-        saved = before.losses[metric] - self.losses[metric]
-        return paired_tests.Saved(saved[rows], metric + " lower by {:.4f}")
+            return paired_tests.ResampledGain(change, len(self.right[rows]), "macro F1 {:+.4f}")
+        gains = before.losses[metric] - self.losses[metric]
+        return paired_tests.MeanGain(gains[rows], metric + " lower by {:.4f}")
 
     def worse_than(self, before: Self) -> list[int]:
-        """Right before, wrong now; the surest first."""
-        found = np.flatnonzero(before.right & ~self.right).tolist()
-        return sorted(found, key=lambda n: -self.confidence[n])
+        """Return the rows that were right and are wrong now, the most confident first."""
+        newly_wrong = np.flatnonzero(before.right & ~self.right).tolist()
+        return sorted(newly_wrong, key=lambda n: -self.confidence[n])
 
     @property
     @abstractmethod
     def confidence(self) -> Floats:
-        """That the answer is right [n]."""
+        """Return the probability that each prediction is right [n]."""
 
     @property
     def scores(self) -> Sequence[float]:
-        """Of prediction sets."""
+        """Return the conformal scores of prediction sets."""
         return self.calibration.conformal.scores if self.calibration.conformal else ()
 
     def label_scores(self) -> list[LabelScore]:
-        """Recall and precision of every label."""
-        found = []
-        for label, own, given in zip(self.labels, *(columns.T for columns in self.indicators), strict=True):
-            hits, n, said = int((own & given).sum()), int(own.sum()), int(given.sum())
-            recall, precision = hits / n if n else None, hits / said if said else None
-            found.append(LabelScore(label=label, n=n, recall=recall, precision=precision))
-        return found
+        """Return recall and precision of each label; None where no row has it, or no prediction."""
+        scores = []
+        for label, truth, predicted in zip(self.labels, *(columns.T for columns in self.indicators), strict=True):
+            hits, n, predictions = int((truth & predicted).sum()), int(truth.sum()), int(predicted.sum())
+            recall, precision = hits / n if n else None, hits / predictions if predictions else None
+            scores.append(LabelScore(label=label, n=n, recall=recall, precision=precision))
+        return scores
 
 
 def report_of(
-    found: Mapping[str, Measure],
+    measures: Mapping[str, Measure],
     macro_f1: float,
     by_row: Mapping[str, NDArray[Any]],
-    own: Mapping[str, NDArray[np.int64]],
+    slices: Mapping[str, NDArray[np.int64]],
     **fields: Any,
 ) -> EvaluationReport:
-    """The report.
+    """Return the evaluation report of a labelling model.
 
     Args:
-        found: measures, by name.
+        measures: accuracy, NLL, Brier score and ECE, with more, by name.
         macro_f1: of the same rows.
-        by_row: what is averaged by slice, [n] each.
-        own: slices, with their rows.
-        fields: what else a report holds.
+        by_row: values [n] to average by slice.
+        slices: row numbers by slice.
+        fields: the report's other fields.
 
     """
     return EvaluationReport(
-        accuracy=found["accuracy"].value,
+        accuracy=measures["accuracy"].value,
         macro_f1=macro_f1,
-        nll=found["nll"].value,
-        brier=found["brier"].value,
-        ece=found["ece"].value,
-        ece_null_99=found["ece"].null_99 or 0.0,
+        nll=measures["nll"].value,
+        brier=measures["brier"].value,
+        ece=measures["ece"].value,
+        ece_null_99=measures["ece"].null_99 or 0.0,
         by_slice={
             name: {"n": len(rows)} | {key: float(values[rows].mean()) for key, values in by_row.items()}
-            for name, rows in own.items()
+            for name, rows in slices.items()
         },
-        measures=dict(found),
+        measures=dict(measures),
         **fields,
     )
 
 
 def all_labels(labels: Sequence[str], rows: Sequence[FileRow], task: Task, version: str, split: str) -> list[str]:
-    """The model's labels, then true ones that it does not know."""
+    """Return the model's labels, then the true labels that it does not know. Raise ValueError without rows."""
     if not rows:
         raise ValueError(f"{split}: no rows to score {version} on")
     return [*labels, *sorted({label for row in rows for label in labels_of(task, row.label)} - set(labels))]
 
 
 def widened(probabilities: Floats, columns: int) -> Floats:
-    """With columns of zeros for the labels that the model does not know."""
+    """Append columns of zeros for labels that the model does not know: [n, k] -> [n, columns]."""
     return np.hstack([probabilities, np.zeros((len(probabilities), columns - probabilities.shape[1]))])
 
 
 def bias_of(gap: float, p: float) -> Bias:
-    """Confidence minus accuracy, in words."""
-    return Bias(gap, p, f"{'over-confident' if gap > 0 else 'timid'} by {abs(gap):.3f}")
+    """Return the bias of confidence minus accuracy, with its direction in words."""
+    return Bias(gap, p, f"{'over-confident' if gap > 0 else 'under-confident'} by {abs(gap):.3f}")
 
 
 def _macro_f1_change(before: RightOrWrong, after: RightOrWrong, rows: Any) -> Callable[[Floats], Floats]:
-    """How often each row counts [draws, n] -> change in F1, averaged over the labels that the rows have."""
-    names = [name for name, own in zip(after.labels, after.indicators[0][rows].T, strict=True) if own.any()]
+    """Return a function from row weights [draws, n] to the change in macro F1 [draws], over the labels that the rows have."""
+    names = [name for name, truth in zip(after.labels, after.indicators[0][rows].T, strict=True) if truth.any()]
 
     def macro_f1(model: RightOrWrong, counts: Floats) -> Floats:
         columns = [model.labels.index(name) for name in names]
-        truth, given = (found[rows][:, columns] for found in model.indicators)
-        both = counts @ (truth & given)
-        total = counts @ truth + counts @ given
+        truth, predicted = (indicator[rows][:, columns] for indicator in model.indicators)
+        both = counts @ (truth & predicted)
+        total = counts @ truth + counts @ predicted
         return np.asarray((2 * both / np.maximum(total, 1)).mean(axis=1))
 
     return lambda counts: macro_f1(after, counts) - macro_f1(before, counts)

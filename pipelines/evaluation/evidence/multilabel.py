@@ -1,7 +1,6 @@
-"""Evidence of models that answer with several labels, or none.
+"""Evidence for multilabel: any number of labels a row.
 
-Turns a probability for each label, and the true ones, into `LabelsEvidence`. evaluation.py calls `score_labels`. An answer is
-right if all of it is. It deliberately judges nothing.
+Turns a probability for each label, and the true labels, into `LabelsEvidence`. evaluation/evaluators.py calls `score_labels`.
 """
 
 from collections.abc import Sequence
@@ -24,11 +23,11 @@ from serving.inference import calibration as applied
 
 @dataclass(frozen=True)
 class LabelsEvidence(RightOrWrong):
-    """Multilabel; `truth` [n, k] are true or not. An answer is right if it has every true label and no other."""
+    """Evidence for multilabel; `truth` [n, k]. A prediction is right if it has every true label and no other."""
 
     task: ClassVar[Task] = "multilabel"
     measure: ClassVar[str] = "subset accuracy"
-    guess: ClassVar[str] = "always saying how common each label is"
+    constant_baseline: ClassVar[str] = "always predicting each label's frequency"
 
     report: EvaluationReport
     rows: Sequence[FileRow]
@@ -39,54 +38,55 @@ class LabelsEvidence(RightOrWrong):
     calibration: Calibration
     raw: Floats | None = None
 
-    def alike(self, some: Floats, others: Floats) -> Bools:
-        """The same labels."""
+    def same_answer(self, some: Floats, others: Floats) -> Bools:
+        """Return on which rows all labels are the same."""
         return np.asarray(((some > 0.5) == (others > 0.5)).all(axis=1))
 
     def agreement(self, other: Self) -> tuple[int, int, str]:
-        """Of the labels that a model says on average, those that both say: with one label a row, the share of equal answers.
+        """Return the labels that both models predict, out of the mean number that one predicts.
 
-        Whole answers with many labels differ by one of them too often to tell anything; labels that neither says would hide it.
+        With one label a row this is the share of equal predictions. Whole label sets would differ too often to be informative,
+        and counting labels that neither model predicts would hide differences.
         """
         mine, theirs = self.outputs > 0.5, other.outputs > 0.5
-        both, said = int((mine & theirs).sum()), int(mine.sum() + theirs.sum())
-        return (both, -(-said // 2), "labels") if said else (len(self.rows), len(self.rows), "answers")
+        both, total = int((mine & theirs).sum()), int(mine.sum() + theirs.sum())
+        return (both, -(-total // 2), "labels") if total else (len(self.rows), len(self.rows), "answers")
 
     @cached_property
     def answers(self) -> NDArray[np.str_]:
-        """Labels likelier than not, as canonical texts [n]."""
-        said = [[self.labels[k] for k in np.flatnonzero(row)] for row in self.probabilities > 0.5]
-        return np.array([canonical("multilabel", labels) for labels in said])
+        """Return the labels with probability above 0.5, as canonical texts [n]."""
+        predicted = [[self.labels[k] for k in np.flatnonzero(row)] for row in self.probabilities > 0.5]
+        return np.array([canonical("multilabel", labels) for labels in predicted])
 
     @cached_property
     def confidence(self) -> Floats:
-        """That all labels are right, were they independent [n]."""
+        """Return the probability that all labels are right, assuming independence [n]."""
         return np.asarray(np.maximum(self.probabilities, 1 - self.probabilities).prod(axis=1))
 
     @cached_property
     def right(self) -> Bools:
-        """[n]."""
+        """Return which predictions [n] have exactly the true labels."""
         return np.asarray(((self.probabilities > 0.5) == self.truth).all(axis=1))
 
     @property
     def score(self) -> Score:
-        """The share of the NLL saved of saying how common each label is in these very rows (McFadden 1974).
+        """Return the reduction of NLL against each label's frequency in these rows, as a share (McFadden 1974).
 
-        Not subset accuracy: with many labels a good first model is seldom right about all of them.
+        Not subset accuracy: with many labels a good first model seldom has all of them right.
         """
         common = np.broadcast_to(self.truth.mean(axis=0), self.truth.shape)
-        guessed = probabilistic.row_nll_each(common, self.truth)
-        moved = paired_tests.Saved((guessed - self.losses["nll"]) / max(float(guessed.mean()), 1e-9), "")
-        return Score(moved.observed, moved.interval(), 0.0, "share of NLL saved")
+        constant = probabilistic.row_nll_each(common, self.truth)
+        gains = (constant - self.losses["nll"]) / max(float(constant.mean()), 1e-9)
+        return Score(float(gains.mean()), paired_tests.mean_interval(gains), 0.0, "share of NLL saved")
 
     @property
     def indicators(self) -> tuple[Bools, Bools]:
-        """[n, k], [n, k]."""
+        """Return the true labels and the predicted labels: [n, k], [n, k]."""
         return self.truth, self.probabilities > 0.5
 
     @cached_property
     def losses(self) -> dict[str, Floats]:
-        """Summed over labels, [n] each."""
+        """Return NLL and Brier score, summed over labels [n]."""
         return {
             "nll": probabilistic.row_nll_each(self.probabilities, self.truth),
             "brier": ((self.probabilities - self.truth) ** 2).sum(axis=1),
@@ -94,27 +94,27 @@ class LabelsEvidence(RightOrWrong):
 
     @property
     def bias(self) -> Bias:
-        """Probabilities against truth, of all labels together; labels of one row may depend on each other."""
+        """Return the mean of probability minus truth over all labels; the p-value treats each row as one draw."""
         gap, p = probabilistic.mean_bias((self.probabilities - self.truth).mean(axis=1), self.calibration.fitted_rows)
         return bias_of(gap, p)
 
-    def held(self, coverage: float) -> Bools:
-        """Every true label is in the set."""
+    def covered(self, coverage: float) -> Bools:
+        """Return which sets contain every true label."""
         inside = applied.outer_sets(self.calibration.conformal, self.outputs, coverage)
         missed = (self.truth[:, : self.known] & ~inside).any(axis=1) | self.truth[:, self.known :].any(axis=1)
         return np.asarray(~missed)
 
-    def width(self, coverage: float) -> float:
-        """Labels in a set."""
+    def mean_width(self, coverage: float) -> float:
+        """Return the mean number of labels in a set."""
         return float(applied.outer_sets(self.calibration.conformal, self.outputs, coverage).sum(axis=1).mean())
 
     @property
     def uncalibrated(self) -> Uncalibrated:
-        """Before calibration, of all labels together."""
+        """Return reliability, NLL and ECE before calibration, over all labels."""
         raw = self.probabilities if self.raw is None else self.raw
-        said, true = raw.ravel(), self.truth.ravel()
+        flat, truth = raw.ravel(), self.truth.ravel()
         nll = float(probabilistic.row_nll_each(raw, self.truth).mean())
-        return Uncalibrated(probabilistic.reliability(said, true), nll, probabilistic.ece(said, true))
+        return Uncalibrated(probabilistic.reliability(flat, truth), nll, probabilistic.ece(flat, truth))
 
 
 def score_labels(
@@ -127,10 +127,10 @@ def score_labels(
     calibration: Calibration | None = None,
     raw: Floats | None = None,
 ) -> LabelsEvidence:
-    """The same where several labels, or none, can be true of a row."""
+    """Score probabilities [n, k] of labels that don't exclude each other; arguments as for `score_label`."""
     names = all_labels(labels, rows, "multilabel", version, split)
-    own = [set(labels_of("multilabel", row.label)) for row in rows]
-    truth = np.array([[name in given for name in names] for given in own], dtype=bool)
+    label_sets = [set(labels_of("multilabel", row.label)) for row in rows]
+    truth = np.array([[name in given for name in names] for given in label_sets], dtype=bool)
     full = widened(probabilities, len(names))
     right = ((full > 0.5) == truth).all(axis=1)
     report = report_of(
@@ -143,5 +143,5 @@ def score_labels(
         split=split,
         n=len(rows),
     )
-    before = None if raw is None else widened(raw, len(names))
-    return LabelsEvidence(report, rows, names, len(labels), full, truth, calibration or Calibration(), before)
+    uncalibrated = None if raw is None else widened(raw, len(names))
+    return LabelsEvidence(report, rows, names, len(labels), full, truth, calibration or Calibration(), uncalibrated)

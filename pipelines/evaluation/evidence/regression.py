@@ -1,16 +1,15 @@
-"""Evidence of models that answer with a number.
+"""Evidence for regression: one number a row.
 
-Turns numbers and true numbers into `Evidence`. evaluation.py calls `score_number`. There is no right and wrong: what gates
-compare is the mean squared error, which training lowers, as a share of the other model's, so that margins mean the same in any
-unit. Not the absolute error: where targets are skewed, guessing their median beats every model that says the mean. It
-deliberately judges nothing.
+Turns predicted and true numbers into `NumberEvidence`. evaluation/evaluators.py calls `score_number`. The gates compare the
+mean squared error, which training minimises, as a share of the other model's, so that margins don't depend on the unit. The
+absolute error would not do: with skewed targets, a constant median beats a model that predicts the mean.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import atanh, isfinite, sqrt, tanh
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,19 +24,23 @@ from schemas.targets import Task, canonical
 from serving.inference import calibration as applied
 from serving.inference.outputs import INTERVAL_COVERAGE
 
-ALIKE = 0.25  # two numbers are one answer if they differ by less than this share of the errors do
+# Two numbers are the same prediction if they differ by less than this quantile of the absolute errors.
+SAME_QUANTILE = 0.25
 RESAMPLES = 400
-CLAIMS = tuple(n / 20 for n in range(1, 20))
+COVERAGES = tuple(n / 20 for n in range(1, 20))  # of the reliability diagram
+
+NumberMetric = Literal["mse", "nll"]
 
 
 @dataclass(frozen=True)
 class NumberEvidence(OutputEvidence):
-    """Regression; `numbers` [n] and `truth` [n]."""
+    """Evidence for regression; `numbers` [n] are the predictions, `truth` [n] the targets."""
 
     task: ClassVar[Task] = "regression"
-    measure: ClassVar[str] = "share of the squared error saved"
-    guess: ClassVar[str] = "always guessing the mean"
-    bounds: ClassVar[str] = "intervals"
+    metrics: ClassVar[tuple[str, ...]] = get_args(NumberMetric)
+    measure: ClassVar[str] = "relative reduction of the mean squared error"
+    constant_baseline: ClassVar[str] = "always predicting the mean"
+    region: ClassVar[str] = "intervals"
 
     report: EvaluationReport
     rows: Sequence[FileRow]
@@ -47,78 +50,78 @@ class NumberEvidence(OutputEvidence):
 
     @property
     def outputs(self) -> Floats:
-        """[n, 1]."""
+        """Return the predictions [n, 1]."""
         return self.numbers[:, None]
 
-    def alike(self, some: Floats, others: Floats) -> Bools:
-        """Closer than the smallest errors are."""
-        return np.asarray(np.abs(some - others)[:, 0] <= applied.threshold(self._intervals.scores, ALIKE))
+    def same_answer(self, some: Floats, others: Floats) -> Bools:
+        """Return on which rows two predictions differ by less than the smaller errors do."""
+        return np.asarray(np.abs(some - others)[:, 0] <= applied.threshold(self._intervals.scores, SAME_QUANTILE))
 
     @cached_property
     def answers(self) -> NDArray[np.str_]:
-        """Canonical texts [n]."""
+        """Return the predictions [n] as canonical texts."""
         return np.array([canonical("regression", float(f"{number:.6g}")) for number in self.numbers.tolist()])
 
     @property
     def confidence(self) -> None:
-        """None: an interval says it."""
+        """Return None: an interval states the uncertainty."""
 
     @property
     def passes(self) -> Bools:
-        """The truth is in the interval that is answered."""
-        return self.held(INTERVAL_COVERAGE)
+        """Return the rows whose served interval contains the truth."""
+        return self.covered(INTERVAL_COVERAGE)
 
     @cached_property
     def errors(self) -> Floats:
-        """Absolute [n]."""
+        """Return the absolute errors [n]."""
         return np.abs(self.truth - self.numbers)
 
     @property
     def score(self) -> Score:
-        """R²: the share of the squared error saved of always guessing the mean of these very rows."""
-        guessed = (self.truth - self.truth.mean()) ** 2
-        moved = paired_tests.Saved((guessed - self.errors**2) / _whole(guessed), "")
-        return Score(moved.observed, moved.interval(), 0.0)
+        """Return R²: the relative reduction of the squared error against the mean of these rows."""
+        constant = (self.truth - self.truth.mean()) ** 2
+        gains = (constant - self.errors**2) / _scale(constant)
+        return Score(float(gains.mean()), paired_tests.mean_interval(gains), 0.0)
 
     @cached_property
     def losses(self) -> dict[str, Floats]:
-        """NLL of a normal distribution [n]."""
+        """Return the NLL of a normal distribution [n]."""
         return {"nll": _row_nll(self._intervals, self.numbers, self.truth)}
 
-    def moved(self, before: Self, metric: str = "accuracy", rows: Any = slice(None)) -> paired_tests.Saved:
-        """By NLL, or else by the squared error."""
+    def _compared(self, before: Self, metric: str, rows: Any) -> paired_tests.MeanGain:
+        """Compare by NLL, or by the squared error as a share of the other model's."""
         if metric == "nll":
-            return paired_tests.Saved((before.losses["nll"] - self.losses["nll"])[rows], "NLL lower by {:.4f}")
+            return paired_tests.MeanGain((before.losses["nll"] - self.losses["nll"])[rows], "NLL lower by {:.4f}")
         mine, theirs = self.errors[rows] ** 2, before.errors[rows] ** 2
-        words = f"mean squared error {mine.mean():.4g} for {theirs.mean():.4g}, {{:+.1%}} saved"
-        return paired_tests.Saved((theirs - mine) / _whole(theirs), words)
+        sentence = f"mean squared error {mine.mean():.4g} against {theirs.mean():.4g}, reduced by {{:.1%}}"
+        return paired_tests.MeanGain((theirs - mine) / _scale(theirs), sentence)
 
     def worse_than(self, before: Self) -> list[int]:
-        """Rows whose error grew beyond what counts as another answer, by how much it grew."""
+        """Return the rows whose prediction changed and whose error grew, the largest growth first."""
         grown = self.errors - before.errors
-        found = np.flatnonzero(~self.alike(self.outputs, before.outputs) & (grown > 0)).tolist()
-        return sorted(found, key=lambda n: -grown[n])
+        worse = np.flatnonzero(~self.same_answer(self.outputs, before.outputs) & (grown > 0)).tolist()
+        return sorted(worse, key=lambda n: -grown[n])
 
     @property
     def bias(self) -> Bias:
-        """Of the errors with their signs, in parts of the spread that is claimed."""
+        """Return the mean signed error, in units of the claimed standard deviation."""
         gap, p = probabilistic.mean_bias(
             (self.numbers - self.truth) / _spread(self._intervals, self.errors), self._fitted
         )
-        return Bias(gap, p, f"too {'high' if gap > 0 else 'low'} by {abs(gap):.3f} of its spread")
+        return Bias(gap, p, f"too {'high' if gap > 0 else 'low'} by {abs(gap):.3f} standard deviations")
 
     @property
     def scores(self) -> Sequence[float]:
-        """Of intervals."""
+        """Return the conformal scores of intervals."""
         return self._intervals.scores
 
-    def held(self, coverage: float) -> Bools:
-        """The truth is in the interval."""
+    def covered(self, coverage: float) -> Bools:
+        """Return which intervals contain the truth."""
         low, high = applied.intervals(self._intervals, self.numbers, None, coverage)
         return np.asarray((low <= self.truth) & (self.truth <= high))
 
-    def width(self, coverage: float) -> float:
-        """Of an interval, in the unit of the numbers."""
+    def mean_width(self, coverage: float) -> float:
+        """Return the width of an interval, in the unit of the targets."""
         return 2 * applied.threshold(self._intervals.scores, coverage)
 
     @property
@@ -138,16 +141,16 @@ def score_number(
     version: str,
     split: str,
     calibration: Calibration | None = None,
-    raw: Floats | None = None,  # noqa: ARG001 - intervals leave the numbers as they are
+    raw: Floats | None = None,  # noqa: ARG001 - calibration changes no prediction
 ) -> NumberEvidence:
-    """Score numbers.
+    """Score predicted numbers. Raise ValueError without rows.
 
     Args:
         outputs: [n, 1].
         rows: n rows with their true numbers.
         version: for the report.
         split: for the report.
-        calibration: with the intervals that were fitted; a model without any gets the spread that suits these very rows.
+        calibration: with the fitted intervals; without any, the standard deviation is that of these rows' errors.
 
     """
     if not rows:
@@ -162,8 +165,8 @@ def score_number(
         n=len(rows),
         nll=float(nll.mean()),
         by_slice={
-            name: {"n": len(own), "mae": float(errors[own].mean()), "nll": float(nll[own].mean())}
-            for name, own in slices(rows, "regression").items()
+            name: {"n": len(members), "mae": float(errors[members].mean()), "nll": float(nll[members].mean())}
+            for name, members in slices(rows, "regression").items()
         },
         measures=_measures(claimed, numbers, truth, nll),
         reliability=_reliability(claimed, numbers, truth),
@@ -172,7 +175,7 @@ def score_number(
 
 
 def _measures(fitted: IntervalCalibration, numbers: Floats, truth: Floats, nll: Floats) -> dict[str, Measure]:
-    """MAE, RMSE, NLL, R², Spearman's correlation; coverage and width of intervals at 90 %. With intervals over rows."""
+    """Return MAE, RMSE, NLL, R², Spearman's correlation, coverage and width at 90 %, with bootstrap intervals over rows."""
     n, draw = len(truth), np.random.default_rng(0)
     counts = draw.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
     squares = (truth - numbers) ** 2
@@ -185,21 +188,21 @@ def _measures(fitted: IntervalCalibration, numbers: Floats, truth: Floats, nll: 
         "r2": 1 - drawn / varies,
         "nll": counts @ nll,
     }
-    found = {
+    measures = {
         name: _measure(value.get(name, float(nll.mean())), *np.quantile(each, [0.025, 0.975]).tolist())
         for name, each in resampled.items()
     }
     rank = value["spearman"]
     if isfinite(rank) and n > 3 and abs(rank) < 1:
         half = 1.96 * sqrt((1 + rank**2 / 2) / (n - 3))  # Bonett & Wright (2000)
-        found["spearman"] = _measure(rank, tanh(atanh(rank) - half), tanh(atanh(rank) + half))
+        measures["spearman"] = _measure(rank, tanh(atanh(rank) - half), tanh(atanh(rank) + half))
     if fitted.scores and isfinite(applied.threshold(fitted.scores, INTERVAL_COVERAGE)):
         low, high = applied.intervals(fitted, numbers, None, INTERVAL_COVERAGE)
         hits = int(((low <= truth) & (truth <= high)).sum())
-        found["coverage_90"] = _measure(hits / n, *paired_tests.share_interval(hits, n), null=INTERVAL_COVERAGE)
+        measures["coverage_90"] = _measure(hits / n, *paired_tests.share_interval(hits, n), null=INTERVAL_COVERAGE)
         width = float((high - low).mean())
-        found["width_90"] = _measure(width, width, width)
-    return {name: measure for name, measure in found.items() if isfinite(measure.value)}
+        measures["width_90"] = _measure(width, width, width)
+    return {name: measure for name, measure in measures.items() if isfinite(measure.value)}
 
 
 def _measure(value: float, low: float, high: float, null: float | None = None) -> Measure:
@@ -207,13 +210,13 @@ def _measure(value: float, low: float, high: float, null: float | None = None) -
 
 
 def _reliability(fitted: IntervalCalibration, numbers: Floats, truth: Floats) -> list[ReliabilityBin]:
-    """What intervals claim to hold, and what they hold."""
-    found = []
-    for claim in CLAIMS if fitted.scores else ():
-        low, high = applied.intervals(fitted, numbers, None, claim)
-        held = float(((low <= truth) & (truth <= high)).mean())
-        found.append(ReliabilityBin(confidence=claim, accuracy=held, n=len(truth)))
-    return found
+    """Return nominal and observed coverage of intervals."""
+    bins = []
+    for coverage in COVERAGES if fitted.scores else ():
+        low, high = applied.intervals(fitted, numbers, None, coverage)
+        observed = float(((low <= truth) & (truth <= high)).mean())
+        bins.append(ReliabilityBin(confidence=coverage, accuracy=observed, n=len(truth)))
+    return bins
 
 
 def _row_nll(fitted: IntervalCalibration, numbers: Floats, truth: Floats) -> Floats:
@@ -222,10 +225,10 @@ def _row_nll(fitted: IntervalCalibration, numbers: Floats, truth: Floats) -> Flo
 
 
 def _spread(fitted: IntervalCalibration, errors: Floats) -> float:
-    """The standard deviation that is claimed; what suits these rows best where none is."""
+    """Return the fitted standard deviation; without one, the RMSE of these rows."""
     return fitted.factor if fitted.fitted_rows else max(float(np.sqrt((errors**2).mean())), 1e-9)
 
 
-def _whole(errors: Floats) -> float:
-    """What shares of an error are of."""
+def _scale(errors: Floats) -> float:
+    """Return the denominator of relative errors: their mean, above 0."""
     return max(float(errors.mean()), 1e-12)

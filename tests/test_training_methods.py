@@ -26,8 +26,7 @@ from pipelines.training.warm_start import CannotContinue, Champion, open_champio
 from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.records import Pace
 from schemas.settings import TrainingSettings
-from schemas.targets import Task as TaskName
-from schemas.targets import canonical
+from schemas.targets import Task, canonical
 from serving.artifacts import write_manifest
 from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
 
@@ -57,7 +56,7 @@ def outputs(model: torch.nn.Module, encoder: Encoder, texts: Sequence[str]) -> n
 
 
 def saved(
-    trained: Trained, encoder: Encoder, directory: Path, labels: list[str], task: TaskName = "classification"
+    trained: Trained, encoder: Encoder, directory: Path, labels: list[str], task: Task = "classification"
 ) -> Path:
     """A version's directory as training leaves it."""
     directory.mkdir()
@@ -82,9 +81,7 @@ def saved(
     return directory
 
 
-def opened(
-    directory: Path, encoder: Encoder, settings: TrainingSettings, task: TaskName = "classification"
-) -> Champion:
+def opened(directory: Path, encoder: Encoder, settings: TrainingSettings, task: Task = "classification") -> Champion:
     return open_champion(directory, task, base_model_sha256(encoder.path), settings)
 
 

@@ -1,7 +1,7 @@
 """The epoch search: how many epochs to train, answered on rows that were not trained on.
 
 Turns splits of the rows into the number of epochs whose held-out loss is best, or into nothing where the probe is as good.
-trainer.py calls `EpochSearch`. It deliberately knows no task but through its `Task`, and ships no model by itself.
+trainer.py calls `EpochSearch`. It deliberately knows no task but through its `TrainingTask`, and ships no model by itself.
 
 What is chosen is the latest epoch that was not a standard error worse than the best: few rows name the best one by chance, and
 a training that is cut off while its rate is high ends worse than one that is run to its end.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.examples import Example
 from pipelines.training.fitting import Fit, outputs_of
 from pipelines.training.history import Log
-from pipelines.training.tasks.task import Held, Rows, Task
+from pipelines.training.tasks.task import Held, Rows, TrainingTask
 from pipelines.training.warm_start import Champion
 from schemas.settings import TrainingSettings
 
@@ -76,7 +76,7 @@ class EpochSearch:
 
     """
 
-    task: Task
+    task: TrainingTask
     base: Any
     examples: list[Example]
     named: list[Example]

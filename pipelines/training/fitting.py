@@ -1,7 +1,7 @@
 """One fit: what a model lets train, on a given set of rows, epoch by epoch.
 
 Turns tokenised rows into gradient steps and outputs. trainer.py opens a `Fit`, asks for epochs, and decides when to stop. It
-deliberately decides nothing, no validation, no choice of model; and it knows no task but by its `Task`.
+deliberately decides nothing, no validation, no choice of model; and it knows no task but by its `TrainingTask`.
 
 AdamW with warm-up and decay, rates that fall from the uppermost layer down (Howard and Ruder 2018), batches of similar length.
 What lies below the first layer that changes runs once (training/frozen_layers.py), without dropout.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipelines.models.encoder import layer_of
 from pipelines.training.errors import TrainingDiverged
-from pipelines.training.tasks.task import Forward, Rows, Task
+from pipelines.training.tasks.task import Forward, Rows, TrainingTask
 from schemas.settings import TrainingSettings
 
 LEAST_BATCH, SMALL_BATCH = 4, 16
@@ -59,7 +59,9 @@ def epochs_of(rows: int, settings: TrainingSettings) -> int:
 class Fit:
     """Fits a model in place. Inside the `with`, what does not change is set aside; after it, the model is whole again."""
 
-    def __init__(self, task: Task, model: Any, rows: Rows, own: Sequence[int], settings: TrainingSettings) -> None:
+    def __init__(
+        self, task: TrainingTask, model: Any, rows: Rows, own: Sequence[int], settings: TrainingSettings
+    ) -> None:
         """Prepare.
 
         Args:
@@ -150,7 +152,9 @@ def batches(
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-def outputs_of(task: Task, forward: Forward, rows: Rows, numbers: Sequence[int], size: int = 32) -> NDArray[Any]:
+def outputs_of(
+    task: TrainingTask, forward: Forward, rows: Rows, numbers: Sequence[int], size: int = 32
+) -> NDArray[Any]:
     """What the task keeps of the outputs [len(numbers), ...] of a model that is fed with these rows."""
     order = sorted(range(len(numbers)), key=lambda n: rows.inputs.lengths[numbers[n]])
     kept = []

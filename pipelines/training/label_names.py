@@ -8,8 +8,7 @@ import re
 from collections.abc import Sequence
 
 from pipelines.dataset.examples import Example
-from schemas.targets import LABELLED, canonical, labels_of
-from schemas.targets import Task as TaskName
+from schemas.targets import LABELLED, Task, canonical, labels_of
 
 PARTS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
 
@@ -19,7 +18,7 @@ def words(label: str) -> str:
     return " ".join(part.lower() for part in PARTS.split(label) if part)
 
 
-def label_rows(task: TaskName, examples: Sequence[Example]) -> list[Example]:
+def label_rows(task: Task, examples: Sequence[Example]) -> list[Example]:
     """A row for each label of these rows, its words being the text; none for tasks without labels."""
     if task not in LABELLED:
         return []

@@ -1,7 +1,7 @@
 """Fine-tuning: what the method trains, kept only if it beats the probe.
 
 Turns a dataset's rows into a trained model and its metric history. candidates.py calls `train`. It deliberately
-knows no registry, no gates and, but for its `Task`, no task; how a model is fitted once is fitting.py.
+knows no registry, no gates and, but for its `TrainingTask`, no task; how a model is fitted once is fitting.py.
 
 A task's head starts from its probe (LP-FT, Kumar et al. 2022) or from something that leaves more to learn. The number of
 epochs is chosen by NLL on rows that were not trained on, each contender with its own temperature where the task has one, and
@@ -26,7 +26,7 @@ from pipelines.training.fitting import RATES, Fit, epochs_of
 from pipelines.training.history import History, Log, Progress
 from pipelines.training.label_names import label_rows
 from pipelines.training.tasks.encoder_task import EncoderTask
-from pipelines.training.tasks.task import Rows, Task
+from pipelines.training.tasks.task import Rows, TrainingTask
 from pipelines.training.warm_start import Champion
 from schemas.settings import TrainingSettings
 
@@ -49,7 +49,7 @@ class Trained:
 
 
 def train(
-    task: Task,
+    task: TrainingTask,
     base: Any,
     train_rows: Sequence[Example],
     validation_rows: Sequence[Example],
@@ -110,7 +110,9 @@ def probe_outputs(
     return task.probe(base.embed([row.text for row in rows]), rows, settings).outputs(base.embed(texts))
 
 
-def _fit_all_rows(task: Task, model: Any, rows: Rows, settings: TrainingSettings, epochs: int, log: Log) -> None:
+def _fit_all_rows(
+    task: TrainingTask, model: Any, rows: Rows, settings: TrainingSettings, epochs: int, log: Log
+) -> None:
     """Train on every row for the number of epochs that was chosen."""
     with Fit(task, model, rows, range(len(rows.targets)), settings) as fit:
         log.begin("final", epochs * fit.steps, 1.0)
@@ -119,7 +121,7 @@ def _fit_all_rows(task: Task, model: Any, rows: Rows, settings: TrainingSettings
 
 
 def _probe(
-    task: Task, base: Any, rows: Sequence[Example], settings: TrainingSettings, method: str, log: Log
+    task: TrainingTask, base: Any, rows: Sequence[Example], settings: TrainingSettings, method: str, log: Log
 ) -> Trained:
     """The probe, with adapters that change nothing."""
     named = label_rows(task.name, rows) if settings.label_names else []

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.models.encoder import NORM
 from schemas.settings import TrainingSettings
-from schemas.targets import Task as TaskName
+from schemas.targets import Task
 from serving.artifacts import read_manifest
 
 ADAPTER, WEIGHTS, HEAD = "adapter", "model.safetensors", "head.safetensors"
@@ -67,7 +67,7 @@ class Champion:
         return found
 
 
-def open_champion(directory: Path, task: TaskName, base_sha256: str, settings: TrainingSettings) -> Champion:
+def open_champion(directory: Path, task: Task, base_sha256: str, settings: TrainingSettings) -> Champion:
     """The champion in a verified directory. Raises CannotContinue."""
     manifest = read_manifest(directory)
     champion = Champion(directory, manifest.model_version, manifest.labels, frozenset(manifest.untaught_labels))

@@ -1,6 +1,6 @@
 """Classification: one of k labels, by softmax.
 
-A `Task` for texts of which exactly one label is true. Made by tasks.py; knows no round.
+A `TrainingTask` for texts of which exactly one label is true. Made by tasks.py; knows no round.
 """
 
 from collections.abc import Sequence

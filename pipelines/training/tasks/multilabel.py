@@ -1,6 +1,6 @@
 """Multilabel: any of k labels, by a sigmoid each.
 
-A `Task` for texts of which none, one or several labels are true. Made by tasks.py; knows no round.
+A `TrainingTask` for texts of which none, one or several labels are true. Made by tasks.py; knows no round.
 """
 
 from collections.abc import Sequence

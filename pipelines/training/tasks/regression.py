@@ -1,6 +1,6 @@
 """Regression: a number.
 
-A `Task` for texts that stand for a number. It is standardised while the model trains, so that the recipe's rates suit any
+A `TrainingTask` for texts that stand for a number. It is standardised while the model trains, so that the recipe's rates suit any
 unit, and in its own unit again in what is exported. Made by tasks.py; knows no round.
 """
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.examples import Example
 from pipelines.training.warm_start import Champion
 from schemas.settings import TrainingSettings
-from schemas.targets import Task as TaskName
+from schemas.targets import Task
 
 CalibrationKind = Literal["softmax", "sigmoid", "interval", "sequence"]
 Forward = Callable[[Sequence[int]], torch.Tensor]
@@ -75,11 +75,11 @@ class Held:
     weights: NDArray[np.float32]
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What a round's model answers. Outputs are torch's while training, numpy's while epochs are compared."""
 
     @property
-    def name(self) -> TaskName:
+    def name(self) -> Task:
         """As in the settings."""
 
     @property

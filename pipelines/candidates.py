@@ -23,10 +23,10 @@ from pipelines.gates.policy import Policy
 from pipelines.models.base_models import Base, base_name
 from pipelines.models.decoder import Decoder, save
 from pipelines.models.encoder import Encoder
-from pipelines.training.history import History, Progress
+from pipelines.training.history import History, TrainingProgress
 from pipelines.training.tasks.choose import task_for
 from pipelines.training.trainer import train
-from pipelines.training.warm_start import CannotContinue, Champion, open_champion
+from pipelines.training.warm_start import CannotContinue, WarmStart, open_warm_start
 from schemas.labels import LabelMap
 from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.records import Pace, RoundRecord
@@ -107,8 +107,8 @@ def _full_precision(
     dataset: Dataset,
     base: Base,
     settings: Settings,
-    progress: Progress,
-    opened: tuple[Champion | None, History],
+    progress: TrainingProgress,
+    opened: tuple[WarmStart | None, History],
 ) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -163,12 +163,12 @@ def _full_precision(
 
 def _before(
     champion: Path | None, base_sha256: str, settings: Settings, names: LabelMap
-) -> tuple[Champion | None, History]:
+) -> tuple[WarmStart | None, History]:
     """The champion as training sees it, if the settings ask for it and its weights can be used, and a line that says so."""
     if champion is None or (settings.training.start == "base" and not settings.training.focal_distillation):
         return None, []
     try:
-        found = open_champion(champion, settings.model.task, base_sha256, settings.training)
+        found = open_warm_start(champion, settings.model.task, base_sha256, settings.training)
     except CannotContinue as error:
         log.warning("training starts from the base model, without the champion: %s", error)
         return None, [{"phase": "start", "weights": "base", "why": str(error)}]
@@ -179,7 +179,7 @@ def _before(
     return found, [{"phase": "start", "weights": settings.training.start, "champion": found.version}]
 
 
-def _untaught(dataset: Dataset, task: Task, champion: Champion | None) -> list[str]:
+def _untaught(dataset: Dataset, task: Task, champion: WarmStart | None) -> list[str]:
     """Labels of which no row has trained, neither now nor in the version whose weights went on, if one's did."""
     taught = {label for row in dataset.train for label in labels_of(task, row.label)}
     return [label for label in dataset.labels if label not in taught and not (champion and champion.knows(label))]
@@ -204,7 +204,7 @@ def _distil(
     dataset: Dataset,
     encoder: Encoder,
     settings: Settings,
-    progress: Progress,
+    progress: TrainingProgress,
 ) -> None:
     """A student of the version in `full`, as int8."""
     texts = [*(row.text for row in [*dataset.train, *dataset.validation]), *traffic]

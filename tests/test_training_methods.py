@@ -22,7 +22,7 @@ from pipelines.training.tasks.multilabel import Multilabel
 from pipelines.training.tasks.regression import Regression
 from pipelines.training.tasks.task import Batch, Held
 from pipelines.training.trainer import Trained, probe_outputs, train
-from pipelines.training.warm_start import CannotContinue, Champion, open_champion
+from pipelines.training.warm_start import CannotContinue, WarmStart, open_warm_start
 from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.records import Pace
 from schemas.settings import TrainingSettings
@@ -81,8 +81,8 @@ def saved(
     return directory
 
 
-def opened(directory: Path, encoder: Encoder, settings: TrainingSettings, task: Task = "classification") -> Champion:
-    return open_champion(directory, task, base_model_sha256(encoder.path), settings)
+def opened(directory: Path, encoder: Encoder, settings: TrainingSettings, task: Task = "classification") -> WarmStart:
+    return open_warm_start(directory, task, base_model_sha256(encoder.path), settings)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_a_round_goes_on_from_the_champion_and_its_head_grows(encoder: Encoder, 
     new = outputs(TASK.start(encoder, rows, recipe(probe_c=1.0), before), encoder, [row.text for row in rows])[:, 2]
     own = np.array([row.label == LABELS[2] for row in rows])
     assert new[own].mean() > new[~own].mean(), "a probe's row, not zeros"
-    empty = Champion(before.directory, "v", [LABELS[2], *before.labels[1:]], frozenset(LABELS[2:]))
+    empty = WarmStart(before.directory, "v", [LABELS[2], *before.labels[1:]], frozenset(LABELS[2:]))
     assert [empty.knows(label) for label in LABELS] == [False, True, False]
     filled = outputs(TASK.start(encoder, rows, settings, empty), encoder, [row.text for row in rows])[:, 2]
     assert filled[own].mean() > filled[~own].mean(), "an output without rows is as new as no output"
@@ -271,7 +271,7 @@ def test_labels_that_came_last_give_way_as_held_out_rows_ask(encoder: Encoder, c
     assert shift(2000) == pytest.approx(1.5, abs=0.3)
     assert shift(8000, thinned=True) == pytest.approx(1.5, abs=0.3)
     assert np.mean([abs(shift(4)) for _ in range(5)]) < 1, "few rows say little"
-    known = Champion(before.directory, "v", LABELS)
+    known = WarmStart(before.directory, "v", LABELS)
     model = TASK.start(encoder, examples(30, 2), RECIPE)
     was = model.head.bias.detach().clone()
     TASK.settle(model, Held(np.zeros((9, 3)), np.full(9, 2), np.ones(9, dtype=np.float32)), known)
@@ -312,7 +312,7 @@ def test_what_a_round_cannot_go_on_from_is_said(
 ) -> None:
     directory, _ = champion
     with pytest.raises(CannotContinue, match="v1 was trained on another base model"):
-        open_champion(directory, "classification", "0" * 64, RECIPE)
+        open_warm_start(directory, "classification", "0" * 64, RECIPE)
     with pytest.raises(CannotContinue, match="v1 was trained for classification, this round is for multilabel"):
         opened(directory, encoder, RECIPE, "multilabel")
     with pytest.raises(CannotContinue, match="v1 holds an adapter"):

@@ -20,8 +20,8 @@ from torch.nn import functional
 from pipelines.compression import pruning
 from pipelines.models.encoder import Encoder, TextModel, computes_bf16, layers_of, mean_pool
 from pipelines.training.fitting import batches, schedule
-from pipelines.training.history import Progress
-from pipelines.training.warm_start import HEAD, Champion
+from pipelines.training.history import TrainingProgress
+from pipelines.training.warm_start import HEAD, WarmStart
 from schemas.settings import TrainingSettings
 
 BATCH = 32
@@ -31,7 +31,7 @@ LEARNING_RATE, WARMUP_SHARE, WEIGHT_DECAY = 2e-4, 0.06, 0.01
 
 def load_teacher(directory: Path, encoder: Encoder, settings: TrainingSettings) -> TextModel:
     """The full-precision model of a version made from `encoder`, its adapter merged."""
-    version = Champion(directory, "", [])
+    version = WarmStart(directory, "", [])
     head = version.tensors(HEAD)
     weights = version.apply(copy.deepcopy(encoder.model), settings)
     teacher = TextModel(weights, encoder.width, head["weight"].double().numpy(), head["bias"].double().numpy())
@@ -52,7 +52,7 @@ def distil(
     encoder: Encoder,
     texts: Sequence[str],
     settings: TrainingSettings,
-    progress: Progress,
+    progress: TrainingProgress,
 ) -> TextModel:
     """A student of the shape in `settings`; the same texts in another order give the same one.
 

@@ -19,7 +19,7 @@ from pipelines.dataset.examples import Example
 from pipelines.training.fitting import Fit, outputs_of
 from pipelines.training.history import Log
 from pipelines.training.tasks.task import Held, Rows, TrainingTask
-from pipelines.training.warm_start import Champion
+from pipelines.training.warm_start import WarmStart
 from schemas.settings import TrainingSettings
 
 # Two folds cost as much as one fit on all rows; a seed of a few rows a label can't be halved, and is cheap.
@@ -82,7 +82,7 @@ class EpochSearch:
     named: list[Example]
     rows: Rows
     settings: TrainingSettings
-    champion: Champion | None
+    champion: WarmStart | None
     log: Log
 
     def run(self, splits: Splits, *, keeps: bool) -> tuple[int | None, Any]:
@@ -126,7 +126,7 @@ class EpochSearch:
     def _most(self) -> int:
         return self.settings.epochs or 0
 
-    def _start(self, own: list[int], settings: TrainingSettings, champion: Champion | None) -> Any:
+    def _start(self, own: list[int], settings: TrainingSettings, champion: WarmStart | None) -> Any:
         return self.task.start(self.base, [*(self.examples[n] for n in own), *self.named], settings, champion)
 
     def _fit(self, model: Any, own: list[int]) -> Fit:

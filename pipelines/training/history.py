@@ -16,13 +16,13 @@ from schemas.records import Pace
 LINES = 100  # of steps in a phase, at most
 
 History = list[dict[str, float | int | str]]
-Progress = Callable[[float, Pace | None], None]
+TrainingProgress = Callable[[float, Pace | None], None]
 
 
 class Log:
     """The history of one training, phase by phase."""
 
-    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, progress: TrainingProgress, clock: Callable[[], float] = time.monotonic) -> None:
         self.history: History = []
         self._progress, self._clock, self._began = progress, clock, clock()
         self._phase, self._from, self._to, self._steps, self._done = "", 0.0, 0.0, 1, 0

@@ -23,11 +23,11 @@ from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder
 from pipelines.training.epoch_search import EpochSearch, as_probe, folds_of
 from pipelines.training.fitting import RATES, Fit, epochs_of
-from pipelines.training.history import History, Log, Progress
+from pipelines.training.history import History, Log, TrainingProgress
 from pipelines.training.label_names import label_rows
 from pipelines.training.tasks.encoder_task import EncoderTask
 from pipelines.training.tasks.task import Rows, TrainingTask
-from pipelines.training.warm_start import Champion
+from pipelines.training.warm_start import WarmStart
 from schemas.settings import TrainingSettings
 
 LEAST_ROWS = 8
@@ -54,10 +54,10 @@ def train(
     train_rows: Sequence[Example],
     validation_rows: Sequence[Example],
     settings: TrainingSettings,
-    progress: Progress,
+    progress: TrainingProgress,
     *,
     rejections: Sequence[Example] = (),
-    champion: Champion | None = None,
+    champion: WarmStart | None = None,
 ) -> Trained:
     """Train a model; the same rows in another order give the same one.
 

@@ -1,6 +1,6 @@
 """The champion as training sees it: weights to go on from, and a teacher.
 
-Turns a version's directory into a `Champion`, or into the reason why a round cannot go on from it. candidates.py opens it, the
+Turns a version's directory into a `WarmStart`, or into the reason why a round cannot go on from it. candidates.py opens it, the
 tasks use it. It deliberately knows no registry and no store: whoever opens it has fetched and verified the directory.
 
 Nothing of it is believed to be anywhere else: files are read from this directory alone, as safetensors alone.
@@ -24,7 +24,7 @@ class CannotContinue(ValueError):
 
 
 @dataclass(frozen=True)
-class Champion:
+class WarmStart:
     """A version whose weights are relative to this round's base model.
 
     `labels` are its outputs, in order; those of them that no row has taught yet are `untaught`.
@@ -67,10 +67,10 @@ class Champion:
         return found
 
 
-def open_champion(directory: Path, task: Task, base_sha256: str, settings: TrainingSettings) -> Champion:
+def open_warm_start(directory: Path, task: Task, base_sha256: str, settings: TrainingSettings) -> WarmStart:
     """The champion in a verified directory. Raises CannotContinue."""
     manifest = read_manifest(directory)
-    champion = Champion(directory, manifest.model_version, manifest.labels, frozenset(manifest.untaught_labels))
+    champion = WarmStart(directory, manifest.model_version, manifest.labels, frozenset(manifest.untaught_labels))
     if manifest.task != task:
         raise CannotContinue(f"{champion.version} was trained for {manifest.task}, this round is for {task}")
     if manifest.base_model_sha256 != base_sha256:

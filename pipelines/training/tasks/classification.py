@@ -20,7 +20,7 @@ from pipelines.models.encoder import TextModel
 from pipelines.models.probe import Probe, fit_probe
 from pipelines.training.tasks.encoder_task import EncoderTask, not_this
 from pipelines.training.tasks.task import Batch, Held
-from pipelines.training.warm_start import Champion
+from pipelines.training.warm_start import WarmStart
 from schemas.settings import TrainingSettings
 
 
@@ -78,7 +78,7 @@ class Classification(EncoderTask):
             losses = losses + settings.focal_distillation * right * away
         return losses
 
-    def settle(self, model: TextModel, held: Held, champion: Champion) -> None:
+    def settle(self, model: TextModel, held: Held, champion: WarmStart) -> None:
         """Lower the biases of labels that the champion did not know (bias correction: Wu et al. 2019, the shift alone).
 
         A new label has all of its rows, an old one a few that were replayed, so that the new one is said too often whatever

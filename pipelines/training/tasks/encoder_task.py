@@ -18,7 +18,7 @@ from pipelines.models.encoder import Encoder, TextModel, computes_bf16, shared_c
 from pipelines.models.probe import Probe
 from pipelines.training.frozen_layers import EncoderInputs
 from pipelines.training.tasks.task import Held, Rows
-from pipelines.training.warm_start import HEAD, Champion
+from pipelines.training.warm_start import HEAD, WarmStart
 from schemas.settings import TrainingSettings
 
 LEAST_OTHER = 1e-4  # probability of everything else together, of a rejection
@@ -55,7 +55,7 @@ class EncoderTask(ABC):
         base: Encoder,
         examples: Sequence[Example],
         settings: TrainingSettings,
-        champion: Champion | None = None,
+        champion: WarmStart | None = None,
     ) -> Rows:
         """Tokenised rows of examples in their order."""
         texts = [e.text for e in examples]
@@ -72,7 +72,7 @@ class EncoderTask(ABC):
         base: Encoder,
         examples: Sequence[Example],
         settings: TrainingSettings,
-        champion: Champion | None = None,
+        champion: WarmStart | None = None,
     ) -> TextModel:
         """A first head and an encoder that has learnt nothing yet; or the champion's, grown. If the method is head, the probe."""
         torch.manual_seed(settings.seed)
@@ -96,7 +96,7 @@ class EncoderTask(ABC):
         """All of them: [b, k]."""
         return np.asarray(outputs.numpy())
 
-    def settle(self, model: TextModel, held: Held, champion: Champion) -> None:  # noqa: B027 - where labels compete there is more
+    def settle(self, model: TextModel, held: Held, champion: WarmStart) -> None:  # noqa: B027 - where labels compete there is more
         """Nothing to do: no label takes from another."""
 
     def finish(self, model: TextModel) -> None:
@@ -107,7 +107,7 @@ class EncoderTask(ABC):
             model.head.bias.mul_(self.scale).add_(self.shift)
 
     def _grown(
-        self, champion: Champion, encoder: Any, base: Encoder, examples: Sequence[Example], settings: TrainingSettings
+        self, champion: WarmStart, encoder: Any, base: Encoder, examples: Sequence[Example], settings: TrainingSettings
     ) -> Probe:
         """The champion's head in the order of today's labels. New ones get a first head's rows, on what its encoder gives."""
         trained = champion.tensors(HEAD)
@@ -124,7 +124,7 @@ class EncoderTask(ABC):
         return head
 
     def _teacher(
-        self, champion: Champion, base: Encoder, texts: Sequence[str], settings: TrainingSettings
+        self, champion: WarmStart, base: Encoder, texts: Sequence[str], settings: TrainingSettings
     ) -> NDArray[np.float32]:
         """The champion's outputs [n, k] in the order of today's labels; NaN where it does not know one."""
         head, names = champion.tensors(HEAD), list(champion.labels or VALUE)
@@ -142,5 +142,5 @@ def not_this(nll: torch.Tensor) -> torch.Tensor:
     return -torch.log1p(-(-nll).exp().clamp(max=1 - LEAST_OTHER))
 
 
-def _encoder_of(champion: Champion, base: Encoder, settings: TrainingSettings) -> Any:
+def _encoder_of(champion: WarmStart, base: Encoder, settings: TrainingSettings) -> Any:
     return champion.apply(copy.deepcopy(base.model) if champion.is_whole else shared_copy(base.model), settings)

@@ -22,7 +22,7 @@ from pipelines.models.decoder import Decoder, trainable_copy
 from pipelines.models.encoder import shared_copy
 from pipelines.training.tasks.task import Batch, Rows
 from pipelines.training.tasks.token_rows import TokenRows
-from pipelines.training.warm_start import Champion
+from pipelines.training.warm_start import WarmStart
 from schemas.settings import TrainingSettings
 from serving.inference import prompts
 from serving.inference.decoder_runtime import Writer, ends
@@ -49,7 +49,7 @@ class Generation:
     learns_rejections = False
 
     def rows(
-        self, base: Decoder, examples: Sequence[Example], settings: TrainingSettings, champion: Champion | None = None
+        self, base: Decoder, examples: Sequence[Example], settings: TrainingSettings, champion: WarmStart | None = None
     ) -> Rows:
         """Tokenised rows of examples in their order; nobody teaches."""
         pairs = [encoded(base, example.text, example.label) for example in examples]
@@ -62,7 +62,7 @@ class Generation:
         )
 
     def start(
-        self, base: Decoder, examples: Sequence[Example], settings: TrainingSettings, champion: Champion | None = None
+        self, base: Decoder, examples: Sequence[Example], settings: TrainingSettings, champion: WarmStart | None = None
     ) -> Any:
         """The base model, with adapters that change nothing yet, or a champion's."""
         torch.manual_seed(settings.seed)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
-from pipelines.training.warm_start import Champion
+from pipelines.training.warm_start import WarmStart
 from schemas.settings import TrainingSettings
 from schemas.targets import Task
 
@@ -91,12 +91,12 @@ class TrainingTask(Protocol):
         """Whether "not this target" teaches it anything; if not, such rows do not reach it."""
 
     def rows(
-        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: Champion | None = None
+        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: WarmStart | None = None
     ) -> Rows:
         """Tokenised rows of examples in their order; a `champion` teaches, where the task lets it."""
 
     def start(
-        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: Champion | None = None
+        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: WarmStart | None = None
     ) -> Any:
         """A torch module to be trained.
 
@@ -116,7 +116,7 @@ class TrainingTask(Protocol):
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """The task's metrics on the same rows."""
 
-    def settle(self, model: Any, held: Held, champion: Champion) -> None:
+    def settle(self, model: Any, held: Held, champion: WarmStart) -> None:
         """Take back what a model that went on from a champion says too often."""
 
     def finish(self, model: Any) -> None:

@@ -10,7 +10,8 @@ from pipelines import candidates
 from pipelines.compression import distillation
 from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.models.encoder import Encoder, TextModel, layers_of
-from pipelines.training_round import round_folder, run_round
+from pipelines.round_inputs import round_folder
+from pipelines.training_round import run_round
 from schemas.settings import Settings, TrainingSettings
 from serving.artifacts import ArtifactStore, read_manifest
 from serving.registry.registry import Registry

@@ -11,7 +11,7 @@ from schemas.targets import Task
 
 
 def task_for(name: Task, labels: Sequence[str], examples: Sequence[Example] = ()) -> TrainingTask:
-    """The task of a round over these labels; `examples` set the scale of a number."""
+    """Return the training task with this name over `labels`; for regression, `examples` set mean and scale."""
     match name:
         case "classification":
             from pipelines.training.tasks.classification import Classification

@@ -99,5 +99,5 @@ class Classification(EncoderTask):
         return row_nll(kept / fit_temperature(kept, targets), targets)
 
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Return accuracy and F1 scores."""
+        """Return accuracy, precision, recall and F1 scores."""
         return point.classification(targets, kept.argmax(axis=1))

@@ -64,8 +64,7 @@ def run_round(
     _crash_at("dataset")
     if missing := _missing_rows(dataset):
         return _end(inputs, RoundState.SKIPPED, f"nothing to do: without {missing}")
-    champion, _ = inputs.champion()
-    directory = candidates.make(inputs, dataset, champion)
+    directory = candidates.make(inputs, dataset, inputs.champion()[0])
     _crash_at("training")
     report = round_report.sealed(directory)
     if report is None:

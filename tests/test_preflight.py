@@ -90,7 +90,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "must_pass gone": (lambda p: _set(p, "must_pass", '"data/m.csv"'), "gates.must_pass = 'data/m.csv': No such file"),
     "cron": (lambda p: _set(p, "cron", '"61 * * * *"'), "triggers.cron = '61 * * * *': "),
     "cron that never comes": (lambda p: _set(p, "cron", '"0 0 30 2 *"'), "there is no such day"),
-    "drift": (lambda p: _set(p, "drift", "0.2"), "triggers.drift = 0.2: drift is not watched yet"),
+    "drift": (lambda p: _set(p, "drift", "0.2"), "triggers.drift = 0.2: this trigger is not implemented yet"),
     "base model gone": (
         lambda p: _set(p, "base_model", '"./nowhere"'),
         "model.base_model = './nowhere': there is no such folder",

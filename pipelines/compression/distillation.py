@@ -71,7 +71,7 @@ def distil(
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     teacher_pooled, teacher_outputs = run_all(teacher, encoder, unique)
     pooled_scale, output_scale = (t.var(dim=0).sum().clamp(min=1e-6) for t in (teacher_pooled, teacher_outputs))
-    student = _start(teacher, settings.student_layers)  # stays in evaluation mode: without dropout
+    student = start_student(teacher, settings.student_layers)  # stays in evaluation mode: without dropout
     if settings.student_heads < 1 or settings.student_feed_forward < 1:
         _narrow(student, encoder, unique, settings, [1 / pooled_scale.sqrt(), 1 / output_scale.sqrt()])
     trained = [p for p in student.parameters() if p.requires_grad]
@@ -94,7 +94,7 @@ def distil(
     return student
 
 
-def _start(teacher: TextModel, kept: int | None) -> TextModel:
+def start_student(teacher: TextModel, kept: int | None) -> TextModel:
     """Return a copy of the teacher with `kept` of its layers, None for all, and frozen embeddings."""
     student: TextModel = copy.deepcopy(teacher)
     layers = layers_of(student.encoder)

@@ -4,8 +4,9 @@ Turns a finished full-precision version and unlabelled texts into a smaller mode
 gates/compressed.py judges whether the student may serve.
 
 The student starts as evenly spaced layers of the teacher (Sanh et al. 2019), pruned to their most important heads and
-feed-forward units (pruning.py). All its weights but the embeddings are trained on the teacher's pooled embeddings (Reimers &
-Gurevych 2020) and outputs by mean squared error, which suits every task (Kim et al. 2021: no worse than KL divergence on logits).
+feed-forward units (pruning.py). All its weights but the embeddings are trained. The loss is the mean squared error on the
+teacher's pooled embeddings (Reimers & Gurevych 2020) and outputs. It suits every task, and is no worse than KL divergence on
+logits (Kim et al. 2021).
 """
 
 import copy

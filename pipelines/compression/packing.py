@@ -1,9 +1,9 @@
 """Packing: the exported graph runs a batch without padding, outside attention.
 
 Wraps a trained encoder so that the tokens of a batch run as one sequence, and form padded rows only in attention. export.py
-exports it; inputs and outputs are those of the wrapped model. Most of an encoder's time goes into parts that treat each token
-alone, and the rows of a batch seldom have one length (Zhai et al. 2022, ByteTransformer). Training uses padded batches sorted
-by length instead.
+exports it; inputs and outputs are those of the wrapped model. An encoder spends most time on parts that treat each token alone,
+so skipping padding is faster where lengths differ (Zhai et al. 2022, ByteTransformer). Training uses padded batches sorted by
+length instead.
 """
 
 from dataclasses import dataclass

@@ -3,9 +3,9 @@
 Turns an encoder into a narrower one of the same architecture, by slicing its matrices. distillation.py prunes a student before
 training it. Pruning needs no labels, and removes equally many parts from each layer, so that the graph stays regular.
 
-The parts with the highest importance stay. The importance of a part is the squared change of the outputs if its activation is
-removed, to second order with the Gauss-Newton approximation (LeCun et al. 1990; for heads Michel et al. 2019, for units Molchanov
-et al. 2019). Random signs over the outputs estimate it in one backward pass (Hutchinson 1990).
+The most important parts stay. A part's importance is the squared change of the outputs if its activation is removed, to second
+order by the Gauss-Newton approximation (LeCun et al. 1990; heads: Michel et al. 2019, units: Molchanov et al. 2019). Random signs
+over the outputs estimate it in one backward pass (Hutchinson 1990).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -78,9 +78,9 @@ class Classification(EncoderTask):
     def settle(self, model: TextModel, held: Held, champion: WarmStart) -> None:
         """Lower the biases of labels that the champion did not know (bias correction: Wu et al. 2019, the shift alone).
 
-        New labels train on all their rows, old ones on a few replayed rows, so the model over-predicts the new ones whatever
-        the rows' weights are (Byrd and Lipton 2019). The shift minimises the weighted NLL of the held-out rows; a normal prior
-        with standard deviation 1 keeps it small where rows are few.
+        New labels train on all their rows, old ones on a few replayed rows. So the model over-predicts new labels, and row
+        weights do not prevent it (Byrd and Lipton 2019). The shift minimises the weighted NLL of the held-out rows; a normal
+        prior with standard deviation 1 keeps it small where rows are few.
         """
         new = np.array([not champion.knows(label) for label in self.labels])
 

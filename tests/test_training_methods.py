@@ -20,7 +20,7 @@ from pipelines.training.frozen_layers import first_changing
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.tasks.multilabel import Multilabel
 from pipelines.training.tasks.regression import Regression
-from pipelines.training.tasks.task import Batch, Held
+from pipelines.training.tasks.task import Batch, HeldOut
 from pipelines.training.trainer import Trained, probe_outputs, train
 from pipelines.training.warm_start import CannotContinue, WarmStart, open_warm_start
 from schemas.manifests import Calibration, Golden, ModelManifest
@@ -263,7 +263,7 @@ def test_labels_that_came_last_give_way_as_held_out_rows_ask(encoder: Encoder, c
             kept, truth, weights = kept[own], truth[own], np.where(truth == 2, 1, 4).astype(np.float32)[own]
         model = task.start(encoder, examples(30, 2), recipe(start="champion"), before)
         was = model.head.bias.detach().clone()
-        task.settle(model, Held(kept, truth, weights / weights.mean()), before)
+        task.settle(model, HeldOut(kept, truth, weights / weights.mean()), before)
         sunk = (was - model.head.bias.detach()).numpy()
         assert not sunk[:2].any(), "old labels stay"
         return float(sunk[2])
@@ -274,7 +274,7 @@ def test_labels_that_came_last_give_way_as_held_out_rows_ask(encoder: Encoder, c
     known = WarmStart(before.directory, "v", LABELS)
     model = TASK.start(encoder, examples(30, 2), RECIPE)
     was = model.head.bias.detach().clone()
-    TASK.settle(model, Held(np.zeros((9, 3)), np.full(9, 2), np.ones(9, dtype=np.float32)), known)
+    TASK.settle(model, HeldOut(np.zeros((9, 3)), np.full(9, 2), np.ones(9, dtype=np.float32)), known)
     assert torch.equal(model.head.bias, was), "nothing is new"
 
 

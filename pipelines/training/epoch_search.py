@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.examples import Example
 from pipelines.training.fitting import Fit, outputs_of
 from pipelines.training.history import Log
-from pipelines.training.tasks.task import Held, Rows, TrainingTask
+from pipelines.training.tasks.task import HeldOut, Rows, TrainingTask
 from pipelines.training.warm_start import WarmStart
 from schemas.settings import TrainingSettings
 
@@ -31,7 +31,7 @@ Splits = list[tuple[list[int], list[int]]]
 
 @dataclass
 class _Curve:
-    """Held-out losses [n] by epoch, and the epoch that they choose.
+    """HeldOut-out losses [n] by epoch, and the epoch that they choose.
 
     Epochs up to `first` are chosen without a comparison. With `keep_best` the epoch of the lowest mean loss is chosen.
     """
@@ -121,7 +121,7 @@ class EpochSearch:
         if not self._beats_probe(weights * self.task.row_losses(probe, targets), curve):
             return None, models[0]
         if self.champion and kept is not None:
-            self.task.settle(models[0], Held(kept, targets, weights), self.champion)
+            self.task.settle(models[0], HeldOut(kept, targets, weights), self.champion)
         return curve.chosen, models[0]
 
     def _start(self, numbers: list[int], settings: TrainingSettings, champion: WarmStart | None) -> Any:

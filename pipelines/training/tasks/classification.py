@@ -16,7 +16,7 @@ from pipelines.metrics import point
 from pipelines.models.encoder import TextModel
 from pipelines.models.probe import Probe, fit_probe
 from pipelines.training.tasks.encoder_task import EncoderTask, not_this
-from pipelines.training.tasks.task import Batch, Held
+from pipelines.training.tasks.task import Batch, HeldOut
 from pipelines.training.warm_start import WarmStart
 from schemas.settings import TrainingSettings
 
@@ -75,7 +75,7 @@ class Classification(EncoderTask):
             losses = losses + settings.focal_distillation * correct * divergence
         return losses
 
-    def settle(self, model: TextModel, held: Held, champion: WarmStart) -> None:
+    def settle(self, model: TextModel, held: HeldOut, champion: WarmStart) -> None:
         """Lower the biases of labels that the champion did not know (bias correction: Wu et al. 2019, the shift alone).
 
         New labels train on all their rows, old ones on a few replayed rows. So the model over-predicts new labels, and row

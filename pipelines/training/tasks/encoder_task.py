@@ -17,7 +17,7 @@ from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder, TextModel, computes_bf16, shared_copy, trainable_copy
 from pipelines.models.probe import Probe
 from pipelines.training.frozen_layers import EncoderInputs
-from pipelines.training.tasks.task import Held, Rows
+from pipelines.training.tasks.task import HeldOut, Rows
 from pipelines.training.warm_start import HEAD, WarmStart
 from schemas.settings import TrainingSettings
 
@@ -96,7 +96,7 @@ class EncoderTask(ABC):
         """Return all outputs [b, k]."""
         return np.asarray(outputs.numpy())
 
-    def settle(self, model: TextModel, held: Held, champion: WarmStart) -> None:  # noqa: B027 - where labels compete there is more
+    def settle(self, model: TextModel, held: HeldOut, champion: WarmStart) -> None:  # noqa: B027 - where labels compete there is more
         """Do nothing: only softmax labels compete."""
 
     def finish(self, model: TextModel) -> None:

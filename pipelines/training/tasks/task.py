@@ -67,8 +67,8 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Held:
-    """Held-out rows: what is kept [n, ...] of a model's outputs, targets [n, ...] and weights [n]."""
+class HeldOut:
+    """HeldOut-out rows: what is kept [n, ...] of a model's outputs, targets [n, ...] and weights [n]."""
 
     kept: NDArray[Any]
     targets: NDArray[Any]
@@ -116,7 +116,7 @@ class TrainingTask(Protocol):
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """Return the task's metrics on held-out rows."""
 
-    def settle(self, model: Any, held: Held, champion: WarmStart) -> None:
+    def settle(self, model: Any, held: HeldOut, champion: WarmStart) -> None:
         """Lower the biases of new labels that a warm-started model over-predicts on held-out rows."""
 
     def finish(self, model: Any) -> None:

@@ -31,7 +31,7 @@ Splits = list[tuple[list[int], list[int]]]
 
 @dataclass
 class _Curve:
-    """HeldOut-out losses [n] by epoch, and the epoch that they choose.
+    """Held-out losses [n] by epoch, and the epoch that they choose.
 
     Epochs up to `first` are chosen without a comparison. With `keep_best` the epoch of the lowest mean loss is chosen.
     """

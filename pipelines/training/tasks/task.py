@@ -68,7 +68,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """HeldOut-out rows: what is kept [n, ...] of a model's outputs, targets [n, ...] and weights [n]."""
+    """Held-out rows: what is kept [n, ...] of a model's outputs, targets [n, ...] and weights [n]."""
 
     kept: NDArray[Any]
     targets: NDArray[Any]

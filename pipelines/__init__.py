@@ -1,6 +1,6 @@
 """Pipelines learn: from stored events to a judged candidate.
 
-training_round.py is the round as one straight line: dataset, training, export, calibration, evaluation, gates,
-promotion. A killed round resumes where its files stand. candidates.py makes the candidate's folder, whose manifest is
-written last; triggers.py decides when a round is due. Each step is a room below; steps never call each other.
+training_round.py calls the steps of a round in order: dataset, candidate, judgement, promotion; a killed round resumes.
+round_inputs.py opens what every step reads. candidates.py makes the candidate's folder, whose manifest is written last.
+round_judgement.py evaluates it and applies the gates. triggers.py decides when a round is due.
 """

@@ -1,7 +1,7 @@
-"""Triggers: is a round due?
+"""Triggers: decide whether a round is due.
 
-Turns what has gathered into a decision with its reason. The training scheduler asks at every tick. Pure: it deliberately
-knows neither where the counts come from nor what time it is.
+Turns the scheduler's counts into a decision with its reason. The training scheduler calls `decide` at every tick. Pure functions:
+counts and time are passed in.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,15 @@ RETRY_MINUTES = (1, 5, 30)
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerState:
-    """What the scheduler saw.
+    """What the scheduler knows at a tick.
 
-    `labelled_feedback` counts since the last round's cut, `idle` is the time passed since the last round ended (or was
-    claimed), `failures` how many failed since one did not, `cron_due` whether a crontab's time has passed since the last claim.
+    Args:
+        labelled_feedback: number of labelled feedback since the last round's cut.
+        idle: time since the last round ended or was claimed; None before the first.
+        unfinished: whether a round is unfinished.
+        failures: number of rounds that failed in a row.
+        cron_due: whether a crontab's time has passed since the last claim.
+
     """
 
     labelled_feedback: int
@@ -30,7 +35,7 @@ class TriggerState:
 
 @dataclass(frozen=True)
 class TriggerDecision:
-    """Whether to start a round, how far the nearest trigger is (0 to 1), and why."""
+    """Whether to start a round, the progress of the nearest trigger (0 to 1), and the reason."""
 
     fire: bool
     progress: float
@@ -38,15 +43,15 @@ class TriggerDecision:
 
 
 def refuse_unbuilt(policy: TriggerSettings) -> None:
-    """Raise SettingsError if a trigger is set that does not exist yet: silence would look like "no drift"."""
+    """Raise SettingsError if a trigger is set that is not implemented; ignoring it would look like "no drift"."""
     if policy.drift is not None:
-        raise SettingsError(f"triggers.drift = {policy.drift}: drift is not watched yet, leave it unset")
+        raise SettingsError(f"triggers.drift = {policy.drift}: this trigger is not implemented yet; leave it unset")
 
 
 def decide(state: TriggerState, policy: TriggerSettings, now: datetime) -> TriggerDecision:
     """Return the first trigger that fires: feedback, age, cron. Failed rounds are retried with growing delay.
 
-    What has passed is `state`'s to say; `now` only tells people when to look again.
+    `now` only serves to name the time of the next retry in the reason.
     """
     share = min(1.0, state.labelled_feedback / policy.min_feedback)
     reason = f"{state.labelled_feedback} of {policy.min_feedback} labelled feedback since the last round"

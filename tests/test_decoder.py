@@ -13,7 +13,7 @@ from pipelines.training.fitting import Fit
 from pipelines.training.tasks.choose import task_for
 from pipelines.training.tasks.generation import Generation, encoded
 from pipelines.training.trainer import Trained, train
-from pipelines.training.warm_start import open_champion
+from pipelines.training.warm_start import open_warm_start
 from schemas.training_settings import TrainingSettings
 from serving.inference.decoder_runtime import Writer, token_logprobs
 from tests.support.fakes import toy_rows
@@ -145,7 +145,7 @@ def test_a_round_goes_on_from_a_champion_or_trains_all_weights(
     base: Decoder, trained: Trained, text_version: Path
 ) -> None:
     test = examples(6, seed=3)
-    champion = open_champion(text_version, "generation", base.sha256, RECIPE)
+    champion = open_warm_start(text_version, "generation", base.sha256, RECIPE)
     start = Generation().start(base, test, RECIPE, champion)
     writer = Writer(text_version)
     assert nll(start, base, test) == pytest.approx(nll(writer.model, base, test), abs=1e-3)

@@ -10,7 +10,8 @@ from pipelines import candidates
 from pipelines.compression import distillation
 from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.models.encoder import Encoder, TextModel, layers_of
-from pipelines.training_round import round_folder, run_round
+from pipelines.round_inputs import round_folder
+from pipelines.training_round import run_round
 from schemas.settings import Settings
 from schemas.training_settings import TrainingSettings
 from serving.artifacts import ArtifactStore, read_manifest
@@ -48,8 +49,8 @@ def test_a_student_answers_as_its_teacher_on_texts_it_has_not_seen(encoder: Enco
     student = distillation.distil(model, encoder, TEXTS, RECIPE, lambda *_: None)
     assert (len(layers_of(student.encoder)), len(layers_of(model.encoder))) == (1, 2)
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-    cut = distillation._start(model, 1)
-    wanted, learnt, started = (distillation._answers(each, encoder, fresh)[1] for each in (model, student, cut))
+    cut = distillation.start_student(model, 1)
+    wanted, learnt, started = (distillation.run_all(each, encoder, fresh)[1] for each in (model, student, cut))
     assert (learnt - wanted).square().mean() < 0.5 * (started - wanted).square().mean()
 
 

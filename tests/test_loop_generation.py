@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 
 from pipelines.dataset.examples import Example
 from pipelines.models.decoder import Decoder, save
+from pipelines.round_inputs import round_folder
 from pipelines.training.tasks.generation import Generation
 from pipelines.training.trainer import train
-from pipelines.training_round import round_folder
 from schemas.records import RoundState
 from schemas.settings import SettingsError, load_settings
 from schemas.training_settings import TrainingSettings

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from pipelines.feature_store.store import FeatureStore
-from pipelines.training_round import round_folder, run_round
+from pipelines.round_inputs import round_folder
+from pipelines.training_round import run_round
 from schemas.records import RoundRecord, RoundState
 from schemas.settings import Settings, SettingsError, load_settings
 from schemas.targets import COLUMNS, Task

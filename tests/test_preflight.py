@@ -99,7 +99,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "cron": (lambda p: _set(p, "triggers.cron", '"61 * * * *"'), "triggers.cron = '61 * * * *': "),
     "cron that never comes": (lambda p: _set(p, "triggers.cron", '"0 0 30 2 *"'), "there is no such day"),
-    "drift": (lambda p: _set(p, "triggers.drift", "0.2"), "triggers.drift = 0.2: drift is not watched yet"),
+    "drift": (lambda p: _set(p, "triggers.drift", "0.2"), "triggers.drift = 0.2: this trigger is not implemented yet"),
     "base model gone": (
         lambda p: _set(p, "model.base_model", '"./nowhere"'),
         "model.base_model = './nowhere': there is no such folder",

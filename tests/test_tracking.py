@@ -6,7 +6,8 @@ import pytest
 
 from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.report import mlflow_tracking, round_report
-from pipelines.training_round import round_folder, run_round
+from pipelines.round_inputs import round_folder
+from pipelines.training_round import run_round
 from schemas.records import RoundState
 from schemas.settings import Settings
 from services.rounds.announce import announce

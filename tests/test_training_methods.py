@@ -20,13 +20,12 @@ from pipelines.training.frozen_layers import first_changing
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.tasks.multilabel import Multilabel
 from pipelines.training.tasks.regression import Regression
-from pipelines.training.tasks.task import Batch, Held
+from pipelines.training.tasks.task import Batch, HeldOut
 from pipelines.training.trainer import Trained, probe_outputs, train
-from pipelines.training.warm_start import CannotContinue, Champion, open_champion
+from pipelines.training.warm_start import CannotContinue, WarmStart, open_warm_start
 from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.records import Pace
-from schemas.targets import Task as TaskName
-from schemas.targets import canonical
+from schemas.targets import Task, canonical
 from schemas.training_settings import TrainingSettings
 from serving.artifacts import write_manifest
 from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
@@ -57,7 +56,7 @@ def outputs(model: torch.nn.Module, encoder: Encoder, texts: Sequence[str]) -> n
 
 
 def saved(
-    trained: Trained, encoder: Encoder, directory: Path, labels: list[str], task: TaskName = "classification"
+    trained: Trained, encoder: Encoder, directory: Path, labels: list[str], task: Task = "classification"
 ) -> Path:
     """A version's directory as training leaves it."""
     directory.mkdir()
@@ -82,10 +81,8 @@ def saved(
     return directory
 
 
-def opened(
-    directory: Path, encoder: Encoder, settings: TrainingSettings, task: TaskName = "classification"
-) -> Champion:
-    return open_champion(directory, task, base_model_sha256(encoder.path), settings)
+def opened(directory: Path, encoder: Encoder, settings: TrainingSettings, task: Task = "classification") -> WarmStart:
+    return open_warm_start(directory, task, base_model_sha256(encoder.path), settings)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +220,7 @@ def test_a_round_goes_on_from_the_champion_and_its_head_grows(encoder: Encoder, 
     new = outputs(TASK.start(encoder, rows, recipe(probe_c=1.0), before), encoder, [row.text for row in rows])[:, 2]
     own = np.array([row.label == LABELS[2] for row in rows])
     assert new[own].mean() > new[~own].mean(), "a probe's row, not zeros"
-    empty = Champion(before.directory, "v", [LABELS[2], *before.labels[1:]], frozenset(LABELS[2:]))
+    empty = WarmStart(before.directory, "v", [LABELS[2], *before.labels[1:]], frozenset(LABELS[2:]))
     assert [empty.knows(label) for label in LABELS] == [False, True, False]
     filled = outputs(TASK.start(encoder, rows, settings, empty), encoder, [row.text for row in rows])[:, 2]
     assert filled[own].mean() > filled[~own].mean(), "an output without rows is as new as no output"
@@ -266,7 +263,7 @@ def test_labels_that_came_last_give_way_as_held_out_rows_ask(encoder: Encoder, c
             kept, truth, weights = kept[own], truth[own], np.where(truth == 2, 1, 4).astype(np.float32)[own]
         model = task.start(encoder, examples(30, 2), recipe(start="champion"), before)
         was = model.head.bias.detach().clone()
-        task.settle(model, Held(kept, truth, weights / weights.mean()), before)
+        task.settle(model, HeldOut(kept, truth, weights / weights.mean()), before)
         sunk = (was - model.head.bias.detach()).numpy()
         assert not sunk[:2].any(), "old labels stay"
         return float(sunk[2])
@@ -274,10 +271,10 @@ def test_labels_that_came_last_give_way_as_held_out_rows_ask(encoder: Encoder, c
     assert shift(2000) == pytest.approx(1.5, abs=0.3)
     assert shift(8000, thinned=True) == pytest.approx(1.5, abs=0.3)
     assert np.mean([abs(shift(4)) for _ in range(5)]) < 1, "few rows say little"
-    known = Champion(before.directory, "v", LABELS)
+    known = WarmStart(before.directory, "v", LABELS)
     model = TASK.start(encoder, examples(30, 2), RECIPE)
     was = model.head.bias.detach().clone()
-    TASK.settle(model, Held(np.zeros((9, 3)), np.full(9, 2), np.ones(9, dtype=np.float32)), known)
+    TASK.settle(model, HeldOut(np.zeros((9, 3)), np.full(9, 2), np.ones(9, dtype=np.float32)), known)
     assert torch.equal(model.head.bias, was), "nothing is new"
 
 
@@ -315,7 +312,7 @@ def test_what_a_round_cannot_go_on_from_is_said(
 ) -> None:
     directory, _ = champion
     with pytest.raises(CannotContinue, match="v1 was trained on another base model"):
-        open_champion(directory, "classification", "0" * 64, RECIPE)
+        open_warm_start(directory, "classification", "0" * 64, RECIPE)
     with pytest.raises(CannotContinue, match="v1 was trained for classification, this round is for multilabel"):
         opened(directory, encoder, RECIPE, "multilabel")
     with pytest.raises(CannotContinue, match="v1 holds an adapter"):

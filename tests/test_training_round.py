@@ -7,7 +7,8 @@ from click.testing import CliRunner
 
 from pipelines.dataset.project_dataset import training_rows
 from pipelines.gates.policy import DEFAULT_POLICY
-from pipelines.training_round import round_folder, run_round
+from pipelines.round_inputs import round_folder
+from pipelines.training_round import run_round
 from schemas.records import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings
 from services.cli.rounds import rounds

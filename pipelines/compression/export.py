@@ -1,7 +1,6 @@
-"""From a trained model to what serves: merge the adapter, export to ONNX, quantise.
+"""Export: merge the adapter, write the ONNX graph, quantise it.
 
-Turns a torch model into the files of a model version, and those into smaller ones. candidates.py calls it. It deliberately
-trains nothing (a student comes from distillation.py) and judges nothing (gates/compressed.py does).
+Turns a torch model into the files of a model version, and a graph into an int8 graph. candidates.py calls it.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ from pipelines.training.warm_start import ADAPTER, HEAD, WEIGHTS
 
 
 def save_weights(model: TextModel, directory: Path) -> None:
-    """Write head.safetensors and adapter/, or model.safetensors: what, with the base model, gives the version again."""
+    """Write head.safetensors and either adapter/ or model.safetensors, from which a warm start restores the model."""
     if model.adapted:
         model.encoder.save_pretrained(directory / ADAPTER, save_embedding_layers=False)
         (directory / ADAPTER / "README.md").unlink(missing_ok=True)
@@ -40,10 +39,10 @@ def save_weights(model: TextModel, directory: Path) -> None:
 def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
     """Merge a copy and write model.onnx and tokenizer.json.
 
-    The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and gives `logits` [batch, k],
-    whatever the task. Padding costs it little (packing.py).
+    The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and returns `logits` [batch, k] for
+    every task. Padding costs it little (packing.py).
     """
-    # A copy: the frozen weights of `model` are the base model's own, and merging adds to them in place.
+    # Merging changes the frozen weights in place, and those are shared with the base model: merge a copy.
     merged = copy.deepcopy(model)
     if merged.adapted:
         merged.encoder = merged.encoder.merge_and_unload()
@@ -73,10 +72,10 @@ def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
 
 
 def quantise(source: Path, target: Path) -> None:
-    """Weights as int8 for each output channel, activations as int8 measured on each call (dynamic quantisation).
+    """Write `target`, the int8 graph of `source`: weights per output channel, activations on each call (dynamic quantisation).
 
-    Needs no data. One scale for a whole weight matrix costs two points of agreement more, and is no faster. On x86 processors
-    without VNNI, weights use 7 bits: with 8, ONNX Runtime's products saturate there (its documentation on quantization, "U8S8").
+    One scale for a whole weight matrix loses two more points of agreement, and is no faster. On x86 processors without VNNI,
+    weights use 7 bits: with 8, ONNX Runtime's products saturate there (its documentation on quantization, "U8S8").
     """
     model = onnx.load(source)
     add_pre_process_metadata(model)  # the exporter has inferred all shapes already

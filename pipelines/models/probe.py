@@ -1,7 +1,7 @@
 """The probe: a regularised linear head on frozen embeddings, logistic or ridge.
 
-Turns embeddings and targets into a head. A round starts from it, must beat it, and is compared with it; the quarantine
-judges by it. It deliberately never touches the encoder.
+Turns embeddings and targets into a head. Training starts from the probe and must beat it; the gates compare the candidate with
+it; the quarantine judges people by it.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ ALPHAS = np.logspace(-3, 4, 15)
 
 @dataclass(frozen=True)
 class Probe:
-    """weight [k, width] and bias [k]."""
+    """A linear head: weight [k, width] and bias [k]."""
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
 
     def outputs(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-        """[n, width] -> [n, k]."""
+        """Return the outputs [n, k] for embeddings [n, width]."""
         return np.asarray(embeddings @ self.weight.T + self.bias)
 
 
@@ -34,7 +34,7 @@ def fit_probe(
     c: float,
     weights: Sequence[float] | None = None,
 ) -> Probe:
-    """Multinomial logistic regression with inverse regularisation `c`.
+    """Return a multinomial logistic regression with inverse regularisation `c`.
 
     A label of `order` without rows gets a zero row and a bias below every other: improbable, not impossible.
     """
@@ -67,9 +67,9 @@ def fit_one_vs_rest(
     c: float,
     weights: Sequence[float] | None = None,
 ) -> Probe:
-    """A logistic regression for each column of `targets` [n, k], which are 0 or 1, with inverse regularisation `c`.
+    """Return a logistic regression for each 0-or-1 column of `targets` [n, k], with inverse regularisation `c`.
 
-    A column that is always the same gets a zero row and the log-odds of its rows with half a row on either side.
+    A constant column gets a zero row, and as bias the log-odds with half a row added on either side.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -89,7 +89,7 @@ def fit_one_vs_rest(
 def fit_ridge(
     embeddings: NDArray[np.float32], targets: NDArray[np.float64], *, weights: Sequence[float] | None = None
 ) -> Probe:
-    """Ridge regression on [n] numbers; its regularisation is the best of ALPHAS by leave-one-out error."""
+    """Return a ridge regression on numbers [n]; its regularisation is the best of ALPHAS by leave-one-out error."""
     from sklearn.linear_model import RidgeCV
 
     if len(targets) < 2:
@@ -100,7 +100,7 @@ def fit_ridge(
 
 
 def _one_thread() -> AbstractContextManager[object]:
-    """BLAS threads that fight torch's for the cores make a fit a hundred times slower."""
+    """Limit BLAS to one thread: competing with torch's threads makes a fit a hundred times slower."""
     from threadpoolctl import threadpool_limits
 
     limits: AbstractContextManager[object] = threadpool_limits(1)

@@ -1,10 +1,10 @@
-"""The epoch search: how many epochs to train, answered on rows that were not trained on.
+"""Epoch search: choose the number of epochs by the loss on held-out rows.
 
-Turns splits of the rows into the number of epochs whose held-out loss is best, or into nothing where the probe is as good.
-trainer.py calls `EpochSearch`. It deliberately knows no task but through its `Task`, and ships no model by itself.
+Turns splits of the rows into the number of epochs with the best held-out loss, or None where the probe is as good. trainer.py
+calls `EpochSearch`.
 
-What is chosen is the latest epoch that was not a standard error worse than the best: few rows name the best one by chance, and
-a training that is cut off while its rate is high ends worse than one that is run to its end.
+The choice is the latest epoch that is at most a standard error worse than the best. With few rows the best epoch is chance, and
+training that stops while the learning rate is high ends worse.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from pipelines.dataset.examples import Example
 from pipelines.training.fitting import Fit, outputs_of
 from pipelines.training.history import Log
-from pipelines.training.tasks.task import Held, Rows, Task
-from pipelines.training.warm_start import Champion
+from pipelines.training.tasks.task import HeldOut, Rows, TrainingTask
+from pipelines.training.warm_start import WarmStart
 from schemas.training_settings import TrainingSettings
 
-# Two folds cost as much as one fit on all rows; a seed of a few rows a label can't be halved, and is cheap.
+# Two folds cost as much as one fit on all rows. A small set cannot be halved, but more folds of it are cheap.
 FOLDS, FOLDS_OF_FEW, FEW_ROWS = 2, 4, 100
 
 Losses = NDArray[np.float64]
@@ -33,12 +33,12 @@ Splits = list[tuple[list[int], list[int]]]
 class _Curve:
     """Held-out losses [n] by epoch, and the epoch that they choose.
 
-    `first` is the last epoch that is taken without a comparison; `keeps`: the lowest mean loss wins, even by chance.
+    Epochs up to `first` are chosen without a comparison. With `keep_best` the epoch of the lowest mean loss is chosen.
     """
 
     first: int
     patience: int
-    keeps: bool
+    keep_best: bool
     losses: list[Losses] = field(default_factory=list)
     best: int = 0
     chosen: int = 0
@@ -50,95 +50,93 @@ class _Curve:
         if epoch <= self.first or losses.mean() < self.losses[self.best].mean():
             self.best = self.chosen = epoch
             return True
-        if not self.keeps and not _worse(losses, self.losses[self.best]):
+        if not self.keep_best and not _worse(losses, self.losses[self.best]):
             self.chosen = epoch
         return False
 
     @property
     def exhausted(self) -> bool:
-        """Whether `patience` epochs have passed since the chosen one."""
+        """Return whether `patience` epochs have passed since the chosen one."""
         return len(self.losses) - 1 - self.chosen >= self.patience
 
 
 @dataclass(frozen=True)
 class EpochSearch:
-    """One search.
+    """One search for the number of epochs.
 
     Args:
-        task: what the model answers.
+        task: made for these rows.
         base: the frozen base model.
         examples: rows that may be held out, in the order of `rows`.
-        named: rows made of the labels' own words, which no fold holds back.
-        rows: all of them, tokenised.
-        settings: the recipe; `epochs` is the most that are run.
-        champion: whose weights go on, if any.
-        log: told of every step and epoch.
+        named: rows made of label names, never held out.
+        rows: all rows, tokenised.
+        settings: the recipe; at most `epochs` epochs are run.
+        champion: the weights to start from, if any.
+        log: receives every step and epoch.
 
     """
 
-    task: Task
+    task: TrainingTask
     base: Any
     examples: list[Example]
     named: list[Example]
     rows: Rows
     settings: TrainingSettings
-    champion: Champion | None
+    champion: WarmStart | None
     log: Log
 
-    def run(self, splits: Splits, *, keeps: bool) -> tuple[int | None, Any]:
-        """Return the number of epochs and the first split's model, or None if the probe is as good.
+    def run(self, splits: Splits, *, keep_best: bool) -> tuple[int | None, Any]:
+        """Return the number of epochs, None if the probe is as good, and the first split's model.
 
-        With `keeps` there is one split, the epoch of the lowest mean loss is chosen, and the model is as it was after that epoch.
+        With `keep_best` there is one split, and the model is the checkpoint of the epoch with the lowest mean loss.
         """
         numbers = [n for _, held in splits for n in held]
         targets, weights = self.rows.targets[numbers], self.rows.weights[numbers]
         weights = weights / weights.mean()
-        models = [self._start(own, self.settings, self.champion) for own, _ in splits]
-        cheap = np.concatenate([self._probe_outputs(own, held) for own, held in splits])
-        # From prototypes a model may take more epochs to pass the probe than patience has: epoch 1 is always taken.
-        most = self._most
-        curve = _Curve(0 if self.champion else 1, most if self.champion else self.settings.patience, keeps)
+        models = [self._start(trained, self.settings, self.champion) for trained, _ in splits]
+        probe = np.concatenate([self._probe_outputs(trained, held) for trained, held in splits])
+        most = self.settings.epochs or 0
+        # From prototypes a model may need more epochs than the patience to pass the probe: take epoch 1 always.
+        curve = _Curve(0 if self.champion else 1, most if self.champion else self.settings.patience, keep_best)
         snapshot = kept = None
         with contextlib.ExitStack() as stack:
-            fits = [stack.enter_context(self._fit(model, own)) for model, (own, _) in zip(models, splits, strict=True)]
-            self.log.begin("search", sum(fit.steps for fit in fits) * most, 1.0 if keeps else 0.5)
+            fits = [
+                stack.enter_context(self._fit(model, rows)) for model, (rows, _) in zip(models, splits, strict=True)
+            ]
+            self.log.begin("search", sum(fit.steps for fit in fits) * most, 1.0 if keep_best else 0.5)
             for epoch in range(most + 1):
-                # Epoch by epoch through all folds, so that all of them stop at the same one.
+                # All folds run each epoch together, so that they stop at the same one.
                 losses = [fit.epoch(self.log.step) for fit in fits] if epoch else []
-                # What training starts from is no contender unless it is the champion: the probe is.
-                outputs = self._outputs(fits, splits) if epoch or self.champion else cheap
+                # Epoch 0 is the champion or else the probe.
+                outputs = self._outputs(fits, splits) if epoch or self.champion else probe
                 held_out = weights * self.task.row_losses(outputs, targets)
                 self._log_epoch(epoch, losses, held_out, outputs, targets)
                 if curve.add(held_out):
                     kept = outputs
-                    snapshot = fits[0].snapshot() if keeps else None
+                    snapshot = fits[0].snapshot() if keep_best else None
                 if curve.exhausted:
                     break
             if snapshot is not None:
                 fits[0].restore(snapshot)
-        if not self._beats_probe(weights * self.task.row_losses(cheap, targets), curve):
+        if not self._beats_probe(weights * self.task.row_losses(probe, targets), curve):
             return None, models[0]
         if self.champion and kept is not None:
-            self.task.settle(models[0], Held(kept, targets, weights), self.champion)
+            self.task.settle(models[0], HeldOut(kept, targets, weights), self.champion)
         return curve.chosen, models[0]
 
-    @property
-    def _most(self) -> int:
-        return self.settings.epochs or 0
+    def _start(self, numbers: list[int], settings: TrainingSettings, champion: WarmStart | None) -> Any:
+        return self.task.start(self.base, [*(self.examples[n] for n in numbers), *self.named], settings, champion)
 
-    def _start(self, own: list[int], settings: TrainingSettings, champion: Champion | None) -> Any:
-        return self.task.start(self.base, [*(self.examples[n] for n in own), *self.named], settings, champion)
+    def _fit(self, model: Any, numbers: list[int]) -> Fit:
+        never_held = range(len(self.examples), len(self.rows.targets))
+        return Fit(self.task, model, self.rows, [*numbers, *never_held], self.settings)
 
-    def _fit(self, model: Any, own: list[int]) -> Fit:
-        extra = range(len(self.examples), len(self.rows.targets))  # what no fold holds back
-        return Fit(self.task, model, self.rows, [*own, *extra], self.settings)
-
-    def _probe_outputs(self, own: list[int], held: list[int]) -> NDArray[Any]:
-        """Return the probe's outputs [n, k] for held-out rows."""
-        model = self._start(own, as_probe(self.settings), None).eval()
+    def _probe_outputs(self, trained: list[int], held: list[int]) -> NDArray[Any]:
+        """Return the outputs [n, k] for held-out rows of a probe fitted on the others."""
+        model = self._start(trained, as_probe(self.settings), None).eval()
         with self.rows.inputs.feeding(model) as forward:
-            found: NDArray[Any] = outputs_of(self.task, forward, self.rows, held)
-        return found
+            outputs: NDArray[Any] = outputs_of(self.task, forward, self.rows, held)
+        return outputs
 
     @staticmethod
     def _outputs(fits: Sequence[Fit], splits: Splits) -> NDArray[Any]:
@@ -152,7 +150,7 @@ class EpochSearch:
         self.log.line(epoch=epoch, held_out_nll=float(held_out.mean()), **shown, **metrics)
 
     def _beats_probe(self, probe: Losses, curve: _Curve) -> bool:
-        """Return whether the chosen epoch is better than the probe's losses [n] by more than a standard error; logs it."""
+        """Return whether the chosen epoch beats the probe's losses [n] by more than a standard error, and log it."""
         gain = probe - curve.losses[curve.chosen]
         needed = _standard_error(gain)
         beaten = bool(gain.mean() > needed)
@@ -166,22 +164,22 @@ class EpochSearch:
 
 
 def as_probe(settings: TrainingSettings) -> TrainingSettings:
-    """The recipe that fits a head alone."""
+    """Return the settings that fit a head alone."""
     return settings.model_copy(update={"method": "head"})
 
 
 def _worse(losses: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
-    """Whether the same rows' losses [n] are higher by more than a standard error."""
+    """Return whether losses [n] exceed the same rows' best losses [n] by more than a standard error."""
     return bool((losses - best).mean() > _standard_error(losses - best))
 
 
 def _standard_error(differences: NDArray[np.float64]) -> float:
-    """Of their mean."""
+    """Return the standard error of the mean."""
     return float(differences.std() / np.sqrt(len(differences)))
 
 
 def folds_of(examples: Sequence[Example], rows: Rows) -> Splits:
-    """Splits for cross-validation: rows in the order of their targets are dealt out in turn, so that each has all kinds."""
+    """Return splits for cross-validation; rows sorted by target go to the folds in turn, so that each fold has all labels."""
     folds = FOLDS_OF_FEW if len(examples) < FEW_ROWS else FOLDS
     order = sorted(range(len(examples)), key=lambda n: (rows.targets[n].tolist(), examples[n].text))
     held = [sorted(order[fold::folds]) for fold in range(folds)]

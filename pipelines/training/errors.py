@@ -1,5 +1,5 @@
-"""Errors of training that say what to do. Without torch, so that whoever reports them need not load it."""
+"""Errors of training. This module imports no torch, so that reporting them does not load it."""
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss is no number any more: the same rows, seed and settings would end there again."""
+    """The loss is not finite; the same rows, seed and settings would diverge again."""

@@ -1,10 +1,9 @@
-"""One fit: what a model lets train, on a given set of rows, epoch by epoch.
+"""One fit: train a model's trainable weights on a set of rows, epoch by epoch.
 
-Turns tokenised rows into gradient steps and outputs. trainer.py opens a `Fit`, asks for epochs, and decides when to stop. It
-deliberately decides nothing, no validation, no choice of model; and it knows no task but by its `Task`.
+Turns tokenised rows into gradient steps and outputs. trainer.py and epoch_search.py open a `Fit` and decide when to stop.
 
-AdamW with warm-up and decay, rates that fall from the uppermost layer down (Howard and Ruder 2018), batches of similar length.
-What lies below the first layer that changes runs once (training/frozen_layers.py), without dropout.
+AdamW with warm-up and decay, learning rates that fall from the uppermost layer down (Howard and Ruder 2018), and batches of
+similar length. Layers below the first trainable one run once (training/frozen_layers.py), without dropout.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines.models.encoder import layer_of
 from pipelines.training.errors import TrainingDiverged
-from pipelines.training.tasks.task import Forward, Rows, Task
+from pipelines.training.tasks.task import Forward, Rows, TrainingTask
 from schemas.training_settings import TrainingSettings
 
 LEAST_BATCH, SMALL_BATCH = 4, 16
@@ -36,7 +35,7 @@ RATES = {"lora": 1e-3, "full": 1e-4, "head": 1e-3}
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its loss, the rates of the uppermost layer and of the head, the tokens it took."""
+    """One step: its loss, the learning rates of the uppermost layer and of the head, its number of tokens."""
 
     loss: float
     learning_rate: float
@@ -45,40 +44,42 @@ class Step:
 
 
 def batch_size(rows: int, settings: TrainingSettings) -> int:
-    """Rows a step: smaller for a small set, which would otherwise see a handful of steps only."""
+    """Return the rows in each step; fewer for a small set, which would otherwise take too few steps."""
     return min(settings.batch_size, max(LEAST_BATCH, min(SMALL_BATCH, rows // LEAST_STEPS), rows // MANY_STEPS))
 
 
 def epochs_of(rows: int, settings: TrainingSettings) -> int:
-    """Passes over so many rows, at most: a large set needs fewer."""
+    """Return the most epochs over this number of rows; a large set needs fewer."""
     if settings.epochs is not None:
         return settings.epochs
     return EPOCHS if rows < MANY_ROWS else EPOCHS_OF_MANY
 
 
 class Fit:
-    """Fits a model in place. Inside the `with`, what does not change is set aside; after it, the model is whole again."""
+    """Fit a model in place. Inside the `with` its frozen layers are left out; after it, the model is whole again."""
 
-    def __init__(self, task: Task, model: Any, rows: Rows, own: Sequence[int], settings: TrainingSettings) -> None:
-        """Prepare.
+    def __init__(
+        self, task: TrainingTask, model: Any, rows: Rows, numbers: Sequence[int], settings: TrainingSettings
+    ) -> None:
+        """Prepare a fit.
 
         Args:
-            task: what it answers.
-            model: as `task.start` made it.
-            rows: all rows; `own` numbers those that train.
-            own: numbers of rows.
-            settings: the recipe's; the rate decays over its epochs.
+            task: the task of the rows.
+            model: made by `task.start`.
+            rows: all rows.
+            numbers: numbers of the training rows among them.
+            settings: the recipe; the learning rate decays over its epochs.
 
         """
-        self._task, self._model, self._rows, self._own = task, model, rows, list(own)
+        self._task, self._model, self._rows, self._numbers = task, model, rows, list(numbers)
         self._settings = settings
-        self._batch = batch_size(len(self._own), settings)
+        self._batch = batch_size(len(self._numbers), settings)
         self._draw = random.Random(settings.seed)  # noqa: S311 - the order of batches is no secret
         self._stack = contextlib.ExitStack()
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.steps = -(-len(self._own) // self._batch)  # of an epoch
+        self.steps = -(-len(self._numbers) // self._batch)  # in each epoch
         self._optimizer = torch.optim.AdamW(_groups(self._trained, settings))
-        self._step, self._planned = 0, self.steps * epochs_of(len(self._own), settings)
+        self._step, self._planned = 0, self.steps * epochs_of(len(self._numbers), settings)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, schedule(self._planned, settings))
 
     def __enter__(self) -> Self:
@@ -94,8 +95,8 @@ class Fit:
     def _check(self, loss: float, rate: float) -> None:
         self._step += 1
         if not math.isfinite(loss):
-            said = f"the training loss is {loss} at step {self._step} of {self._planned} (learning rate {rate:.2g})"
-            raise TrainingDiverged(f"{said}: lower training.learning_rate, or set training.bf16 = false")
+            problem = f"the training loss is {loss} at step {self._step} of {self._planned} (learning rate {rate:.2g})"
+            raise TrainingDiverged(f"{problem}: lower training.learning_rate, or set training.bf16 = false")
 
     def epoch(self, watch: Callable[[Step], None] = lambda _: None) -> float:
         """Return the mean training loss of one pass over the rows. Raises TrainingDiverged."""
@@ -104,7 +105,7 @@ class Fit:
             if "lora_dropout" in name:
                 module.train()
         total = 0.0
-        for rows in batches(self._own, self._rows.inputs.lengths, self._batch, self._draw):
+        for rows in batches(self._numbers, self._rows.inputs.lengths, self._batch, self._draw):
             batch = self._rows.batch(rows)
             losses = self._task.losses(self._forward(rows), batch, self._settings)
             loss = (losses * batch.weights).sum() / batch.weights.sum()
@@ -118,21 +119,21 @@ class Fit:
             self._schedule.step()
             watch(Step(value, max(rates[:-1], default=0.0), rates[-1], int(self._rows.inputs.lengths[rows].sum())))
             total += value * len(rows)
-        return total / len(self._own)
+        return total / len(self._numbers)
 
     def outputs(self, rows: Sequence[int]) -> NDArray[Any]:
-        """What the task keeps of the outputs [len(rows), ...] of any rows, in their order."""
+        """Return what the task keeps of the outputs [len(rows), ...] for any rows, in their order."""
         self._model.eval()
-        found: NDArray[Any] = outputs_of(self._task, self._forward, self._rows, rows)
-        return found
+        kept: NDArray[Any] = outputs_of(self._task, self._forward, self._rows, rows)
+        return kept
 
     def snapshot(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights that train."""
+        """Return a copy of the trainable weights."""
         return {name: p.detach().clone() for name, p in self._trained.items()}
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def restore(self, snapshot: dict[str, torch.Tensor]) -> None:
-        """The weights of a snapshot again."""
+        """Set the trainable weights to those of a snapshot."""
         for name, weights in snapshot.items():
             self._trained[name].copy_(weights)
 
@@ -140,18 +141,20 @@ class Fit:
 def batches(
     rows: Sequence[int], lengths: Sequence[int] | NDArray[np.int64], size: int, draw: random.Random
 ) -> list[list[int]]:
-    """Batches of similar length in random order: rows are shuffled, sorted within chunks by their `lengths`, cut."""
+    """Return batches of similar length in random order: rows shuffled, sorted by length within chunks, then cut."""
     order, step = list(rows), size * CHUNK
     draw.shuffle(order)
     chunks = [sorted(order[n : n + step], key=lambda row: lengths[row]) for n in range(0, len(order), step)]
-    found = [chunk[n : n + size] for chunk in chunks for n in range(0, len(chunk), size)]
-    draw.shuffle(found)
-    return found
+    cut = [chunk[n : n + size] for chunk in chunks for n in range(0, len(chunk), size)]
+    draw.shuffle(cut)
+    return cut
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-def outputs_of(task: Task, forward: Forward, rows: Rows, numbers: Sequence[int], size: int = 32) -> NDArray[Any]:
-    """What the task keeps of the outputs [len(numbers), ...] of a model that is fed with these rows."""
+def outputs_of(
+    task: TrainingTask, forward: Forward, rows: Rows, numbers: Sequence[int], size: int = 32
+) -> NDArray[Any]:
+    """Return what the task keeps of a model's outputs [len(numbers), ...] for the rows with these numbers."""
     order = sorted(range(len(numbers)), key=lambda n: rows.inputs.lengths[numbers[n]])
     kept = []
     for start in range(0, len(order), size):
@@ -161,7 +164,7 @@ def outputs_of(task: Task, forward: Forward, rows: Rows, numbers: Sequence[int],
 
 
 def schedule(steps: int, settings: TrainingSettings) -> Callable[[int], float]:
-    """The factor on the rate at each of so many steps: it rises over the warm-up, then falls to nothing, or stays."""
+    """Return the function from a step to its factor on the learning rate: it rises in the warm-up, then falls to 0 or stays."""
     warm = max(1, int(steps * settings.warmup_share))
 
     def factor(step: int) -> float:
@@ -173,17 +176,17 @@ def schedule(steps: int, settings: TrainingSettings) -> Callable[[int], float]:
 
 
 def _groups(trained: dict[str, torch.Tensor], settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Parameters by rate and decay, the head last: a layer further down learns more slowly, vectors do not decay."""
+    """Return parameters grouped by learning rate and weight decay, the head last: lower layers learn more slowly."""
     rate = settings.learning_rate or RATES[settings.method]
     layers = {name: layer_of(name) for name in trained if not name.startswith(HEAD)}
     top = max((layer for layer in layers.values() if layer is not None), default=0)
     groups: dict[tuple[float, float], list[torch.Tensor]] = defaultdict(list)
     for name, layer in layers.items():
         depth = top - (-1 if layer is None else layer)
-        decay = settings.weight_decay if trained[name].ndim > 1 else 0.0
+        decay = settings.weight_decay if trained[name].ndim > 1 else 0.0  # none for biases and norms
         groups[rate * settings.layer_decay**depth, decay].append(trained[name])
-    found: list[dict[str, Any]] = [
+    below: list[dict[str, Any]] = [
         {"params": weights, "lr": lr, "weight_decay": decay} for (lr, decay), weights in groups.items()
     ]
     head = [p for name, p in trained.items() if name.startswith(HEAD)]
-    return [*found, {"params": head, "lr": settings.head_learning_rate, "weight_decay": 0.0}]
+    return [*below, {"params": head, "lr": settings.head_learning_rate, "weight_decay": 0.0}]

@@ -1,7 +1,7 @@
-"""The layers below the first one that changes, run once: they stay the same in a round, and so does what comes out of them.
+"""Frozen layers of an encoder: layers below the first trainable one run once per row, and each epoch reuses their output.
 
-Turns token ids into the hidden states that the changing layers start from, and lets a model start from those: the `Inputs` of
-an encoder's tasks, so that an epoch runs the layers above alone. It deliberately knows no labels and no optimiser.
+Turns token ids into the hidden states that the first trainable layer takes, and lets a model start from those. `EncoderInputs`
+are the `Inputs` of the encoder's tasks; token_rows.py does the same for decoders.
 """
 
 import contextlib
@@ -19,28 +19,28 @@ MAX_BYTES = 1 << 30
 
 
 class Passthrough(nn.Module):  # type: ignore[misc]  # torch is not followed
-    """Stands in for a layer that is not to run."""
+    """Replace a layer that must not run."""
 
     def forward(self, hidden_states: torch.Tensor, *_args: object, **_options: object) -> torch.Tensor:
-        """What came in."""
+        """Return the input unchanged."""
         return hidden_states
 
 
 class Replay(nn.Module):  # type: ignore[misc]  # torch is not followed
-    """Stands in for the embeddings, and gives stored hidden states instead."""
+    """Replace the embeddings and return stored hidden states instead."""
 
     def __init__(self) -> None:
         super().__init__()
         self.states: torch.Tensor | None = None
 
     def forward(self, *_args: object, **_options: object) -> torch.Tensor | None:
-        """The states of the batch at hand."""
+        """Return the states of the current batch."""
         return self.states
 
 
 @contextlib.contextmanager
 def skipping(model: Any, numbers: range) -> Iterator[None]:
-    """Inside, these layers of a base model let everything pass."""
+    """Leave out these layers of a base model inside the `with`."""
     layers = layers_of(model)
     kept = {number: layers[number] for number in numbers}
     for number in kept:
@@ -54,7 +54,7 @@ def skipping(model: Any, numbers: range) -> Iterator[None]:
 
 @contextlib.contextmanager
 def starting_from_states(model: Any, first: int) -> Iterator[Replay]:
-    """Inside, a base model starts at layer `first`, from the states that are put into the `Replay`."""
+    """Start a base model at layer `first` inside the `with`, from the states in the yielded `Replay`."""
     embeddings, replay = model.embeddings, Replay()
     model.embeddings = replay
     try:
@@ -65,7 +65,7 @@ def starting_from_states(model: Any, first: int) -> Iterator[Replay]:
 
 
 class EncoderInputs:
-    """n tokenised texts. A model is fed with what its lower layers gave once, if any of them do not change."""
+    """Tokenised texts [n], fed to a model from the stored output of its frozen lower layers, if it has any."""
 
     def __init__(self, encoder: Encoder, ids: Sequence[Sequence[int]]) -> None:
         self._encoder, self._ids = encoder, [torch.tensor(row) for row in ids]
@@ -74,7 +74,7 @@ class EncoderInputs:
 
     @contextlib.contextmanager
     def feeding(self, model: TextModel) -> Iterator[Callable[[Sequence[int]], torch.Tensor]]:
-        """Inside: row numbers [b] -> outputs [b, k]. After it the model is whole again."""
+        """Yield the function from row numbers [b] to outputs [b, k]; after the `with` the model is whole again."""
         first = first_changing(model)
         if not first:
             yield lambda rows: model(*padded([self._ids[row] for row in rows], self._encoder))
@@ -86,7 +86,7 @@ class EncoderInputs:
 
             def forward(rows: Sequence[int]) -> torch.Tensor:
                 replay.states, mask = states.batch(rows)
-                # The embeddings are set aside: only the shape of what stands in for token ids matters.
+                # `Replay` ignores the token ids, so that any tensor of their shape will do.
                 outputs: torch.Tensor = model(mask, mask)
                 return outputs
 
@@ -94,7 +94,7 @@ class EncoderInputs:
 
 
 class LowerStates:
-    """Hidden states of n texts below layer `first`, kept while they fit into MAX_BYTES, else run again."""
+    """Hidden states of n texts below layer `first`; kept while they fit into MAX_BYTES, else computed again."""
 
     def __init__(self, encoder: Encoder, ids: Sequence[torch.Tensor], first: int, max_bytes: int = MAX_BYTES) -> None:
         self._encoder, self._ids, self._first = encoder, ids, first
@@ -108,7 +108,7 @@ class LowerStates:
             self._kept.update({row: states[n, : lengths[row]].clone() for n, row in enumerate(rows)})
 
     def batch(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States [len(rows), longest, width] and attention mask [len(rows), longest], padded with zeros."""
+        """Return states [len(rows), longest, width] and attention mask [len(rows), longest], padded with zeros."""
         if any(row not in self._kept for row in rows):
             states, mask = self._run(rows)
             return states, mask
@@ -125,14 +125,14 @@ class LowerStates:
 
 
 def first_changing(model: TextModel) -> int:
-    """Number of the lowest layer that has something to train; 0 if embeddings have, too."""
+    """Return the number of the lowest trainable layer; 0 if the embeddings are trainable too."""
     named = model.encoder.named_parameters()
     layers = {layer_of(name) for name, parameter in named if parameter.requires_grad}
     return 0 if None in layers else min((layer for layer in layers if layer is not None), default=0)
 
 
 def padded(ids: Sequence[torch.Tensor], encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask [n, longest], int64."""
+    """Return token ids and attention mask [n, longest], int64."""
     pad = encoder.model.config.pad_token_id or 0
     lengths = torch.tensor([len(row) for row in ids])
     mask = (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()

@@ -1,7 +1,7 @@
-"""What a training says of itself: lines for history.jsonl and, while it runs, how far it is and how fast.
+"""Training history: lines for history.jsonl and, while training runs, progress and pace.
 
-Turns steps and epochs into both. trainer.py opens one for a training. It deliberately puts no times into the history, which is
-hashed with the version: the same rows and seed give the same lines.
+trainer.py opens one `Log` for each training. The history is hashed with the version, so it holds no times: the same rows and
+seed give the same lines.
 """
 
 import time
@@ -13,28 +13,28 @@ import numpy as np
 from pipelines.training.fitting import Step
 from schemas.records import Pace
 
-LINES = 100  # of steps in a phase, at most
+LINES = 100  # at most so many lines about steps in each phase
 
 History = list[dict[str, float | int | str]]
-Progress = Callable[[float, Pace | None], None]
+TrainingProgress = Callable[[float, Pace | None], None]
 
 
 class Log:
-    """The history of one training, phase by phase."""
+    """Collect the history of one training, phase by phase, and report its progress."""
 
-    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, progress: TrainingProgress, clock: Callable[[], float] = time.monotonic) -> None:
         self.history: History = []
         self._progress, self._clock, self._began = progress, clock, clock()
         self._phase, self._from, self._to, self._steps, self._done = "", 0.0, 0.0, 1, 0
         self._tokens, self._phase_began = 0, 0.0
 
     def begin(self, phase: str, steps: int, until: float) -> None:
-        """A phase of so many steps at most, after which a share `until` of the training is done."""
+        """Begin a phase of at most `steps` steps; at its end the share `until` of the training is done."""
         self._phase, self._from, self._to = phase, self._to, until
         self._steps, self._done, self._tokens, self._phase_began = max(1, steps), 0, 0, self._clock()
 
     def step(self, step: Step) -> None:
-        """A step of the phase: shown, and every so often a line."""
+        """Report the progress after a step, and add a line at regular intervals."""
         self._done += 1
         self._tokens += step.tokens
         if self._done % -(-self._steps // LINES) == 0:
@@ -56,6 +56,6 @@ class Log:
         self._progress(share, pace)
 
     def line(self, **fields: Any) -> None:
-        """A line of the history, less what is not a number of this world."""
+        """Add a line to the history, without fields that are not finite."""
         kept = {k: v for k, v in fields.items() if not isinstance(v, float) or np.isfinite(v)}
         self.history.append({"phase": self._phase, **kept})

@@ -1,26 +1,24 @@
-"""What a label is called says what it means: its words are one more row of it.
+"""Label names as training rows: the words of a label's name are one more text with that label.
 
-Turns the labels of rows into rows; trainer.py adds them to what trains. Worth most where rows are few (docs/lab-notes.md).
-It deliberately invents nothing for a label that no row has.
+trainer.py adds these rows to the training rows. They help most where rows are few (docs/lab-notes.md).
 """
 
 import re
 from collections.abc import Sequence
 
 from pipelines.dataset.examples import Example
-from schemas.targets import LABELLED, canonical, labels_of
-from schemas.targets import Task as TaskName
+from schemas.targets import LABELLED, Task, canonical, labels_of
 
 PARTS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
 
 
 def words(label: str) -> str:
-    """`card_arrival` and `CardArrival` -> `card arrival`."""
+    """Return the words of a label's name: `card_arrival` and `CardArrival` give `card arrival`."""
     return " ".join(part.lower() for part in PARTS.split(label) if part)
 
 
-def label_rows(task: TaskName, examples: Sequence[Example]) -> list[Example]:
-    """A row for each label of these rows, its words being the text; none for tasks without labels."""
+def label_rows(task: Task, examples: Sequence[Example]) -> list[Example]:
+    """Return a row for each label that occurs in `examples`, its name's words as the text; none for tasks without labels."""
     if task not in LABELLED:
         return []
     labels = sorted({label for example in examples for label in labels_of(task, example.label)})

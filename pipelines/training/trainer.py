@@ -1,14 +1,14 @@
-"""Fine-tuning: what the method trains, kept only if it beats the probe.
+"""Fine-tuning: train a model on a dataset's rows, and keep it only if it beats the probe.
 
-Turns a dataset's rows into a trained model and its metric history. candidates.py calls `train`. It deliberately
-knows no registry, no gates and, but for its `Task`, no task; how a model is fitted once is fitting.py.
+candidates.py calls `train`, which returns the model and its history. fitting.py runs one fit.
 
-A task's head starts from its probe (LP-FT, Kumar et al. 2022) or from something that leaves more to learn. The number of
-epochs is chosen by NLL on rows that were not trained on, each contender with its own temperature where the task has one, and
-must beat the probe by a standard error. Those are the validation rows; below CROSS_BELOW rows, where a share of them is too
-few to tell, it is all rows by cross-validation. Then the choice is repeated on all rows, as a small seed can't spare any; or
-else the best checkpoint is kept. A round that goes on from the champion keeps it always: rows that trained a champion can't
-choose epochs for the next.
+The head starts from the probe (LP-FT, Kumar et al. 2022) or from a head that leaves more to learn. The number of epochs is
+the one with the best NLL on held-out rows, each epoch with its own temperature where the task has one. It must beat the
+probe's NLL by a standard error.
+
+The held-out rows are the validation rows or, below CROSS_BELOW rows, those of cross-validation. Below `training.refit_below`
+rows, the model is trained again on all rows for the chosen number of epochs; above, the best checkpoint is kept. A warm-started
+round always keeps the best checkpoint: rows that trained the champion cannot choose epochs.
 """
 
 from collections.abc import Sequence
@@ -23,24 +23,24 @@ from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder
 from pipelines.training.epoch_search import EpochSearch, as_probe, folds_of
 from pipelines.training.fitting import RATES, Fit, epochs_of
-from pipelines.training.history import History, Log, Progress
+from pipelines.training.history import History, Log, TrainingProgress
 from pipelines.training.label_names import label_rows
 from pipelines.training.tasks.encoder_task import EncoderTask
-from pipelines.training.tasks.task import Rows, Task
-from pipelines.training.warm_start import Champion
+from pipelines.training.tasks.task import Rows, TrainingTask
+from pipelines.training.warm_start import WarmStart
 from schemas.training_settings import TrainingSettings
 
 LEAST_ROWS = 8
 CROSS_BELOW = 1000
-# Of the rate, and passes at most: a champion knows old rows that its replay does not hold, and forgets them (docs/lab-notes.md).
-GOING_ON_RATE, GOING_ON_EPOCHS = 0.3, 4
+# Factor on the learning rate, and most epochs: more would make a champion forget rows that are not replayed (docs/lab-notes.md).
+WARM_START_RATE, WARM_START_EPOCHS = 0.3, 4
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, which method won ("probe" if none did better than it), and what was measured on the way.
+    """A trained model, the method that made it ("probe" if fine-tuning was not better), and the training history.
 
-    It carries LoRA adapters, or, if the method is "full", weights of its own.
+    The model carries LoRA adapters or, if the method is "full", all of its weights are trained.
     """
 
     model: Any
@@ -49,36 +49,39 @@ class Trained:
 
 
 def train(
-    task: Task,
+    task: TrainingTask,
     base: Any,
     train_rows: Sequence[Example],
     validation_rows: Sequence[Example],
     settings: TrainingSettings,
-    progress: Progress,
+    progress: TrainingProgress,
     *,
     rejections: Sequence[Example] = (),
-    champion: Champion | None = None,
+    champion: WarmStart | None = None,
 ) -> Trained:
-    """Train a model; the same rows in another order give the same one.
+    """Return a trained model; the order of the rows does not matter.
 
     Args:
-        task: what it answers, made for these rows.
-        base: the frozen base model that the task asks for, an `Encoder` for most; left as it is.
-        train_rows: rows to learn from; their labels, like those of `validation_rows`, are all among the task's.
-        validation_rows: rows that choose the number of epochs, and train once that is chosen if rows are few.
-        settings: the recipe's.
-        progress: called with a share from 0 to 1, and the pace where there is one.
-        rejections: rows that say what their label is not; the probe neither learns from them nor do they choose.
-        champion: whose weights go on if `settings.start` says so, and who teaches if `settings.focal_distillation` does.
+        task: made for these rows.
+        base: frozen `Encoder` or, for generation, `Decoder`; left as it is.
+        train_rows: training rows; their labels, like those of `validation_rows`, are all among the task's.
+        validation_rows: rows that choose the number of epochs; training rows too once it is chosen, if rows are few.
+        settings: the recipe.
+        progress: receives the completed share from 0 to 1, and the pace while there is one.
+        rejections: rows whose label is known to be wrong; neither the probe nor the epoch search uses them.
+        champion: the weights to start from if `settings.start` is "champion"; the teacher of focal distillation.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
 
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     ordered = [*_sorted(train_rows), *_sorted(validation_rows)]
     log = Log(progress)
-    goes_on = champion if settings.start == "champion" else None
-    if goes_on is not None:
-        settings = _going_on(settings)
+    start = champion if settings.start == "champion" else None
+    if start is not None:
+        settings = _warm_start_settings(settings)
     most = epochs_of(len(ordered), settings)
     settings = settings.model_copy(update={"epochs": most})
     if settings.method == "head" or not most or len(ordered) < LEAST_ROWS:
@@ -86,17 +89,17 @@ def train(
     named = label_rows(task.name, ordered) if settings.label_names else []
     others = _sorted(rejections) if task.learns_rejections else []
     rows = task.rows(base, [*ordered, *named, *others], settings, champion)
-    keeps = goes_on is not None or (settings.refit_below is not None and len(ordered) >= settings.refit_below)
-    if (keeps or len(ordered) >= CROSS_BELOW) and validation_rows:
+    keep_best = start is not None or (settings.refit_below is not None and len(ordered) >= settings.refit_below)
+    if (keep_best or len(ordered) >= CROSS_BELOW) and validation_rows:
         splits = [(list(range(len(train_rows))), list(range(len(train_rows), len(ordered))))]
     else:
-        splits = folds_of(ordered, rows)[: 1 if keeps else None]
-    search = EpochSearch(task, base, ordered, named, rows, settings, goes_on, log)
-    epochs, model = search.run(splits, keeps=keeps)
+        splits = folds_of(ordered, rows)[: 1 if keep_best else None]
+    search = EpochSearch(task, base, ordered, named, rows, settings, start, log)
+    epochs, model = search.run(splits, keep_best=keep_best)
     if epochs is None:
         return _probe(task, base, ordered, settings, "probe", log)
-    if not keeps:
-        model = task.start(base, [*ordered, *named], settings, goes_on)
+    if not keep_best:
+        model = task.start(base, [*ordered, *named], settings, start)
         _fit_all_rows(task, model, rows, settings, epochs, log)
     task.finish(model)
     progress(1.0, None)
@@ -106,12 +109,14 @@ def train(
 def probe_outputs(
     task: EncoderTask, base: Encoder, rows: Sequence[Example], texts: Sequence[str], settings: TrainingSettings
 ) -> NDArray[np.float64]:
-    """Outputs [n, k] of the probe fitted on `rows`: the baseline that a round has to justify itself against."""
+    """Return the outputs [n, k], for `texts`, of a probe fitted on `rows`: the baseline of a round."""
     return task.probe(base.embed([row.text for row in rows]), rows, settings).outputs(base.embed(texts))
 
 
-def _fit_all_rows(task: Task, model: Any, rows: Rows, settings: TrainingSettings, epochs: int, log: Log) -> None:
-    """Train on every row for the number of epochs that was chosen."""
+def _fit_all_rows(
+    task: TrainingTask, model: Any, rows: Rows, settings: TrainingSettings, epochs: int, log: Log
+) -> None:
+    """Train on all rows for the chosen number of epochs."""
     with Fit(task, model, rows, range(len(rows.targets)), settings) as fit:
         log.begin("final", epochs * fit.steps, 1.0)
         for epoch in range(1, epochs + 1):
@@ -119,19 +124,19 @@ def _fit_all_rows(task: Task, model: Any, rows: Rows, settings: TrainingSettings
 
 
 def _probe(
-    task: Task, base: Any, rows: Sequence[Example], settings: TrainingSettings, method: str, log: Log
+    task: TrainingTask, base: Any, rows: Sequence[Example], settings: TrainingSettings, method: str, log: Log
 ) -> Trained:
-    """The probe, with adapters that change nothing."""
+    """Return the probe as a model, with adapters that change nothing."""
     named = label_rows(task.name, rows) if settings.label_names else []
     model = task.start(base, [*rows, *named], as_probe(settings))
     task.finish(model)
     return Trained(model, method, log.history)
 
 
-def _going_on(settings: TrainingSettings) -> TrainingSettings:
-    """The recipe of a round that goes on from the champion, where nothing else is set."""
-    gentle = {"learning_rate": GOING_ON_RATE * RATES[settings.method], "epochs": GOING_ON_EPOCHS}
-    return settings.model_copy(update={k: v for k, v in gentle.items() if getattr(settings, k) is None})
+def _warm_start_settings(settings: TrainingSettings) -> TrainingSettings:
+    """Return the settings with a warm start's learning rate and epochs, where the user has set none."""
+    defaults = {"learning_rate": WARM_START_RATE * RATES[settings.method], "epochs": WARM_START_EPOCHS}
+    return settings.model_copy(update={k: v for k, v in defaults.items() if getattr(settings, k) is None})
 
 
 def _sorted(rows: Sequence[Example]) -> list[Example]:

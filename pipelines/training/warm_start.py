@@ -1,9 +1,7 @@
-"""The champion as training sees it: weights to go on from, and a teacher.
+"""Warm start: the champion's weights, to continue training from or to distil from.
 
-Turns a version's directory into a `Champion`, or into the reason why a round cannot go on from it. candidates.py opens it, the
-tasks use it. It deliberately knows no registry and no store: whoever opens it has fetched and verified the directory.
-
-Nothing of it is believed to be anywhere else: files are read from this directory alone, as safetensors alone.
+Turns a version's directory into a `WarmStart`, or raises the reason why the round cannot use it. candidates.py opens it; the
+tasks use it. The caller has fetched and verified the directory; only safetensors files inside it are read.
 """
 
 from collections.abc import Mapping
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.models.encoder import NORM
-from schemas.targets import Task as TaskName
+from schemas.targets import Task
 from schemas.training_settings import TrainingSettings
 from serving.artifacts import read_manifest
 
@@ -20,14 +18,14 @@ ADAPTER, WEIGHTS, HEAD = "adapter", "model.safetensors", "head.safetensors"
 
 
 class CannotContinue(ValueError):
-    """This round's weights cannot start from, or learn from, that champion's; the message says why."""
+    """The round cannot start or learn from the champion's weights; the message says why."""
 
 
 @dataclass(frozen=True)
-class Champion:
-    """A version whose weights are relative to this round's base model.
+class WarmStart:
+    """A version trained on this round's base model.
 
-    `labels` are its outputs, in order; those of them that no row has taught yet are `untaught`.
+    `labels` names its outputs, in order; `untaught` are those without a training row so far.
     """
 
     directory: Path
@@ -36,16 +34,16 @@ class Champion:
     untaught: frozenset[str] = frozenset()
 
     def knows(self, label: str) -> bool:
-        """Whether rows have taught it this label."""
+        """Return whether it was trained on rows with this label."""
         return label in self.labels and label not in self.untaught
 
     @property
     def is_whole(self) -> bool:
-        """Whether it holds all weights instead of an adapter."""
+        """Return whether the version holds all weights instead of an adapter."""
         return (self.directory / WEIGHTS).is_file()
 
     def apply(self, model: Any, settings: TrainingSettings) -> Any:
-        """A copy of the base model with this version's adapter, to be trained on, or with its own weights."""
+        """Return `model`, a copy of the base model, with this version's trainable adapter or with all of its weights."""
         if self.is_whole:
             model.load_state_dict(self.tensors(WEIGHTS))
             model.requires_grad_(True).embeddings.requires_grad_(False)
@@ -54,29 +52,32 @@ class Champion:
 
         config = LoraConfig.from_pretrained(self.directory / ADAPTER)
         config.inference_mode, config.lora_dropout = False, settings.lora_dropout
-        config.base_model_name_or_path = None  # where the base model lay is of no interest
+        config.base_model_name_or_path = None
         adapted = get_peft_model(model, config)
         set_peft_model_state_dict(adapted, self.tensors(f"{ADAPTER}/adapter_model.safetensors"))
         return adapted
 
     def tensors(self, name: str) -> Mapping[str, Any]:
-        """The torch tensors of one of its files."""
+        """Return the torch tensors in one of the version's files, by name."""
         from safetensors.torch import load_file
 
-        found: Mapping[str, Any] = load_file(self.directory / name)
-        return found
+        tensors: Mapping[str, Any] = load_file(self.directory / name)
+        return tensors
 
 
-def open_champion(directory: Path, task: TaskName, base_sha256: str, settings: TrainingSettings) -> Champion:
-    """The champion in a verified directory. Raises CannotContinue."""
+def open_warm_start(directory: Path, task: Task, base_sha256: str, settings: TrainingSettings) -> WarmStart:
+    """Return the champion in a verified directory, ready for training.
+
+    Raises CannotContinue if task, base model, embedding length or kind of weights do not match the round's.
+    """
     manifest = read_manifest(directory)
-    champion = Champion(directory, manifest.model_version, manifest.labels, frozenset(manifest.untaught_labels))
+    champion = WarmStart(directory, manifest.model_version, manifest.labels, frozenset(manifest.untaught_labels))
     if manifest.task != task:
         raise CannotContinue(f"{champion.version} was trained for {manifest.task}, this round is for {task}")
     if manifest.base_model_sha256 != base_sha256:
         raise CannotContinue(f"{champion.version} was trained on another base model ({manifest.base_model})")
     if not champion.is_whole and not (directory / ADAPTER / "adapter_model.safetensors").is_file():
-        raise CannotContinue(f"{champion.version} holds neither an adapter nor weights")
+        raise CannotContinue(f"{champion.version} holds neither an adapter nor model weights")
     if (directory / HEAD).is_file() and _norm(directory) != str(NORM):
         raise CannotContinue(f"{champion.version} has a head for embeddings of another length")
     if settings.start == "champion" and champion.is_whole != (settings.method == "full"):

@@ -66,7 +66,7 @@ def dataset_export(round_id: str | None, kind: str | None, out: Path, config: Pa
     """
     from pipelines.dataset.formats import chat_lines, check_chat
     from pipelines.dataset.project_dataset import training_rows
-    from pipelines.training_round import round_folder
+    from pipelines.round_inputs import round_folder
     from schemas.targets import COLUMNS, value_of
 
     if kind is None:

@@ -296,9 +296,9 @@ def _measure(settings: Settings, registry: Registry, test: list[Article], record
     from pipelines.dataset.project_dataset import training_rows
     from pipelines.evaluation.evaluators import evaluate
     from pipelines.models.encoder import Encoder, base_model_path
+    from pipelines.round_inputs import round_folder
     from pipelines.training.tasks.classification import Classification
     from pipelines.training.trainer import probe_outputs
-    from pipelines.training_round import round_folder
     from serving.inference.encoder_runtime import Runtime
 
     assert record.candidate_version is not None

@@ -28,7 +28,7 @@ from serving.registry.registry import Registry, RoundOver
 BEAT_S = 2.0
 END_S = 15.0  # what a round may do after the registry has its end: write its report, tell the promotions topic
 
-Progress = Callable[[str, float, Pace | None], None]
+ShowProgress = Callable[[str, float, Pace | None], None]
 
 
 class RoundBusy(RuntimeError):
@@ -77,7 +77,7 @@ def run_claimed(
     settings: Settings,
     registry: Registry,
     token: int | None,
-    show: Progress,
+    show: ShowProgress,
     announce: Callable[..., None],
 ) -> RoundRecord:
     """Run a claimed round, or go on with it, in this process. Raises RoundBusy and what `run_round` raises."""
@@ -129,7 +129,11 @@ class Heart:
     """Says every two seconds that the round's process lives and how far it is; ends the process if it lost its round."""
 
     def __init__(
-        self, registry: Registry, round_id: str, show: Progress, out_of_room: Callable[[], str | None] = lambda: None
+        self,
+        registry: Registry,
+        round_id: str,
+        show: ShowProgress,
+        out_of_room: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._registry = registry
         self._out_of_room = out_of_room

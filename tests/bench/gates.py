@@ -26,7 +26,8 @@ from pipelines.gates.absolute import calibration as calibration_gate
 from pipelines.gates.against_champion import slice_changes, slices_hold
 from pipelines.gates.policy import DEFAULT_POLICY, Policy
 from pipelines.metrics import paired_tests, probabilistic
-from pipelines.training_round import round_folder, run_round
+from pipelines.round_inputs import round_folder
+from pipelines.training_round import run_round
 from schemas.manifests import Calibration
 from schemas.records import RoundRecord
 from schemas.reports import EvaluationReport, Verdict

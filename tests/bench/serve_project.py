@@ -21,8 +21,9 @@ import psutil
 from pipelines import candidates
 from pipelines.gates import compressed
 from pipelines.gates.policy import load_policy
-from pipelines.models.encoder import Encoder, base_model_path
-from pipelines.training_round import _dataset, round_folder, run_round
+from pipelines.models.encoder import Encoder
+from pipelines.round_inputs import collect_dataset, open_inputs, round_folder
+from pipelines.training_round import run_round
 from schemas.records import WorkerHeartbeat
 from schemas.settings import Settings, load_settings
 from services.projects import create_project
@@ -134,23 +135,24 @@ def student(bank: Project, shape: dict[str, Any]) -> tuple[str, bool]:
     name, folder = f"{bank.full}-student-{called}", bank.full_directory.parent / f"student-{called}"
     known = {version.model_version for version in bank.registry.versions()}
     [record] = bank.registry.rounds()
-    encoder = Encoder(base_model_path(None), bank.settings.model.max_length)
-    dataset = _dataset(record, bank.settings, bank.registry, None, encoder)
+    store = ArtifactStore(bank.settings.location(bank.settings.artifacts.url))
+    inputs = open_inputs(record, bank.settings, bank.registry, store, None, lambda *_: None)
+    assert isinstance(inputs.base, Encoder)
+    dataset = collect_dataset(inputs)
     if name not in known:
         training = bank.settings.training.model_copy(update=shape)
         settings = bank.settings.model_copy(update={"training": training})
         started = time.monotonic()
-        candidates._distil(
+        candidates.make_student(
             bank.full_directory,
             folder,
             [],
             dataset,
-            encoder,
+            inputs.base,
             settings,
             lambda share, _: print(f"distilled {share:.0%}"),
         )
         print(f"distilling, exporting and calibrating took {time.monotonic() - started:.0f} s", flush=True)
-        store = ArtifactStore(bank.settings.location(bank.settings.artifacts.url))
         made = rewritten(folder, model_version=name)
         bank.registry.register_version(read_manifest(made), store.put(made), servable=True)
     policy = load_policy(bank.settings.path(bank.settings.gates.policy).read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder
 from pipelines.training.fitting import outputs_of
-from pipelines.training.tasks.task import Task
+from pipelines.training.tasks.task import TrainingTask
 from schemas.training_settings import TrainingSettings
 
 MAX_LENGTH = 64
@@ -52,7 +52,9 @@ def few(rows: Sequence[Example], each: int, seed: int) -> tuple[list[Example], l
     return [row for own in parts for row in own[:each]], [row for own in parts for row in own[each:]]
 
 
-def answers(task: Task, encoder: Encoder, model: Any, rows: Sequence[Example], settings: TrainingSettings) -> Any:
+def answers(
+    task: TrainingTask, encoder: Encoder, model: Any, rows: Sequence[Example], settings: TrainingSettings
+) -> Any:
     """Outputs [n, k] of a trained model, in float32."""
     numbered = task.rows(encoder, rows, settings)
     with numbered.inputs.feeding(model.eval()) as forward:

@@ -25,7 +25,7 @@ from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import Trained, train
-from pipelines.training.warm_start import Champion
+from pipelines.training.warm_start import WarmStart
 from schemas.training_settings import TrainingSettings
 from tests.bench.report import Figure
 from tests.bench.train_data import MAX_LENGTH, all_threads, answers, bank_rows, by_label, right
@@ -45,7 +45,7 @@ def measure(seed: int = 0) -> list[Figure]:
     groups, arrivals, replays = rounds(bank, seed)
     used = {row.text for new in arrivals for row in new}
     spare = in_turn(by_label([row for row in bank if row.text not in used], seed), SPARE)
-    champion: Champion | None = None
+    champion: WarmStart | None = None
     seen: list[str] = []
     after: list[Bools] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,7 +56,7 @@ def measure(seed: int = 0) -> list[Figure]:
             folder = Path(scratch) / f"v{number}"
             folder.mkdir()
             export.save_weights(trained.model, folder)
-            champion = Champion(folder, folder.name, list(seen))
+            champion = WarmStart(folder, folder.name, list(seen))
             after.append(_right(encoder, trained, test, seen))
             print(f"round {number + 1}: accuracy by group {_by_group(after[-1], test, groups)}", flush=True)
     alone = _round(encoder, own, seen, "base", None)
@@ -131,7 +131,7 @@ def in_turn(parts: dict[str, list[Example]], most: int) -> list[Example]:
 
 
 def _round(
-    encoder: Encoder, rows: Sequence[Example], labels: Sequence[str], start: str, champion: Champion | None
+    encoder: Encoder, rows: Sequence[Example], labels: Sequence[str], start: str, champion: WarmStart | None
 ) -> Trained:
     settings = TrainingSettings.model_validate({"start": start})
     own, validate = ([row for row in rows if held(row) == is_held] for is_held in (False, True))

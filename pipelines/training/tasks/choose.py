@@ -1,17 +1,17 @@
 """Choose the training task by its name.
 
-Turns `model.task` into the `Task` that trainer.py trains. Rounds and baselines call it. It deliberately knows no settings.
+Turns `model.task` into the `TrainingTask` that trainer.py trains. Rounds and baselines call it.
 """
 
 from collections.abc import Sequence
 
 from pipelines.dataset.examples import Example
-from pipelines.training.tasks.task import Task
-from schemas.targets import Task as TaskName
+from pipelines.training.tasks.task import TrainingTask
+from schemas.targets import Task
 
 
-def task_for(name: TaskName, labels: Sequence[str], examples: Sequence[Example] = ()) -> Task:
-    """The task of a round over these labels; `examples` set the scale of a number."""
+def task_for(name: Task, labels: Sequence[str], examples: Sequence[Example] = ()) -> TrainingTask:
+    """Return the training task with this name over `labels`; for regression, `examples` set mean and scale."""
     match name:
         case "classification":
             from pipelines.training.tasks.classification import Classification

@@ -1,7 +1,4 @@
-"""Classification: one of k labels, by softmax.
-
-A `Task` for texts of which exactly one label is true. Made by tasks.py; knows no round.
-"""
+"""Classification: the training task with exactly one of k labels for each text, by softmax."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,35 +16,35 @@ from pipelines.metrics import point
 from pipelines.models.encoder import TextModel
 from pipelines.models.probe import Probe, fit_probe
 from pipelines.training.tasks.encoder_task import EncoderTask, not_this
-from pipelines.training.tasks.task import Batch, Held
-from pipelines.training.warm_start import Champion
+from pipelines.training.tasks.task import Batch, HeldOut
+from pipelines.training.warm_start import WarmStart
 from schemas.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
 class Classification(EncoderTask):
-    """Outputs are logits [n, k] in the order of `labels`, targets their numbers [n]."""
+    """Outputs are logits [n, k] in the order of `labels`, targets label numbers [n]."""
 
     labels: Sequence[str]
     name: Literal["classification"] = "classification"
     calibration: Literal["softmax"] = "softmax"
 
     def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
-        """Number of each label [n]."""
+        """Return the label number [n] of each example."""
         index = {label: n for n, label in enumerate(self.labels)}
         return np.array([index[e.label] for e in examples], dtype=np.int64)
 
     def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
-        """Multinomial logistic regression."""
+        """Return a multinomial logistic regression."""
         weights = [e.weight for e in examples]
         return fit_probe(embeddings, [e.label for e in examples], self.labels, c=settings.probe_c, weights=weights)
 
     def first_head(
         self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings
     ) -> Probe:
-        """Prototypes: each label's row is the mean embedding of its own rows at length 1, zero if it has none.
+        """Return prototypes: each label's weights are the mean embedding of its rows, scaled to length 1, or zero without rows.
 
-        A probe leaves the encoder little to learn, because it fits the rows by itself; prototypes fit only what lies together.
+        A probe fits the rows so well that it leaves the encoder little to learn; prototypes leave more.
         """
         members = np.zeros((len(self.labels), len(examples)))
         members[self.targets(examples), np.arange(len(examples))] = [e.weight for e in examples]
@@ -56,10 +53,10 @@ class Classification(EncoderTask):
         return Probe(sums / np.maximum(lengths, 1e-9), np.zeros(len(self.labels)))
 
     def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
-        """Cross-entropy [b]; of a rejection, that of "not this label" (negative learning: Kim et al. 2019).
+        """Return the cross-entropy [b]; for a rejected target, that of "not this label" (negative learning: Kim et al. 2019).
 
-        Where a teacher is right its probabilities count too (focal distillation with alpha = 0: Yan et al. 2021, against negative
-        flips), among the labels that it knows.
+        Where the teacher is correct, add focal distillation over the labels it knows, against negative flips (Yan et al. 2021,
+        alpha = 0).
         """
         targets, rejects = batch.targets, batch.rejects
         losses: torch.Tensor = functional.cross_entropy(
@@ -70,27 +67,27 @@ class Classification(EncoderTask):
             losses = losses.index_put((rejects,), not_this(wrong))
         if batch.teacher is not None:
             known = ~batch.teacher.isnan().any(dim=0)
-            says = batch.teacher.nan_to_num(nan=-torch.inf)
-            right = (says.argmax(dim=1) == targets) & ~rejects
-            away = functional.kl_div(
-                outputs[:, known].log_softmax(dim=1), says[:, known].softmax(dim=1), reduction="none"
+            teacher = batch.teacher.nan_to_num(nan=-torch.inf)
+            correct = (teacher.argmax(dim=1) == targets) & ~rejects
+            divergence = functional.kl_div(
+                outputs[:, known].log_softmax(dim=1), teacher[:, known].softmax(dim=1), reduction="none"
             ).sum(dim=1)
-            losses = losses + settings.focal_distillation * right * away
+            losses = losses + settings.focal_distillation * correct * divergence
         return losses
 
-    def settle(self, model: TextModel, held: Held, champion: Champion) -> None:
+    def settle(self, model: TextModel, held: HeldOut, champion: WarmStart) -> None:
         """Lower the biases of labels that the champion did not know (bias correction: Wu et al. 2019, the shift alone).
 
-        A new label has all of its rows, an old one a few that were replayed, so that the new one is said too often whatever
-        the rows weigh (Byrd and Lipton 2019). The shift is the one that suits held-out rows best, each by its weight; a normal
-        prior of deviation 1 keeps it small where they are few.
+        New labels train on all their rows, old ones on a few replayed rows. So the model over-predicts new labels, and row
+        weights do not prevent it (Byrd and Lipton 2019). The shift minimises the weighted NLL of the held-out rows; a normal
+        prior with standard deviation 1 keeps it small where rows are few.
         """
         new = np.array([not champion.knows(label) for label in self.labels])
 
-        def loss(found: NDArray[np.float64]) -> float:
-            shifted = (held.kept - found[0] * new) / np.exp(found[1])
-            losses = held.weights * row_nll(shifted, held.targets)
-            return float(losses.mean() + found[0] ** 2 / (2 * len(losses)))
+        def loss(shift_and_log_t: NDArray[np.float64]) -> float:
+            shift, log_t = shift_and_log_t
+            losses = held.weights * row_nll((held.kept - shift * new) / np.exp(log_t), held.targets)
+            return float(losses.mean() + shift**2 / (2 * len(losses)))
 
         if new.any() and not new.all():
             shift = minimize(loss, np.zeros(2), method="Nelder-Mead").x[0]
@@ -98,9 +95,9 @@ class Classification(EncoderTask):
                 model.head.bias -= torch.from_numpy(shift * new).to(model.head.bias.dtype)
 
     def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
-        """NLL [n] after the temperature that suits these rows best."""
+        """Return the NLL [n] after the best temperature for these rows."""
         return row_nll(kept / fit_temperature(kept, targets), targets)
 
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Accuracy and its kin."""
+        """Return accuracy, precision, recall and F1 scores."""
         return point.classification(targets, kept.argmax(axis=1))

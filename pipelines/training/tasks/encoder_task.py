@@ -1,7 +1,7 @@
-"""What the tasks of an encoder share: mean-pooled embeddings, a linear head on them, a probe to beat.
+"""The shared part of an encoder's training tasks: mean-pooled embeddings, a linear head on them, a probe to beat.
 
-Turns examples into rows, and a probe or a champion into a module to be trained. classification.py, multilabel.py and
-regression.py say what is left: targets, probe, losses, metrics. It deliberately knows no optimiser.
+Turns examples into rows, and a probe or a champion into a module to train. classification.py, multilabel.py and regression.py
+add targets, probe, losses and metrics.
 """
 
 import copy
@@ -17,18 +17,18 @@ from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder, TextModel, computes_bf16, shared_copy, trainable_copy
 from pipelines.models.probe import Probe
 from pipelines.training.frozen_layers import EncoderInputs
-from pipelines.training.tasks.task import Held, Rows
-from pipelines.training.warm_start import HEAD, Champion
+from pipelines.training.tasks.task import HeldOut, Rows
+from pipelines.training.warm_start import HEAD, WarmStart
 from schemas.training_settings import TrainingSettings
 
-LEAST_OTHER = 1e-4  # probability of everything else together, of a rejection
-VALUE = ("value",)  # the one output of a task without labels
+LEAST_OTHER = 1e-4  # least probability of all other targets together, where one is rejected
+VALUE = ("value",)  # name of the one output of a task without labels
 
 
 class EncoderTask(ABC):
-    """Targets and losses over the outputs [n, k] of a linear head, one for each of `labels` if there are any.
+    """Targets and losses over the outputs [n, k] of a linear head, one output for each of `labels` if there are any.
 
-    `shift` and `scale` stand between what the head says in training and the unit of its targets: value = shift + scale * output.
+    `shift` and `scale` convert an output in training to the unit of the targets: value = shift + scale * output.
     """
 
     learns_rejections = True
@@ -38,16 +38,16 @@ class EncoderTask(ABC):
 
     @abstractmethod
     def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
-        """[n] or [n, k], as the head is to say them in training."""
+        """Return the targets [n] or [n, k] of the head's outputs in training."""
 
     @abstractmethod
     def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
-        """The regularised linear model on embeddings [n, width] that a round must beat, in the target's unit."""
+        """Return the probe that a round must beat: a linear model on embeddings [n, width], in the target's unit."""
 
     def first_head(
         self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings
     ) -> Probe:
-        """The head that training starts from, in the target's unit: the probe, unless a task knows a better one."""
+        """Return the head that training starts from, in the target's unit: the probe, unless a task overrides it."""
         return self.probe(embeddings, examples, settings)
 
     def rows(
@@ -55,9 +55,9 @@ class EncoderTask(ABC):
         base: Encoder,
         examples: Sequence[Example],
         settings: TrainingSettings,
-        champion: Champion | None = None,
+        champion: WarmStart | None = None,
     ) -> Rows:
-        """Tokenised rows of examples in their order."""
+        """Return the tokenised rows of `examples`, in their order."""
         texts = [e.text for e in examples]
         return Rows(
             EncoderInputs(base, base.tokenizer(texts, truncation=True, max_length=base.max_length)["input_ids"]),
@@ -72,9 +72,9 @@ class EncoderTask(ABC):
         base: Encoder,
         examples: Sequence[Example],
         settings: TrainingSettings,
-        champion: Champion | None = None,
+        champion: WarmStart | None = None,
     ) -> TextModel:
-        """A first head and an encoder that has learnt nothing yet; or the champion's, grown. If the method is head, the probe."""
+        """Return a first head (the probe if the method is "head") on the base encoder, or the champion's head and encoder."""
         torch.manual_seed(settings.seed)
         texts = [e.text for e in examples]
         if champion is None:
@@ -83,7 +83,7 @@ class EncoderTask(ABC):
             head = first(base.embed(texts), examples, settings)
         else:
             encoder = _encoder_of(champion, base, settings)
-            head = self._grown(champion, encoder, base, examples, settings)
+            head = self._extended_head(champion, encoder, base, examples, settings)
         return TextModel(
             encoder,
             base.width,
@@ -93,54 +93,55 @@ class EncoderTask(ABC):
         )
 
     def kept(self, outputs: torch.Tensor, targets: torch.Tensor) -> NDArray[Any]:
-        """All of them: [b, k]."""
+        """Return all outputs [b, k]."""
         return np.asarray(outputs.numpy())
 
-    def settle(self, model: TextModel, held: Held, champion: Champion) -> None:  # noqa: B027 - where labels compete there is more
-        """Nothing to do: no label takes from another."""
+    def settle(self, model: TextModel, held: HeldOut, champion: WarmStart) -> None:  # noqa: B027 - where labels compete there is more
+        """Do nothing: only softmax labels compete."""
 
     def finish(self, model: TextModel) -> None:
-        """Fold shift and scale into the head; answers are in full precision."""
+        """Fold shift and scale into the head, and switch to full precision."""
         model.bf16 = False
         with torch.no_grad():
             model.head.weight.mul_(self.scale)
             model.head.bias.mul_(self.scale).add_(self.shift)
 
-    def _grown(
-        self, champion: Champion, encoder: Any, base: Encoder, examples: Sequence[Example], settings: TrainingSettings
+    def _extended_head(
+        self, champion: WarmStart, encoder: Any, base: Encoder, examples: Sequence[Example], settings: TrainingSettings
     ) -> Probe:
-        """The champion's head in the order of today's labels. New ones get a first head's rows, on what its encoder gives."""
+        """Return the champion's head in the order of this task's labels; new labels get a first head on its embeddings."""
         trained = champion.tensors(HEAD)
-        place = {name: n for n, name in enumerate(champion.labels or VALUE) if name not in champion.untaught}
+        index = {name: n for n, name in enumerate(champion.labels or VALUE) if name not in champion.untaught}
         weight, bias = (trained[name].numpy().astype(np.float64) for name in ("weight", "bias"))
         names = self.labels or VALUE
-        if set(names) <= place.keys():
-            rows = [place[name] for name in names]
+        if set(names) <= index.keys():
+            rows = [index[name] for name in names]
             return Probe(weight[rows], bias[rows])
         head = self.first_head(base.embed_with(encoder, [e.text for e in examples]), examples, settings)
-        old = [n for n, name in enumerate(names) if name in place]
-        rows = [place[names[n]] for n in old]
+        old = [n for n, name in enumerate(names) if name in index]
+        rows = [index[names[n]] for n in old]
         head.weight[old], head.bias[old] = weight[rows], bias[rows]
         return head
 
     def _teacher(
-        self, champion: Champion, base: Encoder, texts: Sequence[str], settings: TrainingSettings
+        self, champion: WarmStart, base: Encoder, texts: Sequence[str], settings: TrainingSettings
     ) -> NDArray[np.float32]:
-        """The champion's outputs [n, k] in the order of today's labels; NaN where it does not know one."""
-        head, names = champion.tensors(HEAD), list(champion.labels or VALUE)
-        known = base.embed_with(_encoder_of(champion, base, settings), texts)
-        outputs = known @ head["weight"].numpy().T + head["bias"].numpy()
-        found = np.full((len(texts), len(self.labels or VALUE)), np.nan, dtype=np.float32)
-        for n, name in enumerate(self.labels or VALUE):
-            if name in names:
-                found[:, n] = outputs[:, names.index(name)]
-        return found
+        """Return the champion's outputs [n, k] in the order of this task's labels, NaN for a label it does not know."""
+        head, known = champion.tensors(HEAD), list(champion.labels or VALUE)
+        embeddings = base.embed_with(_encoder_of(champion, base, settings), texts)
+        outputs = embeddings @ head["weight"].numpy().T + head["bias"].numpy()
+        names = self.labels or VALUE
+        teacher = np.full((len(texts), len(names)), np.nan, dtype=np.float32)
+        for n, name in enumerate(names):
+            if name in known:
+                teacher[:, n] = outputs[:, known.index(name)]
+        return teacher
 
 
 def not_this(nll: torch.Tensor) -> torch.Tensor:
-    """-log(1 - p) from -log p [n]. Bounded: its gradient is not, where the model is certain of what is rejected."""
+    """Return -log(1 - p) [n] from -log p [n]; bounded, because its gradient is not as p approaches 1."""
     return -torch.log1p(-(-nll).exp().clamp(max=1 - LEAST_OTHER))
 
 
-def _encoder_of(champion: Champion, base: Encoder, settings: TrainingSettings) -> Any:
+def _encoder_of(champion: WarmStart, base: Encoder, settings: TrainingSettings) -> Any:
     return champion.apply(copy.deepcopy(base.model) if champion.is_whole else shared_copy(base.model), settings)

@@ -1,7 +1,4 @@
-"""Multilabel: any of k labels, by a sigmoid each.
-
-A `Task` for texts of which none, one or several labels are true. Made by tasks.py; knows no round.
-"""
+"""Multilabel: the training task with none, one or several true labels for each text, one sigmoid per label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,22 +28,22 @@ class Multilabel(EncoderTask):
     calibration: Literal["sigmoid"] = "sigmoid"
 
     def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
-        """1 where a label is true [n, k]."""
+        """Return the targets [n, k], 1 where a label is true."""
         index = {label: n for n, label in enumerate(self.labels)}
-        found = np.zeros((len(examples), len(self.labels)), dtype=np.float32)
+        targets = np.zeros((len(examples), len(self.labels)), dtype=np.float32)
         for n, example in enumerate(examples):
-            found[n, [index[label] for label in labels_of("multilabel", example.label)]] = 1
-        return found
+            targets[n, [index[label] for label in labels_of("multilabel", example.label)]] = 1
+        return targets
 
     def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
-        """One logistic regression a label."""
+        """Return one logistic regression per label."""
         weights = [e.weight for e in examples]
         return fit_one_vs_rest(embeddings, self.targets(examples), c=settings.probe_c, weights=weights)
 
     def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
-        """Binary cross-entropy [b], summed over labels; of a rejection, that of "not exactly this set".
+        """Return the binary cross-entropy [b], summed over labels; for a rejected target, that of "not exactly this set".
 
-        Where a teacher says the very set, its probabilities count too, of the labels that it knows (see classification.py).
+        Where the teacher predicts exactly the target, add focal distillation over the labels it knows (classification.py).
         """
         targets, rejects = batch.targets, batch.rejects
         soft = targets * (1 - settings.label_smoothing) + settings.label_smoothing / 2
@@ -55,32 +52,32 @@ class Multilabel(EncoderTask):
             losses = losses.index_put((rejects,), not_this(_entropy(outputs[rejects], targets[rejects])))
         if batch.teacher is not None:
             known = ~batch.teacher.isnan().any(dim=0)
-            says = batch.teacher[:, known]
-            right = ((says > 0) == (targets[:, known] > 0)).all(dim=1) & ~rejects
-            away = _entropy(outputs[:, known], says.sigmoid()) - _entropy(says, says.sigmoid())
-            losses = losses + settings.focal_distillation * right * away
+            teacher = batch.teacher[:, known]
+            correct = ((teacher > 0) == (targets[:, known] > 0)).all(dim=1) & ~rejects
+            divergence = _entropy(outputs[:, known], teacher.sigmoid()) - _entropy(teacher, teacher.sigmoid())
+            losses = losses + settings.focal_distillation * correct * divergence
         return losses
 
     def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
-        """NLL [n] of each row's set after the one temperature that suits these rows best."""
-        found = minimize_scalar(
+        """Return the NLL [n] of each row's labels after the best temperature for these rows."""
+        best = minimize_scalar(
             lambda log_t: float(_row_nll(kept / np.exp(log_t), targets).mean()),
             bounds=(np.log(0.05), np.log(20)),
             method="bounded",
         )
-        return _row_nll(kept / np.exp(found.x), targets)
+        return _row_nll(kept / np.exp(best.x), targets)
 
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """F1s and subset accuracy, a label being said from a probability of one half."""
+        """Return F1 scores and subset accuracy; a label is predicted from a probability of 0.5."""
         return point.multilabel(targets > 0, kept > 0)
 
 
 def _entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum over labels of the binary cross-entropy: [b, k] -> [b]."""
+    """Return the binary cross-entropy [b], summed over the labels of logits and targets [b, k]."""
     losses: torch.Tensor = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
     return losses
 
 
 def _row_nll(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
-    """Sum over labels of the binary NLL: [n, k] -> [n]."""
+    """Return the binary NLL [n], summed over the labels of logits and targets [n, k]."""
     return np.asarray((np.logaddexp(0, logits) - targets * logits).sum(axis=1))

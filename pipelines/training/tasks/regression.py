@@ -1,7 +1,7 @@
-"""Regression: a number.
+"""Regression: the training task whose targets are numbers.
 
-A `Task` for texts that stand for a number. It is standardised while the model trains, so that the recipe's rates suit any
-unit, and in its own unit again in what is exported. Made by tasks.py; knows no round.
+Targets are standardised in training, so that the recipe's learning rates suit any unit. The exported model returns the original
+unit.
 """
 
 from collections.abc import Sequence
@@ -22,40 +22,40 @@ from schemas.training_settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Regression(EncoderTask):
-    """Outputs are standardised numbers [n, 1], targets [n] too; `shift` and `scale` lead back to the unit."""
+    """Outputs [n, 1] and targets [n] are standardised numbers: value = shift + scale * output."""
 
     shift: float = 0.0
     scale: float = 1.0
     name: Literal["regression"] = "regression"
     calibration: Literal["interval"] = "interval"
-    learns_rejections: bool = False  # "not 7" says neither more nor less
+    learns_rejections: bool = False  # "not 7" does not tell whether the number is higher or lower
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:
-        """With mean and standard deviation of these rows."""
+        """Return the task with mean and standard deviation of these rows."""
         values = np.array([float(e.label) for e in examples] or [0.0])
         return cls(float(values.mean()), float(values.std()) or 1.0)
 
     def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
-        """Standardised [n]."""
+        """Return the standardised targets [n]."""
         values = np.array([float(e.label) for e in examples])
         return np.asarray((values - self.shift) / self.scale, dtype=np.float32)
 
     def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
-        """Ridge regression."""
+        """Return a ridge regression in the target's unit."""
         values = np.array([float(e.label) for e in examples])
         return fit_ridge(embeddings, values, weights=[e.weight for e in examples])
 
     def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
-        """Half the squared error [b]: NLL of a normal distribution of one spread, up to a constant."""
+        """Return half the squared error [b]: the NLL of a normal distribution with variance 1, up to a constant."""
         return (outputs[:, 0] - batch.targets) ** 2 / 2
 
     def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
-        """NLL [n] of a normal distribution with the spread that suits these rows best, in standardised units."""
+        """Return the NLL [n] of a normal distribution with the best variance for these rows, in standardised units."""
         squares = (kept[:, 0].astype(np.float64) - targets) ** 2
         variance = max(float(squares.mean()), 1e-12)
         return np.asarray(squares / (2 * variance) + np.log(2 * np.pi * variance) / 2)
 
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Errors in the target's unit."""
+        """Return the error metrics in the target's unit."""
         return point.regression(self.shift + self.scale * targets, self.shift + self.scale * kept[:, 0])

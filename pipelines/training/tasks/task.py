@@ -1,7 +1,7 @@
-"""What the trainer asks of a task: everything that differs between classifying, tagging, estimating and writing.
+"""The training task's Protocol: everything that differs between classification, multilabel, regression and generation.
 
-Turns the name of a task into one. trainer.py and fitting.py train whatever keeps these promises; a task is one small module
-beside this one, with linear heads on encoders in encoder_task.py. Nothing here knows optimisers, epochs or files.
+trainer.py and fitting.py train whatever satisfies `TrainingTask`. Each task is a module beside this one; encoder_task.py holds
+what the linear heads on encoders share.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
-from pipelines.training.warm_start import Champion
-from schemas.targets import Task as TaskName
+from pipelines.training.warm_start import WarmStart
+from schemas.targets import Task
 from schemas.training_settings import TrainingSettings
 
 CalibrationKind = Literal["softmax", "sigmoid", "interval", "sequence"]
@@ -23,19 +23,19 @@ Forward = Callable[[Sequence[int]], torch.Tensor]
 
 
 class Inputs(Protocol):
-    """n tokenised texts, and how a model is fed with them: whole, or with what frozen layers gave once."""
+    """Tokenised texts [n] that feed a model, either whole or from the stored output of its frozen layers."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens [n] of each."""
+        """Return the number of tokens [n] of each text."""
 
     def feeding(self, model: Any) -> AbstractContextManager[Forward]:
-        """Inside: row numbers [b] -> the model's outputs [b, ...]. After it the model is whole again."""
+        """Yield the function from row numbers [b] to outputs [b, ...]; after the `with` the model is whole again."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """b rows as tensors: targets [b, ...], weights [b], whether a target is complementary [b], a teacher's outputs [b, ...]."""
+    """Tensors of b rows: targets [b, ...], weights [b], whether the target is rejected [b], a teacher's outputs [b, ...]."""
 
     targets: torch.Tensor
     weights: torch.Tensor
@@ -45,9 +45,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows ready for training: inputs, targets [n, ...] as the task has them, weights [n], complementary or not [n].
+    """Training rows: inputs, the task's targets [n, ...], weights [n], and whether the target is rejected [n].
 
-    `teacher` [n, ...] are the champion's outputs in the order of this task's, if it teaches.
+    `teacher` [n, ...] holds the champion's outputs in the order of this task's outputs, if the champion is the teacher.
     """
 
     inputs: Inputs
@@ -57,7 +57,7 @@ class Rows:
     teacher: NDArray[np.float32] | None = None
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """All but the inputs of some rows."""
+        """Return the tensors of the rows with these numbers."""
         return Batch(
             targets=torch.from_numpy(self.targets[rows]),
             weights=torch.from_numpy(self.weights[rows]),
@@ -67,57 +67,57 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Held:
-    """What is kept [n, ...] of a model's outputs for rows that were not trained on, their targets [n, ...] and weights [n]."""
+class HeldOut:
+    """Held-out rows: what is kept [n, ...] of a model's outputs, targets [n, ...] and weights [n]."""
 
     kept: NDArray[Any]
     targets: NDArray[Any]
     weights: NDArray[np.float32]
 
 
-class Task(Protocol):
-    """What a round's model answers. Outputs are torch's while training, numpy's while epochs are compared."""
+class TrainingTask(Protocol):
+    """Rows, losses and metrics of one task. Outputs are torch tensors in training, numpy arrays when epochs are compared."""
 
     @property
-    def name(self) -> TaskName:
-        """As in the settings."""
+    def name(self) -> Task:
+        """Return the task's name in the settings."""
 
     @property
     def calibration(self) -> CalibrationKind:
-        """What makes its outputs honest."""
+        """Return the kind of calibration that its outputs take."""
 
     @property
     def learns_rejections(self) -> bool:
-        """Whether "not this target" teaches it anything; if not, such rows do not reach it."""
+        """Return whether it trains on rejected targets; if not, `rows` receives no such examples."""
 
     def rows(
-        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: Champion | None = None
+        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: WarmStart | None = None
     ) -> Rows:
-        """Tokenised rows of examples in their order; a `champion` teaches, where the task lets it."""
+        """Return the tokenised rows of `examples`, in their order, with the champion's outputs if it is the teacher."""
 
     def start(
-        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: Champion | None = None
+        self, base: Any, examples: Sequence[Example], settings: TrainingSettings, champion: WarmStart | None = None
     ) -> Any:
-        """A torch module to be trained.
+        """Return a torch module to train.
 
-        Without a champion what the cheapest method makes of the rows, with adapters that change nothing yet (none, if all weights
-        are to be trained); with one, its weights and what they lack.
+        Without a champion it has a first head and, unless all weights are trained, adapters that change nothing yet. With one
+        it has the champion's weights, and first-head rows for labels that are new.
         """
 
     def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
-        """Training loss [b] of each row, not weighted."""
+        """Return the unweighted training loss [b] of each row."""
 
     def kept(self, outputs: torch.Tensor, targets: torch.Tensor) -> NDArray[Any]:
-        """What of a batch's outputs [b, ...] is needed to compare epochs."""
+        """Return the part of a batch's outputs [b, ...] that comparing epochs needs."""
 
     def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
-        """NLL [n] of rows that were not trained on, after this contender's own temperature where the task has one."""
+        """Return the NLL [n] of held-out rows, after the best temperature for them where the task has one."""
 
     def metrics(self, kept: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """The task's metrics on the same rows."""
+        """Return the task's metrics on held-out rows."""
 
-    def settle(self, model: Any, held: Held, champion: Champion) -> None:
-        """Take back what a model that went on from a champion says too often."""
+    def settle(self, model: Any, held: HeldOut, champion: WarmStart) -> None:
+        """Lower the biases of new labels that a warm-started model over-predicts on held-out rows."""
 
     def finish(self, model: Any) -> None:
-        """Make a trained module answer in the unit of its targets."""
+        """Convert a trained module's outputs to the unit of the targets."""

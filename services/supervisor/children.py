@@ -30,7 +30,9 @@ FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, si
 LOG_BYTES = 10 * 10**6  # of a log before it is moved aside; two of them are kept, so a child's logs take 20 MB
 
 _OURS = re.compile(r"^\d{4}-\S+ \S+ (?:\d+ )?ratchet\.\w+ (.*)$")
-_WORTH = re.compile(r"^round |trying again|tries again|refused|messages to |^serving |dropped|failed|cannot")
+_WORTH = re.compile(
+    r"^round |event log has lost|trying again|tries again|refused|messages to |^serving |dropped|failed|cannot"
+)
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: after a fork it is too late for a loader
 
 

@@ -16,7 +16,7 @@ import pytest
 from schemas.settings import Settings
 from services import up
 from services.rounds.executor import REPOSITORY
-from services.supervisor import children
+from services.supervisor import children, state_file
 from services.supervisor.children import Child
 from services.supervisor.own_address import bind_address, fetch, url_of
 from services.supervisor.writable_folders import settle
@@ -84,7 +84,7 @@ def _supervisor(settings: Settings, said: list[str]) -> Supervisor:
 def test_a_state_file_that_cannot_be_written_ends_nothing_and_is_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(up, "STATE_RETRY_S", 0.0)
+    monkeypatch.setattr(state_file, "RETRY_S", 0.0)
     said: list[str] = []
     supervisor = _supervisor(Settings(root=tmp_path), said)
     supervisor._is_up = True

@@ -47,7 +47,7 @@ def test_a_glance_at_sqlite_answers_as_the_registry_does(project: Settings) -> N
 
 def test_status_loads_neither_sqlalchemy_nor_feast(project: Settings) -> None:
     code = (
-        "import sys; from pathlib import Path; from services.status import look; print('\\n'.join(look(Path('.'))[1]));"
+        "import sys; from pathlib import Path; from services.cli.status import look; print('\\n'.join(look(Path('.'))[1]));"
         "print(sorted({'sqlalchemy','feast','pyarrow','kafka','torch','pandas'} & set(sys.modules)))"
     )
     environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -103,7 +103,7 @@ def test_a_state_file_that_cannot_be_written_ends_nothing_and_is_written_later(
 
 IGNORING = """
 import signal, sys, threading
-from services.signals import stop_on
+from services.supervisor.signals import stop_on
 stop = threading.Event()
 stop_on(stop, signal.SIGHUP, signal.SIGTERM)
 print("ready", flush=True)

@@ -1,7 +1,7 @@
-"""`ratchet doctor`: look at every part, and say what to do.
+"""`ratchet doctor`: check every part of a project and name the way out.
 
-Turns a settings file into a list of checks. The command line prints them. It repairs nothing. What can be told without a
-running part is told by preflight.py, which `up` asks too.
+Turns a settings file into a list of checks, which the command line prints. checks/preflight.py makes those that need no running
+part. It repairs nothing.
 """
 
 import json
@@ -19,7 +19,7 @@ from schemas.settings import Settings
 
 @dataclass(frozen=True)
 class Check:
-    """One part's health: ok, warn or FAIL."""
+    """The verdict on one part: ok, warn or FAIL."""
 
     part: str
     verdict: str
@@ -27,7 +27,7 @@ class Check:
 
 
 def examine(config: Path) -> list[Check]:
-    """Every check that can be made; what raises is a FAIL with the error's own words, passwords left out."""
+    """Return every check; one that raises is a FAIL with the error's message, without passwords."""
     from services.projects import open_project
     from services.supervisor.writable_folders import settle
 
@@ -51,7 +51,7 @@ def examine(config: Path) -> list[Check]:
     needs = {"serving": {"keys", "addresses"}, "registry": {"addresses"}, "broker": {"addresses"}}
     for part, look in parts.items():
         if part in broken or needs.get(part, set()) & broken:
-            continue  # said already
+            continue  # reported already
         try:
             checks.append(look(settings))
         except Exception as error:
@@ -61,30 +61,30 @@ def examine(config: Path) -> list[Check]:
 
 
 def _preflight(settings: Settings) -> list[Check]:
-    """What `up` would refuse, and what is right instead."""
+    """Return a FAIL for each problem that `up` would refuse, and an ok for each part without one."""
     from pipelines.models.base_files import installed_base
     from services.checks.preflight import CHECKS, problems
 
     fine: dict[str, Callable[[Settings], Check]] = {"keys": _keys, "triggers": _triggers, "data": _data}
-    said = {
+    names = {
         "base model": str(settings.model.base_model or installed_base(settings.model.task)),
         "policy": settings.gates.policy,
     }
-    found = []
+    checks = []
     for part in CHECKS:
         wrong = problems(settings, part)
-        found += [Check(part, "FAIL", redacted(sentence)) for sentence in wrong]
+        checks += [Check(part, "FAIL", redacted(sentence)) for sentence in wrong]
         if not wrong and part in fine:
-            found.append(fine[part](settings))
-        elif not wrong and part in said:
-            found.append(Check(part, "ok", said[part]))
-    return found
+            checks.append(fine[part](settings))
+        elif not wrong and part in names:
+            checks.append(Check(part, "ok", names[part]))
+    return checks
 
 
 def _keys(settings: Settings) -> Check:
     path = settings.path(settings.access.keys)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        return Check("keys", "warn", f"{path.name} can be read by others: chmod 600 {path}")
+        return Check("keys", "warn", f"other users can read {path.name}: chmod 600 {path}")
     return Check("keys", "ok", str(path))
 
 
@@ -146,7 +146,7 @@ def _artefacts(settings: Settings) -> Check:
 
 
 def _sums(settings: Settings, root: str) -> Check:
-    """Compare the sums of the champion and of the versions that served before it with the files."""
+    """Verify the checksums of the champion's files and of earlier champions'."""
     from services.checks.champion import damaged, unservable
     from serving.registry.registry import Registry
 
@@ -159,7 +159,7 @@ def _sums(settings: Settings, root: str) -> Check:
         return Check("artefacts", "FAIL", stops)
     if wrong:
         return Check("artefacts", "FAIL", f"damaged: {'; '.join(wrong)}: put them back from a backup")
-    return Check("artefacts", "ok", f"{root}: the files of every version that served are as their sums say")
+    return Check("artefacts", "ok", f"{root}: the files of every version that served match their checksums")
 
 
 def _feature_store(settings: Settings) -> Check:
@@ -183,7 +183,7 @@ def _broker(settings: Settings) -> Check:
 
     address = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
     if not address:
-        return Check("broker", "warn", "embedded, and not up: `ratchet up` starts it")
+        return Check("broker", "warn", "embedded, and not running: `ratchet up` starts it")
     wanted = Topics.of(settings.model.name).names()
     missing = sorted(set(wanted) - topic_ids(address, wanted, timeout_s=3).keys())
     if missing:
@@ -202,7 +202,7 @@ def _serving(settings: Settings) -> Check:
     try:
         served = json.loads(fetch(f"{url}/model", timeout_s=5, headers={"Authorization": f"Bearer {key}"}))
     except urllib.error.HTTPError as error:
-        return Check("serving", "FAIL", f"{url} answers {error.code}: is another program on serving.port?")
+        return Check("serving", "FAIL", f"{url} answers {error.code}: check whether another program uses serving.port")
     except (OSError, ValueError) as error:
         return Check("serving", "FAIL" if up else "warn", f"{url} does not answer: {getattr(error, 'reason', error)}")
     return _compared(settings, url, served)

@@ -229,7 +229,8 @@ def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bo
         waits = record.state in (RoundState.AWAITING_APPROVAL, RoundState.INSUFFICIENT)
         if not waits or record.candidate_version is None:
             raise click.ClickException(
-                f"round {round_id} is {record.state}: only a candidate that awaits approval can be approved"
+                f"round {round_id} is {record.state}: only {RoundState.AWAITING_APPROVAL} or {RoundState.INSUFFICIENT} "
+                "rounds have a candidate to approve"
             )
         if (live.model_version if live else None) != record.champion_version:
             raise click.ClickException(

@@ -18,7 +18,7 @@ from services import up
 from services.rounds.executor import REPOSITORY
 from services.supervisor import children, state_file
 from services.supervisor.children import Child
-from services.supervisor.own_address import bind_address, fetch, url_of
+from services.supervisor.own_address import answers, bind_address, fetch, url_of
 from services.supervisor.writable_folders import settle
 from services.up import Supervisor
 from tests.support.fakes import wait_until
@@ -184,7 +184,7 @@ def test_a_proxy_is_not_asked_for_our_own_addresses(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
     assert fetch(f"{server}/readyz", timeout_s=5) == b"fine"
-    assert up._answers(f"{server}/readyz")
+    assert answers(f"{server}/readyz")
 
 
 def test_libraries_write_below_the_state_where_there_is_no_home(tmp_path: Path) -> None:

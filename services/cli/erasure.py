@@ -34,8 +34,8 @@ def erase(
 ) -> None:
     """Erase a user's events, one prediction or one feedback.
 
-    Excludes them for good, and deletes rows of the event log with their files, events in the outboxes, values of the online store, and rows of earlier
-    rounds.
+    Excludes them for good, and deletes rows of the event log with their files, events in the outboxes, values of the online
+    store, and rows of earlier rounds.
     """
     from pipelines.feature_store.store import FeatureStore
     from services.erasure import Erasure

@@ -83,9 +83,9 @@ def export(
 ) -> None:
     """Export effective feedback, one row each, oldest id first.
 
-    Times without an offset are in UTC.     The text is empty while the prediction is unknown. The target column (label, labels, target or completion, by task) holds
-    the target of a correction or a thumbs-up, so that the file can be a seed. In a CSV, cells that a spreadsheet would run as a
-    formula begin with an apostrophe.
+    Times without an offset are in UTC. The text is empty while the prediction is unknown. The target column (label, labels,
+    target or completion, by task) holds the target of a correction or a thumbs-up, so that the file can be a seed. In a CSV,
+    cells that a spreadsheet would run as a formula begin with an apostrophe.
     """
     from pipelines.feature_store.store import FeatureStore
     from schemas.targets import COLUMNS as TARGETS

@@ -21,7 +21,7 @@ class ConsumerMetrics:
             "ratchet_events_stored", "rows committed to the event log", [*model_label, "table"], registry=here
         )
         self._dead = Counter(
-            "ratchet_dead_letters", "messages that nobody could read or store", model_label, registry=here
+            "ratchet_dead_letters", "messages that could not be read or stored", model_label, registry=here
         ).labels(model)
         self._ahead = Counter("ratchet_clocks_ahead", "events from the future", model_label, registry=here).labels(
             model

@@ -54,9 +54,9 @@ class Erasure:
     def user(self, names: Sequence[str]) -> Erased:
         """Erase a user's predictions and feedback, and others' feedback on these predictions; `names` are pseudonyms."""
         predictions = self._features.log_rows("predictions")
-        theirs = predictions.filter(pc.is_in(predictions["user"], pa.array(names)))
+        selected = predictions.filter(pc.is_in(predictions["user"], pa.array(names)))
         self._exclude("user", names, {"users": list(names)})
-        return self._erase(theirs, [f'"user" IN ({_quoted(names)})'], lambda row: row.get("person") in names)
+        return self._erase(selected, [f'"user" IN ({_quoted(names)})'], lambda row: row.get("person") in names)
 
     def prediction(self, prediction_id: str) -> Erased:
         """Erase one prediction and all feedback on it."""

@@ -1,7 +1,7 @@
 """The training scheduler: claim a training round when it is due, resume one whose process died.
 
 Turns gathered feedback into claimed rounds, and dead rounds into resumed or failed ones. Any number of schedulers may run; the
-holder of the lease acts, and its fencing token goes with the round. Every tick reads the registry and the event log anew, so a
+holder of the lease acts, and its fencing token goes with the round. Every tick reads the registry and the event log, so a
 lost tick costs nothing.
 
 Waiting and liveness use the monotonic clock, because the wall clock may be set back or ahead.

@@ -101,5 +101,5 @@ def _name(given: str) -> str:
 def _changing(config: Path) -> "Iterator[Registry]":
     with opened(config) as (settings, registry):
         if settings.model.task not in LABELLED:
-            raise click.ClickException(f"{settings.model.task} has no labels")
+            raise click.ClickException(f"model.task = {settings.model.task}: {settings.model.task} has no labels")
         yield registry

@@ -1,6 +1,6 @@
 """Dead letters: messages that no retry would store, and their replay.
 
-Turns a message into its dead letter: the original bytes, key and headers, and headers of ours with origin and reason.
+Turns a message into its dead letter: the original bytes, key and headers, plus headers with origin and reason.
 `ratchet feedback replay --dlq` publishes dead letters to their topics again. pipelines/feature_store/event_rows.py decides
 which messages are bad.
 """
@@ -35,7 +35,7 @@ class Replayed:
 def dead_letter(topics: Topics, message: Message, partition_key: str, reason: str) -> Outgoing:
     """Return the dead letter of a message of the partition '<topic_id>/<partition>'."""
     kept = (message.value or b"")[:MAX_MESSAGE_BYTES]
-    ours = {
+    origin = {
         "topic": message.topic,
         "partition": str(message.partition),
         "offset": str(message.offset),
@@ -43,11 +43,10 @@ def dead_letter(topics: Topics, message: Message, partition_key: str, reason: st
         "reason": reason,
     }
     if message.value is None:
-        ours["tombstone"] = "1"
+        origin["tombstone"] = "1"
     elif len(kept) < len(message.value):
-        ours["bytes"] = str(len(message.value))
-    theirs = [(k, v) for k, v in message.headers if not k.startswith(PREFIX)]
-    headers = [*theirs, *((PREFIX + k, v.encode()) for k, v in ours.items())]
+        origin["bytes"] = str(len(message.value))
+    headers = [*_original_headers(message), *((PREFIX + k, v.encode()) for k, v in origin.items())]
     return Outgoing(topics.dead_letters, message.key or b"", kept, tuple(headers))
 
 
@@ -104,8 +103,11 @@ def _again(letter: Message, topics: Topics, gate: FeedbackGate, done: Replayed) 
         done.still_bad += 1
         return Outgoing(topics.dead_letters, letter.key or b"", letter.value or b"", letter.headers)
     done.published += 1
-    theirs = tuple((k, v) for k, v in letter.headers if not k.startswith(PREFIX))
-    return Outgoing(topic, letter.key or b"", letter.value or b"", theirs)
+    return Outgoing(topic, letter.key or b"", letter.value or b"", _original_headers(letter))
+
+
+def _original_headers(message: Message) -> tuple[tuple[str, bytes], ...]:
+    return tuple((k, v) for k, v in message.headers if not k.startswith(PREFIX))
 
 
 def _header(letter: Message, name: str) -> bytes:

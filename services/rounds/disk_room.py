@@ -63,8 +63,8 @@ def in_reserve(settings: Settings) -> str | None:
     free, path = _free(settings)
     if free >= settings.training.reserve_mb * MB:
         return None
-    kept = f"{settings.training.reserve_mb} MB are kept for feedback (training.reserve_mb)"
-    return f"the disk of {path} has {free / MB:.0f} MB left, of which {kept}"
+    reserve = f"{settings.training.reserve_mb} MB are kept for feedback (training.reserve_mb)"
+    return f"the disk of {path} has {free / MB:.0f} MB left, and {reserve}"
 
 
 def models(folder: Path) -> list[Path]:

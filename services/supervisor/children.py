@@ -29,8 +29,8 @@ WORKERS_LOOK_S = 2.0
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 LOG_BYTES = 10 * 10**6  # of a log before rotation; one rotated log is kept, so a child's logs take 20 MB
 
-_OURS = re.compile(r"^\d{4}-\S+ \S+ (?:\d+ )?ratchet\.\w+ (.*)$")
-_WORTH = re.compile(
+_LOG_LINE = re.compile(r"^\d{4}-\S+ \S+ (?:\d+ )?ratchet\.\w+ (.*)$")
+_SHOWN = re.compile(
     r"^round |event log has lost|trying again|tries again|refused|messages to |^serving |dropped|failed|cannot"
 )
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: after a fork, loading a library is unsafe
@@ -223,14 +223,14 @@ class Child:
             return None
         self.last_line = line.strip()
         self.ready = self.ready or line == "ready"
-        ours = _OURS.match(line)
-        if not ours or not _WORTH.search(ours[1]):
+        logged = _LOG_LINE.match(line)
+        if not logged or not _SHOWN.search(logged[1]):
             return None
-        kind, now = re.sub(r"\d+", "#", ours[1]), time.monotonic()
+        kind, now = re.sub(r"\d+", "#", logged[1]), time.monotonic()
         if now - self._shown_at.get(kind, -REPEAT_S) < REPEAT_S:
             return None
         self._shown_at = {k: at for k, at in self._shown_at.items() if now - at < REPEAT_S} | {kind: now}
-        return ours[1]
+        return logged[1]
 
     def _lost_workers(self) -> list[str]:
         """Return a line for each descendant that was seen twice and has ended."""

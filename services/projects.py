@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,12 +188,9 @@ def _settings_groups(
 def _make_registry(settings: Settings, labels: Sequence[str]) -> None:
     from serving.registry.registry import Registry
 
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         registry.migrate()
         registry.set_labels(labels)
-    finally:
-        registry.close()
 
 
 def _finish(folder: Path, settings: Settings) -> None:
@@ -223,9 +221,6 @@ def accept_registry(settings: Settings) -> None:
     from serving.registry.marker import accept
     from serving.registry.registry import Registry
 
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         registry.migrate()
         accept(registry, ArtifactStore(settings.location(settings.artifacts.url)))
-    finally:
-        registry.close()

@@ -10,6 +10,7 @@ import shutil
 import stat
 import urllib.error
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,14 +106,12 @@ def _registry(settings: Settings) -> Check:
     from serving.registry.marker import RegistryLost, check
     from serving.registry.registry import Registry
 
-    registry = Registry(settings.registry_url, settings.model.name)
     try:
-        champion, wrong = registry.champion(), registry.verify_audit()
-        check(registry, ArtifactStore(settings.location(settings.artifacts.url)))
+        with closing(Registry(settings.registry_url, settings.model.name)) as registry:
+            champion, wrong = registry.champion(), registry.verify_audit()
+            check(registry, ArtifactStore(settings.location(settings.artifacts.url)))
     except RegistryLost as error:
         return Check("registry", "FAIL", str(error))
-    finally:
-        registry.close()
     if wrong:
         return Check("registry", "FAIL", f"the audit log is broken: {wrong[0]}")
     return Check(
@@ -124,11 +123,8 @@ def _clock(settings: Settings) -> Check:
     from services.cli.status import clock_line
     from serving.registry.registry import Registry
 
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         ahead_s = registry.seconds_ahead()
-    finally:
-        registry.close()
     if ahead_s:
         return Check("clock", "warn", clock_line(ahead_s))
     return Check("clock", "ok", "the registry holds no time ahead of this clock")
@@ -150,11 +146,8 @@ def _sums(settings: Settings, root: str) -> Check:
     from services.checks.champion import damaged, unservable
     from serving.registry.registry import Registry
 
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         wrong, stops = damaged(settings, registry), unservable(settings, registry)
-    finally:
-        registry.close()
     if stops:
         return Check("artefacts", "FAIL", stops)
     if wrong:
@@ -219,11 +212,8 @@ def _compared(settings: Settings, url: str, served: dict[str, object]) -> Check:
 
     if served.get("name") != settings.model.name:
         return Check("serving", "FAIL", f"{url} serves {served.get('name')}, another project: set serving.port")
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         champion = registry.champion()
-    finally:
-        registry.close()
     if champion and served.get("model_version") != champion.model_version:
         behind = f"serves {served.get('model_version')}, the champion is {champion.model_version}"
         return Check("serving", "warn", f"{url} {behind}: see state/logs/serving.log if it stays so")

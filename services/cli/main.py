@@ -28,6 +28,7 @@ from services.cli.models import audit, model
 from services.cli.project import config_option, json_option, show
 from services.cli.prune import prune
 from services.cli.rounds import rounds
+from services.rounds.failures import out_of_memory
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -41,16 +42,6 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
         )
         click.echo(f"ratchet {version}, Python {platform.python_version()}")
         context.exit()
-
-
-# Messages of the loader, the C++ library, the kernel and torch when memory runs out.
-NO_MEMORY = (
-    "failed to map segment",
-    "bad_alloc",
-    "Cannot allocate memory",
-    "not enough memory",
-    "cannot allocate memory",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -259,20 +250,11 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, click.ClickException):
         message = error.format_message()
     first = next((line for line in str(message).splitlines() if line.strip()), "")
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return f"out of memory ({first or type(error).__name__}): free some, or raise the limit of this process"
     ours = type(error).__module__.split(".")[0] in ("schemas", "serving", "pipelines", "services", "click")
     plain = ours or isinstance(error, OSError | ValueError | RuntimeError)
     return first if first and plain else f"{type(error).__name__}: {first}".rstrip(": ")
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error or one of its causes means that memory ran out, also while a library was loaded."""
-    while error is not None:
-        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 if __name__ == "__main__":

@@ -59,11 +59,8 @@ def opened(config: Path) -> "Iterator[tuple[Settings, Registry]]":
 
     settings = open_project(config)
     settle(settings, os.environ)
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with contextlib.closing(Registry(settings.registry_url, settings.model.name)) as registry:
         yield settings, registry
-    finally:
-        registry.close()
 
 
 def one_of(given: str, known: Sequence[str], kind: str) -> str:

@@ -1,7 +1,7 @@
 """Failures of a round, described with the way out.
 
-Turns the error or the exit code of a round's process into one line of the round's detail. rounds/process.py reports errors; the
-training scheduler reports exit codes of processes that were killed.
+Turns the error or the exit code of a round's process into one line of the round's detail. rounds/process.py reports errors, the
+training scheduler the exit codes of killed processes; the command line reports errors of memory by it too.
 """
 
 import errno
@@ -14,8 +14,8 @@ _NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
     "failed to allocate memory",
-    "failed to map segment from shared object",
-    "std::bad_alloc",
+    "failed to map segment",
+    "bad_alloc",
 )
 _WAY_OUT = "give this machine more, or lower training.batch_size, training.threads or model.max_length"
 

@@ -63,7 +63,9 @@ def make(inputs: RoundInputs, dataset: Dataset, champion: Path | None) -> Path:
     chosen, judged = full, []
     if inputs.settings.serving.artifact == "auto" and isinstance(inputs.base, Encoder):
         smaller = _make_smaller(full, inputs, dataset, inputs.base)
-        judged = [compressed.try_compressed(Runtime(full), Runtime(path), dataset.judge, inputs.policy) for path in smaller]
+        judged = [
+            compressed.try_compressed(Runtime(full), Runtime(path), dataset.judge, inputs.policy) for path in smaller
+        ]
         passed = [(trial.seconds, path) for trial, path in zip(judged, smaller, strict=True) if trial.passed]
         chosen = min(passed)[1] if passed else full
     results = [trial.result.model_dump(mode="json") for trial in judged]

@@ -1,9 +1,8 @@
-"""Erasure: what one person said, one prediction, or one feedback, taken out of everything that keeps events.
+"""Erasure: delete a user's events, one prediction or one feedback from every store of events.
 
-Turns names into exclusions of the registry, and then into deletions: outboxes, event log, online store and the rows that rounds
-wrote down. `ratchet feedback erase` calls it. The exclusions come first: what is on its way meanwhile, or comes back from dead
-letters or a topic that is read again, is left out by the consumer. It deliberately touches no model: a version that was trained
-on the rows stays as it is, and the next round trains without them.
+Turns ids into exclusions of the registry and then into deletions from outboxes, event log, online store and the rows files of
+rounds. `ratchet feedback erase` calls it. Exclusions come first, so that the consumer drops such events if they arrive later,
+from a topic or from dead letters. Trained versions stay as they are; the next round trains without the rows.
 """
 
 import json
@@ -26,12 +25,12 @@ from services.ingestion.feedback_gate import FeedbackGate
 from serving.messaging.outbox_store import erase as erase_outboxes
 from serving.registry.registry import Registry
 
-AT_ONCE = 500  # ids in one predicate
+AT_ONCE = 500  # ids in one SQL predicate
 
 
 @dataclass(kw_only=True)
 class Erased:
-    """How much was deleted, by where it lay."""
+    """The numbers of deleted predictions, feedback, outbox events and rows of rounds."""
 
     predictions: int = 0
     feedback: int = 0
@@ -39,12 +38,12 @@ class Erased:
     round_rows: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """For --json."""
+        """Return the numbers for --json."""
         return asdict(self)
 
 
 class Erasure:
-    """One project's places that keep events."""
+    """Erases from the stores of one project; `actor` and `reason` go to the audit log."""
 
     def __init__(
         self, settings: Settings, registry: Registry, features: FeatureStore, *, actor: str, reason: str
@@ -53,18 +52,18 @@ class Erasure:
         self._actor, self._reason = actor, reason
 
     def user(self, names: Sequence[str]) -> Erased:
-        """Erase what a user, by pseudonyms, wrote and said, and what others said of the predictions that go."""
+        """Erase a user's predictions and feedback, and others' feedback on these predictions; `names` are pseudonyms."""
         predictions = self._features.log_rows("predictions")
-        gone = predictions.filter(pc.is_in(predictions["user"], pa.array(names)))
+        selected = predictions.filter(pc.is_in(predictions["user"], pa.array(names)))
         self._exclude("user", names, {"users": list(names)})
-        return self._erase(gone, [f'"user" IN ({_quoted(names)})'], lambda row: row.get("person") in names)
+        return self._erase(selected, [f'"user" IN ({_quoted(names)})'], lambda row: row.get("person") in names)
 
     def prediction(self, prediction_id: str) -> Erased:
-        """Erase a prediction and what was said of it."""
+        """Erase one prediction and all feedback on it."""
         predictions = self._features.log_rows("predictions")
-        gone = predictions.filter(pc.equal(predictions["prediction_id"], prediction_id))
+        one = predictions.filter(pc.equal(predictions["prediction_id"], prediction_id))
         self._exclude("prediction", [prediction_id], {"prediction": prediction_id})
-        return self._erase(gone, [f"prediction_id = '{prediction_id}'"], lambda _: False)
+        return self._erase(one, [f"prediction_id = '{prediction_id}'"], lambda _: False)
 
     def feedback(self, prediction_id: str, feedback_id: str) -> Erased:
         """Erase one feedback."""
@@ -78,17 +77,17 @@ class Erasure:
         detail = {**detail, "reason": self._reason}
         self._registry.exclude(kind, subjects, actor=self._actor, action="feedback erase", detail=detail)
 
-    def _erase(self, gone: pa.Table, said: list[str], given: Callable[[dict[str, Any]], bool]) -> Erased:
-        """`gone` are predictions to delete, `said` predicates of feedback, `given` the rows of rounds to delete by person."""
-        ids = gone["prediction_id"].to_pylist()
-        texts = {tidy(text) for text in gone["text"].to_pylist()}
+    def _erase(self, predictions: pa.Table, feedback: list[str], by_person: Callable[[dict[str, Any]], bool]) -> Erased:
+        """Delete predictions, feedback that SQL predicates select, and rows of rounds by person or by a prediction's text."""
+        ids = predictions["prediction_id"].to_pylist()
+        texts = {tidy(text) for text in predictions["text"].to_pylist()}
         done = Erased(outbox=self._outboxes())
         about = [f"prediction_id IN ({_quoted(ids[n : n + AT_ONCE])})" for n in range(0, len(ids), AT_ONCE)]
         done.predictions = sum(self._features.log.erase("predictions", predicate) for predicate in about)
-        done.feedback = sum(self._features.log.erase("feedback", predicate) for predicate in [*said, *about])
+        done.feedback = sum(self._features.log.erase("feedback", predicate) for predicate in [*feedback, *about])
         self._features.forget_online(ids, utc_now())
         for file in sorted(self._settings.path("state/rounds").glob(f"*/{ROWS}")):
-            done.round_rows += _without(file, lambda row: given(row) or row["text"] in texts)
+            done.round_rows += _without(file, lambda row: by_person(row) or row["text"] in texts)
         return done
 
     def _outboxes(self) -> int:
@@ -105,9 +104,9 @@ class Erasure:
         return erase_outboxes(self._settings.path(self._settings.serving.outbox), covers)
 
 
-def _without(file: Path, doomed: Callable[[dict[str, Any]], bool]) -> int:
+def _without(file: Path, erased: Callable[[dict[str, Any]], bool]) -> int:
     lines = file.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if not doomed(orjson.loads(line))]
+    kept = [line for line in lines if not erased(orjson.loads(line))]
     if len(kept) < len(lines):
         beside = file.with_suffix(".tmp")
         beside.write_bytes(b"".join(kept))

@@ -1,12 +1,11 @@
-"""The feedback consumer: Kafka in, event log and online store out, every event once.
+"""The feedback consumer: store every event of Kafka exactly once in the event log and the online store.
 
 Turns messages into validated rows, one Delta commit per topic and micro-batch. `ratchet up` starts it; any number may
-share the consumer group. It deliberately does not know what feedback is for.
+share the consumer group.
 
-A bad message goes to the dead-letter topic with its original bytes. Anything else that fails (disk, store, broker) is
-no message's fault: nothing is committed, and the batch is tried again with growing delay. In between lies a message that
-reads well and yet cannot be stored (SUSPECT): it is found by halving, and is a dead letter once it has failed
-ATTEMPTS_ALONE times by itself; if many do so in a row the fault is not theirs, and the consumer waits.
+A message that cannot be read goes to the dead-letter topic with its original bytes; ingestion/isolation.py finds those that
+can be read but not stored. After any other failure (disk, store, broker) nothing is committed, and the batch is retried with
+growing delay.
 """
 
 import contextlib
@@ -14,7 +13,6 @@ import logging
 import math
 import os
 import signal
-import sqlite3
 import sys
 import threading
 import time
@@ -33,10 +31,11 @@ from schemas.settings import Settings, load_settings
 from services.ingestion.crash_points import crash_at
 from services.ingestion.dead_letters import letters_of
 from services.ingestion.feedback_gate import FeedbackGate
-from services.ingestion.feedback_upkeep import Aftercare
+from services.ingestion.feedback_upkeep import FeedbackUpkeep
+from services.ingestion.isolation import Isolation
 from services.ingestion.metrics import ConsumerMetrics
-from services.ingestion.micro_batch import MicroBatch, Source, sort_out
-from services.ingestion.stored_positions import gone, start_of
+from services.ingestion.micro_batch import MicroBatch, Source, micro_batch_of
+from services.ingestion.stored_positions import lost_rows, start_of
 from services.supervisor.signals import stop_on
 from serving.messaging.consumer import Subscription
 from serving.messaging.publisher import BrokerUnavailable, Message, Publisher, Topics, ensure_topics, topic_ids
@@ -50,27 +49,19 @@ LOOK_SECONDS = 2.0
 STALL_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.5, 5.0
-# What storing can raise because of what a message says; everything else is the machine's doing.
-SUSPECT = (ValueError, TypeError, ArithmeticError, LookupError, sqlite3.DataError, sqlite3.InterfaceError)
-ATTEMPTS_ALONE = 3
-FAILED_IN_A_ROW = 10
 _T = TypeVar("_T")
 
 
 class TopicsRecreated(RuntimeError):
-    """A topic has another id than when we subscribed: its offsets begin anew."""
+    """A topic was recreated since the subscription: its offsets begin at zero."""
 
 
 class Stalled(RuntimeError):
-    """Messages wait but none arrive, or the group has not let us in: subscribe anew."""
-
-
-class Unstorable(RuntimeError):
-    """So many messages in a row could not be stored that it is not they who are wrong."""
+    """The broker holds messages but delivers none, or the group assigns no partitions: subscribe again."""
 
 
 class Consumer:
-    """One member of the group. `step` reads and stores one micro-batch."""
+    """One member of the consumer group; `step` reads and stores one micro-batch."""
 
     def __init__(
         self,
@@ -84,7 +75,9 @@ class Consumer:
     ) -> None:
         bootstrap = settings.kafka.bootstrap_servers
         if not bootstrap:
-            raise ValueError("kafka.bootstrap_servers is not set: start with `ratchet up`, or point it at a broker")
+            raise ValueError(
+                "kafka.bootstrap_servers is not set: start with `ratchet up`, or set it to the address of a broker"
+            )
         self._settings = settings
         self._registry = registry
         self._features = features
@@ -97,25 +90,25 @@ class Consumer:
         self._subscription: Subscription | None = None
         self._source = Source(self._topics, {})
         self.metrics = ConsumerMetrics(settings.model.name)
-        self.aftercare = Aftercare(settings, features, self.metrics, self._dead_letters.publish_many, monotonic)
-        self._failed_in_a_row = 0
+        self.upkeep = FeedbackUpkeep(settings, features, self.metrics, self._dead_letters.publish_many, monotonic)
+        self._isolation = Isolation(self._store)
         self._look_at = self._moved_at = 0.0
         self._assignment = 0
         self._groups_tried = 0
         self._pending: list[Message] = []
 
     def step(self, seconds: float) -> int:
-        """Poll for up to `seconds`, store what came, return how many messages. Raises when nothing could be stored."""
+        """Poll for up to `seconds`, store the messages and return their number. Raises if the batch cannot be stored."""
         subscription = self._subscribed()
         deadline = time.monotonic() + seconds
         while len(self._pending) < self._settings.feature_store.batch_rows and time.monotonic() < deadline:
             polled = subscription.poll(max(0.0, min(0.2, deadline - time.monotonic())))
             if subscription.assignments != self._assignment:
                 self._assignment, self._pending = subscription.assignments, []
-                self.aftercare.forget()
+                self.upkeep.recount()
             self._pending += polled
         if self.ready:
-            self.aftercare.look(self._source, subscription.partitions(self._topics.feedback), self._clock())
+            self.upkeep.run_due(self._source, subscription.partitions(self._topics.feedback), self._clock())
         if not self._pending:
             return 0
         crash_at("after_poll")
@@ -127,30 +120,30 @@ class Consumer:
         return done
 
     def store(self, messages: Sequence[Message]) -> None:
-        """Store a micro-batch, the rows and positions of a topic in one commit; now and then compact."""
+        """Store a micro-batch, the rows and positions of a topic in one commit; compact when due."""
         with self.metrics.seconds.time():
-            self._store_around(messages)
+            self._isolation.store(messages)
             self._compact()
 
     @property
     def ready(self) -> bool:
-        """Whether the group has given us our share."""
+        """Return whether the group has assigned partitions to this member."""
         return self._subscription is not None and self._subscription.assignments > 0
 
     def drained(self) -> bool:
-        """Whether everything in our share is stored. Raises BrokerUnavailable."""
+        """Return whether every message of the assigned partitions is stored. Raises BrokerUnavailable."""
         return self._subscription is not None and self.ready and not self._pending and self._subscription.lag() == 0
 
-    def look_for_gaps(self) -> None:
-        """Say, as it starts, which stored rows of topics that are no more the log has lost. Never fails."""
+    def log_lost_rows(self) -> None:
+        """Log which rows of deleted topics the event log has lost. Ignores an unreachable broker or registry."""
         timeout_s = self._settings.kafka.publish_timeout_s
         with contextlib.suppress(ConnectionError):
             current = set(topic_ids(self._bootstrap, self._topics.names(), timeout_s=timeout_s).values())
-            for sentence in gone(self._registry, self._features.log, current):
-                log.error("the event log cannot give back %s: restore a backup of it", sentence)
+            for sentence in lost_rows(self._registry, self._features.log, current):
+                log.error("the event log has lost %s: restore a backup of it", sentence)
 
     def reset(self) -> None:
-        """Drop connections and what was polled but not stored; the next step begins where the log ends."""
+        """Close connections and drop polled messages that are not stored; the next step reads on from the log's positions."""
         self._pending, self._assignment = [], 0
         self._dead_letters.close()
         if self._subscription is not None:
@@ -158,30 +151,29 @@ class Consumer:
             self._subscription = None
 
     def _subscribed(self) -> Subscription:
-        """The subscription; every few seconds it must show that the topics are the same and that messages move."""
+        """Return the subscription; every LOOK_SECONDS check that the topics are the same and that messages arrive."""
         if self._subscription is None:
             kafka = self._settings.kafka
-            found = ensure_topics(
+            ids = ensure_topics(
                 self._bootstrap,
                 self._topics.names(),
                 partitions=kafka.partitions,
                 replication_factor=kafka.replication_factor,
                 timeout_s=kafka.publish_timeout_s,
             )
-            self._source = Source(self._topics, found)
-            read = [self._topics.predictions, self._topics.feedback]
+            self._source = Source(self._topics, ids)
+            topics = [self._topics.predictions, self._topics.feedback]
             group = f"{self._settings.model.name}.consumer" + f".{self._groups_tried}" * bool(self._groups_tried)
-            self._subscription = Subscription(self._bootstrap, read, group=group, start_at=self._start_at)
+            self._subscription = Subscription(self._bootstrap, topics, group=group, start_at=self._start_at)
             self._moved_at = time.monotonic()
         elif time.monotonic() > self._look_at:
             self._check_topics()
             if self.drained():
                 self._moved_at = time.monotonic()
             elif time.monotonic() - self._moved_at > STALL_SECONDS:
-                # A group that lets nobody in may never do so again. Another one reads the same: what two groups store
-                # twice over, the log's positions refuse.
+                # A consumer group can hang for good: use a new one. The log's positions reject what both groups store.
                 self._groups_tried += not self.ready
-                raise Stalled(f"nothing has come from the broker for {STALL_SECONDS:.0f} s: subscribing anew")
+                raise Stalled(f"no message came from the broker for {STALL_SECONDS:.0f} s: subscribing again")
         else:
             return self._subscription
         self._look_at = time.monotonic() + LOOK_SECONDS
@@ -190,46 +182,18 @@ class Consumer:
     def _check_topics(self) -> None:
         timeout_s = self._settings.kafka.publish_timeout_s
         if topic_ids(self._bootstrap, self._topics.names(), timeout_s=timeout_s) != self._source.ids:
-            raise TopicsRecreated("the broker's topics were made anew: reading them from their beginning")
+            raise TopicsRecreated("the broker's topics were recreated: reading them from the beginning")
 
     def _start_at(self, topic: str, partition: int) -> int:
-        place = self._source.place(topic, partition)
-        return start_of(self._registry, self._features.log, self._source.table(topic), place)
-
-    def _store_around(self, messages: Sequence[Message]) -> None:
-        """Store messages in order, but for those that cannot be stored by their own fault: they become dead letters."""
-        try:
-            self._store(messages)
-            self._failed_in_a_row = 0
-        except SUSPECT as error:
-            if len(messages) == 1:
-                self._store_alone(messages[0], error)
-                return
-            log.warning("%d messages cannot be stored together: %s", len(messages), type(error).__name__)
-            middle = len(messages) // 2
-            self._store_around(messages[:middle])
-            self._store_around(messages[middle:])
-
-    def _store_alone(self, message: Message, error: Exception) -> None:
-        for attempt in range(1, ATTEMPTS_ALONE):
-            time.sleep(FIRST_DELAY * attempt / 2)
-            try:
-                self._store([message])
-            except SUSPECT as again:
-                error = again
-            else:
-                return
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row > FAILED_IN_A_ROW:
-            raise Unstorable(f"more than {FAILED_IN_A_ROW} messages in a row: {type(error).__name__}")
-        self._store([message], refused=f"failed {ATTEMPTS_ALONE} times alone: {type(error).__name__}")
+        key = self._source.partition_key(topic, partition)
+        return start_of(self._registry, self._features.log, self._source.table(topic), key)
 
     def _store(self, messages: Sequence[Message], refused: str | None = None) -> None:
-        # Topic ids never come back: equal before the first poll and after the last, they are what was polled.
+        # Topic ids are never reused: if they are equal before the first poll and after the last, the messages carry them.
         self._check_topics()
         if self._gate.refresh():
-            self.aftercare.forget()  # erased feedback is counted no longer
-        batch = sort_out(
+            self.upkeep.recount()  # without erased feedback
+        batch = micro_batch_of(
             messages,
             self._source,
             self._clock(),
@@ -241,18 +205,18 @@ class Consumer:
         crash_at("before_dead_letters")
         if batch.bad:
             log.warning("%d messages to %s", len(batch.bad), self._topics.dead_letters)
-            self._dead_letters.publish_many(letters_of(self._topics, batch.bad, self._source.place))
+            self._dead_letters.publish_many(letters_of(self._topics, batch.bad, self._source.partition_key))
         crash_at("after_dead_letters")
         self._features.write_online(batch.predictions)
         crash_at("after_online")
-        stored = self._append("predictions", batch)
+        predictions = self._append("predictions", batch)
         crash_at("between_commits")
-        said = self._append("feedback", batch)
+        feedback = self._append("feedback", batch)
         crash_at("after_commits")
         self._registry.record_positions(batch.positions["predictions"] | batch.positions["feedback"])
         crash_at("after_positions")
-        self.metrics.count(batch, predictions=stored, feedback=said)
-        self.aftercare.take(batch, said)
+        self.metrics.count(batch, predictions=predictions, feedback=feedback)
+        self.upkeep.take(batch, feedback)
 
     def _append(self, name: str, batch: MicroBatch) -> int:
         if not batch.positions[name]:
@@ -260,7 +224,6 @@ class Consumer:
         return self._features.log.append(name, batch.rows[name], batch.positions[name])
 
     def _compact(self) -> None:
-        """Now and then, between batches: what goes wrong here is no message's fault."""
         for name in SCHEMAS:
             if self._features.log.compaction_due(name, self._settings.feature_store.compact_every):
                 crash_at("before_compaction")
@@ -269,8 +232,8 @@ class Consumer:
 
 
 def run(consumer: Consumer, stop: threading.Event, batch_seconds: float) -> None:
-    """Store micro-batches until `stop`; then what is still in the topics, for a bounded time. Never fails."""
-    delay, said_ready = FIRST_DELAY, False
+    """Store micro-batches until `stop` is set, then drain the topics for DRAIN_SECONDS at most. Never raises."""
+    delay, reported = FIRST_DELAY, False
     drain_until = math.inf
     while time.monotonic() < drain_until:
         if stop.is_set() and drain_until == math.inf:
@@ -289,14 +252,14 @@ def run(consumer: Consumer, stop: threading.Event, batch_seconds: float) -> None
             delay = min(delay * 2, LONGEST_DELAY)
             continue
         delay = FIRST_DELAY
-        if consumer.ready and not said_ready:
+        if consumer.ready and not reported:
             print("ready", flush=True)
-            said_ready = True
+            reported = True
     log.warning("stopping with messages left in the topics: they are read at the next start")
 
 
 def opened(make: Callable[[], _T], stop: threading.Event) -> _T:
-    """What `make` opens, tried with growing delay until it opens. Raises SystemExit once stopped."""
+    """Return what `make` opens, retried with growing delay. Raises SystemExit once `stop` is set."""
     delay = FIRST_DELAY
     while not stop.is_set():
         try:
@@ -309,7 +272,7 @@ def opened(make: Callable[[], _T], stop: threading.Event) -> _T:
 
 
 @click.command()
-@click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml")
+@click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml", help="settings file")
 def main(config: Path) -> None:
     """Run the feedback consumer until SIGTERM."""
     keep_private()
@@ -319,7 +282,7 @@ def main(config: Path) -> None:
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
     registry = Registry(settings.registry_url, settings.model.name)
     consumer = Consumer(settings, registry, opened(lambda: FeatureStore(settings), stop))
-    consumer.look_for_gaps()
+    consumer.log_lost_rows()
     if settings.feature_store.metrics_port:
         consumer.metrics.serve(settings.feature_store.metrics_port)
     try:

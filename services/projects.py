@@ -1,7 +1,6 @@
-"""Project folders: made by `ratchet init`, opened by every other command.
+"""Project folders: `ratchet init` makes them, every other command opens one.
 
-Turns data files into a folder with settings, keys and policy, and a settings file into `Settings`. It deliberately starts
-nothing.
+Turns data files into a folder with settings, keys and policy, and a settings file into `Settings`. It starts no process.
 """
 
 import json
@@ -9,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,30 +21,29 @@ if TYPE_CHECKING:
     from services.checks.data_summary import ProjectData
     from serving.registry.registry import Registry
 
-LOCK = "state/up.lock"  # held by the `ratchet up` of the folder for as long as it lives
-STATE = "state/up.json"  # where its parts are, written once they are ready
-# A language model costs a hundred times an encoder's row: few epochs, the best of them kept, nothing trained twice.
-# What a project keeps to itself and its machine; settings, gates and data may be committed.
+LOCK = "state/up.lock"  # held by the folder's `ratchet up` while it lives
+STATE = "state/up.json"  # addresses and processes of its parts, written once they are ready
 GITIGNORE = """\
 # Keys are secret, and state is this machine's: texts of users, models, logs. The rest may be committed.
 keys.env
 *keys.env.*
 state/
 """
+# A row costs a language model a hundred times an encoder's: train few epochs, and never again on all rows.
 TEXT_TRAINING: Mapping[str, object] = {"epochs": 3, "refit_below": 0}
 
 
 class ProjectError(ValueError):
-    """A folder cannot be made or opened; the message says what to do."""
+    """A project cannot be made or opened; the message says what to do."""
 
 
 def settings_file(config: Path) -> Path:
-    """The settings file that `-c` names: the file itself, or the ratchet.toml of a folder."""
+    """Return the settings file that `-c` names: the file itself, or the ratchet.toml of a folder."""
     return config / FILE if config.is_dir() else config
 
 
 def open_project(config: Path) -> Settings:
-    """Settings of a project, by its settings file or its folder. Raises ProjectError or SettingsError."""
+    """Return the settings of a project, given its settings file or folder. Raises ProjectError or SettingsError."""
     config = settings_file(config)
     if not config.is_file():
         raise ProjectError(f"{config} does not exist: run `ratchet init`, or name the file with -c")
@@ -53,18 +52,18 @@ def open_project(config: Path) -> Settings:
 
 
 def _with_base_path(settings: Settings) -> Settings:
-    """A base model that lies below the project, as an absolute path: it is loaded from other working directories."""
-    named = settings.model.base_model
-    if not named or not (path := settings.path(os.path.expanduser(named))).exists():
+    """Return the settings with a base model of the project as an absolute path, for other working directories."""
+    name = settings.model.base_model
+    if not name or not (path := settings.path(os.path.expanduser(name))).exists():
         return settings
     return settings.model_copy(update={"model": settings.model.model_copy(update={"base_model": str(path)})})
 
 
 def running_up(settings: Settings) -> dict[str, Any] | None:
-    """What the folder's `ratchet up` wrote of its parts; None if it is not up, or not ready yet."""
+    """Return the state file of the folder's `ratchet up`; None unless it is running and ready."""
     try:
-        up, _ = holder(settings.path(LOCK))
-        state: dict[str, Any] | None = json.loads(settings.path(STATE).read_text(encoding="utf-8")) if up else None
+        running, _ = holder(settings.path(LOCK))
+        state: dict[str, Any] | None = json.loads(settings.path(STATE).read_text(encoding="utf-8")) if running else None
     except (OSError, ValueError):
         return None
     return state
@@ -84,14 +83,13 @@ def create_project(
     label_column: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Settings:
-    """Make a project folder; nothing half-made stays if something is wrong.
+    """Make a project folder and return its settings; on any error, remove what was made.
 
-    `say` is told what the files were understood to hold, a line a fact.
+    `say` receives a summary of the files, a line a fact.
 
     Raises:
-        BrokenProject: the base model is not there, or another part that `ratchet up` would refuse.
-        ProjectError: the folder is not empty, the task has no labels to name, there is nothing to tell apart, or no row of the
-            seed is left to train beside the reference.
+        BrokenProject: `ratchet up` would refuse the project, because the base model is missing or for another reason.
+        ProjectError: the folder is not empty, the task takes no labels, or seed and reference leave nothing to learn or judge.
         BadFile: seed or reference cannot be read.
 
     """
@@ -100,42 +98,27 @@ def create_project(
     from pipelines.feature_store.store import default_feature_store_yaml
     from pipelines.gates.policy import default_policy, load_policy
     from services.checks.data_summary import describe
-    from serving.registry.registry import Registry
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ProjectError(f"{folder} is not an empty folder")
+        raise ProjectError(f"{folder} is not an empty folder: name a new or empty one")
     if labels and task not in LABELLED:
-        raise ProjectError(f"--labels {','.join(labels)}: {task} has no labels")
+        raise ProjectError(f"--labels {','.join(labels)}: {task} has no labels; leave the option out")
     data = _checked(seed, reference, task, Columns(text_column, label_column))
     existed = folder.exists()
     try:
         (folder / "data").mkdir(parents=True)
-        copied = {
-            name: _copied(path, folder, name) for name, path in (("seed", seed), ("reference", reference)) if path
-        }
+        files = {n: _copied(path, folder, n) for n, path in (("seed", seed), ("reference", reference)) if path}
         columns = {"text_column": text_column, "label_column": label_column}
-        dataset: dict[str, object] = {**copied, **{key: column for key, column in columns.items() if column}}
-        chosen = name or re.sub(r"[^a-z0-9_-]+", "-", folder.absolute().name.lower()).strip("-_")[:63] or "model"
-        model: dict[str, object] = {"name": chosen, "task": task}
-        if base_model:
-            model["base_model"] = str(Path(base_model).absolute()) if Path(base_model).exists() else base_model
-        wanted: dict[str, Mapping[str, object]] = {"model": model, "dataset": dataset}
-        if task == "generation":
-            wanted["training"] = TEXT_TRAINING
-        for group, values in (overrides or {}).items():
-            wanted[group] = {**wanted.get(group, {}), **values}
-        (folder / "ratchet.toml").write_text(render_settings(wanted), encoding="utf-8")
-        settings = open_project(folder / "ratchet.toml")
+        dataset = {**files, **{key: column for key, column in columns.items() if column}}
+        model_name = name or _model_name(folder)
+        groups = _settings_groups(model_name, task, base_model, dataset, overrides or {})
+        (folder / FILE).write_text(render_settings(groups), encoding="utf-8")
+        settings = open_project(folder / FILE)
         check_folder(settings.location(settings.feature_store.event_log))
-        (folder / "feature_store.yaml").write_text(default_feature_store_yaml(chosen), encoding="utf-8")
+        (folder / "feature_store.yaml").write_text(default_feature_store_yaml(model_name), encoding="utf-8")
         (folder / "policy.toml").write_text(default_policy(task), encoding="utf-8")
         _finish(folder, settings)
-        registry = Registry(settings.registry_url, settings.model.name)
-        try:
-            registry.migrate()
-            registry.set_labels([*sorted(data.labels), *map(label_name, labels)])
-        finally:
-            registry.close()
+        _make_registry(settings, [*sorted(data.labels), *map(label_name, labels)])
     except BaseException:
         for made in list(folder.iterdir()) if folder.is_dir() else []:
             shutil.rmtree(made) if made.is_dir() else made.unlink()
@@ -173,8 +156,39 @@ def _copied(path: Path, folder: Path, name: str) -> str:
     return f"data/{name}"
 
 
+def _model_name(folder: Path) -> str:
+    return re.sub(r"[^a-z0-9_-]+", "-", folder.absolute().name.lower()).strip("-_")[:63] or "model"
+
+
+def _settings_groups(
+    model_name: str,
+    task: Task,
+    base_model: str | None,
+    dataset: Mapping[str, object],
+    overrides: Mapping[str, Mapping[str, object]],
+) -> dict[str, Mapping[str, object]]:
+    """Return the settings that differ from the defaults, by group."""
+    model: dict[str, object] = {"name": model_name, "task": task}
+    if base_model:
+        model["base_model"] = str(Path(base_model).absolute()) if Path(base_model).exists() else base_model
+    groups: dict[str, Mapping[str, object]] = {"model": model, "dataset": dataset}
+    if task == "generation":
+        groups["training"] = TEXT_TRAINING
+    for group, values in overrides.items():
+        groups[group] = {**groups.get(group, {}), **values}
+    return groups
+
+
+def _make_registry(settings: Settings, labels: Sequence[str]) -> None:
+    from serving.registry.registry import Registry
+
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
+        registry.migrate()
+        registry.set_labels(labels)
+
+
 def _finish(folder: Path, settings: Settings) -> None:
-    """Write what is secret and what keeps it so, then check the whole project as `up` will. Raises BrokenProject."""
+    """Write keys.env and .gitignore, then check the project as `up` does. Raises BrokenProject."""
     from services.checks.preflight import refuse_broken
     from serving.http.access import write_keys
 
@@ -184,7 +198,7 @@ def _finish(folder: Path, settings: Settings) -> None:
 
 
 def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
-    """Put the labels of seed and reference into a registry that has none: it was set after `ratchet init`."""
+    """Copy the labels of seed and reference into a registry without labels, as after a change of `registry.url`."""
     from pipelines.dataset.files import read_rows
     from pipelines.dataset.project_dataset import columns_of
 
@@ -196,14 +210,11 @@ def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
 
 
 def accept_registry(settings: Settings) -> None:
-    """Take the project's registry for the right one, whatever the artefact store remembers of another."""
+    """Record the project's registry in the artefact store as the right one, in place of an earlier one."""
     from serving.artifacts import ArtifactStore
     from serving.registry.marker import accept
     from serving.registry.registry import Registry
 
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         registry.migrate()
         accept(registry, ArtifactStore(settings.location(settings.artifacts.url)))
-    finally:
-        registry.close()

@@ -1,11 +1,10 @@
-"""The training scheduler: a tick that looks, decides and claims.
+"""The training scheduler: claim a training round when it is due, resume one whose process died.
 
-Turns gathered feedback into claimed rounds, and dead rounds into resumed or failed ones. Any number of schedulers may run;
-the lease's holder acts, and its fencing token goes with the round. What is due is read from the registry and the event log
-at each tick, so that a lost tick costs nothing; APScheduler reads crontabs. It deliberately does not know what a round does.
+Turns gathered feedback into claimed rounds, and dead rounds into resumed or failed ones. Any number of schedulers may run; the
+holder of the lease acts, and its fencing token goes with the round. Every tick reads the registry and the event log, so a
+lost tick costs nothing.
 
-Waiting and liveness go by the monotonic clock: the wall clock may be set back or ahead while rounds are due. APScheduler's
-own waiting would sleep until the wall clock is back where it was, and make up for every tick of a leap ahead.
+Waiting and liveness use the monotonic clock, because the wall clock may be set back or ahead.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ from services.ingestion.feedback_counts import CountKeeper
 from services.rounds.disk_room import shortage
 from services.rounds.executor import LocalExecutor
 from services.rounds.failures import ending
-from services.rounds.process import Whereabouts
+from services.rounds.process import Liveness
 from services.rounds.prune import leftovers, remove
 from services.scheduling.crontab import crontab
 from services.scheduling.ticker import Ticker
@@ -44,25 +43,25 @@ from serving.registry.registry import Registry
 
 log = logging.getLogger("ratchet.training_scheduler")
 
-LEASE_SECONDS = 15.0  # a scheduler that was killed is missed for so long, unless the next one runs in its folder
-LOCK = "state/scheduler.lock"  # held by a folder's scheduler for as long as it lives
-CRON_SLACK = timedelta(minutes=1)  # a clock that was set back by less has passed no crontab's time twice
-CLAIM_SECONDS = 10.0  # how long who claimed a round by hand may take to lock it
+LEASE_SECONDS = 15.0  # a killed scheduler blocks others for this long, unless the next one runs in its folder
+LOCK = "state/scheduler.lock"  # held by a folder's scheduler while it lives
+CRON_SLACK = timedelta(minutes=1)  # a clock set back by less repeats no time of a crontab
+CLAIM_SECONDS = 10.0  # a round claimed by hand has to be locked within these seconds
 RESUME_SECONDS = 5.0  # before the second attempt; twice that before the third, and so on
 
 
 class Gathered(Protocol):
-    """What the scheduler asks of the feature store."""
+    """The part of the feature store that the scheduler reads."""
 
     def count_labelled_since(self, cut: dict[str, int]) -> int:
-        """Distinct effective labelled feedback stored beyond `cut`."""
+        """Return the number of effective labelled feedback stored beyond `cut`."""
 
     def current_cut(self) -> dict[str, int]:
-        """Last stored offset of feedback, by '<topic_id>/<partition>'."""
+        """Return the last stored offset of feedback by '<topic_id>/<partition>'."""
 
 
 class TrainingScheduler:
-    """One scheduler process. `open_features` is called again until it succeeds: a store that is away costs a line."""
+    """Decides and acts at each tick; `open_features` is retried at the next tick if the store is unreachable."""
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class TrainingScheduler:
         self._dead: str | None = None
         self._locked = False
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
-        self._said = ""
+        self._last_topic = ""
         self._watched: str | None = None
         self._pruned = False
         cron = settings.triggers.cron
@@ -92,38 +91,38 @@ class TrainingScheduler:
         self._cron_from = clock()
 
     def tick(self) -> None:
-        """Renew the lease, look after an unfinished round, claim one if it is due. Never raises."""
+        """Renew the lease, supervise an unfinished round, claim one if it is due. Never raises."""
         try:
             self._inherit()
             token = self._registry.acquire_lease("scheduler", self._holder, LEASE_SECONDS)
             if token is None:
-                self._say("another scheduler has the lease")
+                self._say("another scheduler holds the lease")
                 return
             unfinished = self._registry.unfinished_round()
             self._report_end(unfinished)
             self._prune()
             if unfinished:
-                self._look_after(unfinished, token)
+                self._supervise(unfinished, token)
             else:
                 self._claim_if_due(token)
         except Exception as error:
             self._say(f"this tick failed, the next one tries again: {type(error).__name__}: {error}", logging.WARNING)
 
     def close(self) -> None:
-        """Stop the round's process, which costs the round no attempt, and give the lease back. Never raises."""
+        """Stop the round's process without costing the round an attempt, and release the lease. Never raises."""
         stopped = self._executor.stop()
         try:
             if stopped is not None:
                 self._registry.interrupt_round(stopped)
             self._registry.release_lease("scheduler", self._holder)
         except Exception as error:
-            log.warning("the lease is not given back, it runs out by itself: %s", error)
+            log.warning("the lease was not released, it expires by itself: %s", error)
         self._lock.close()
 
     def _inherit(self) -> None:
-        """Hold this folder's lock for life, and give back the lease of whoever held it before: that process is dead."""
+        """Hold this folder's lock, and release the lease of the dead process that held it before."""
         if not self._locked:
-            with contextlib.suppress(LockHeld):  # two schedulers of one folder: the lease decides
+            with contextlib.suppress(LockHeld):  # another scheduler runs in this folder: the lease decides
                 self._dead = self._lock.enter_context(held(self._settings.path(LOCK), self._holder, wait_s=0))
                 self._locked = True
         if self._dead:
@@ -131,16 +130,16 @@ class TrainingScheduler:
                 self._registry.release_lease("scheduler", self._dead)
             self._dead = None
 
-    def _look_after(self, record: RoundRecord, token: int) -> None:
-        """Leave a round alone whose process may live; resume a dead one, or mark it failed after too many attempts."""
+    def _supervise(self, record: RoundRecord, token: int) -> None:
+        """Resume a round whose process is dead, or mark it failed after too many attempts."""
         self._watched = record.round_id
         if record.state is RoundState.AWAITING_APPROVAL or not self._is_dead(record):
             return
         tries = max(record.attempts - record.interruptions, self._executor.starts(record.round_id))
         record = self._with_ending(record)
         if tries >= self._settings.triggers.max_attempts:
-            said = f"; {record.detail}" if record.detail else ""
-            detail = f"its process ended {tries} times, last in step {record.step or 'none'}{said}"
+            last = f"; {record.detail}" if record.detail else ""
+            detail = f"its process ended {tries} times, last in step {record.step or 'none'}{last}"
             self._registry.finish_round(record.round_id, RoundState.FAILED, detail=detail)
             return
         if short := shortage(self._settings, record.round_id):
@@ -151,18 +150,18 @@ class TrainingScheduler:
             self._start(record.round_id, tries + 1, token)
 
     def _with_ending(self, record: RoundRecord) -> RoundRecord:
-        """Put into the round's detail what its process could not say itself, as that it was killed."""
-        said = ending(self._executor.exit_code(record.round_id))
-        if said is None or record.detail == f"attempt {said}":
+        """Return the record, with the signal that killed its process in its detail."""
+        cause = ending(self._executor.exit_code(record.round_id))
+        if cause is None or record.detail == f"attempt {cause}":
             return record
-        self._registry.update_round(record.round_id, detail=f"attempt {said}")
+        self._registry.update_round(record.round_id, detail=f"attempt {cause}")
         return self._registry.round(record.round_id)
 
     def _is_dead(self, record: RoundRecord) -> bool:
-        where = self._executor.whereabouts(record.round_id)
-        if where is not Whereabouts.UNKNOWN:
-            return where is Whereabouts.GONE
-        # Its process may be on another machine, whose clock is its own: what counts is how long we have seen no beat.
+        liveness = self._executor.liveness(record.round_id)
+        if liveness is not Liveness.UNKNOWN:
+            return liveness is Liveness.ENDED
+        # Its process may run on a machine with another clock: measure how long its heartbeat has not changed.
         silent_s = self._unchanged.seconds("heartbeat", (record.round_id, record.attempts, record.heartbeat_at))
         limit_s = CLAIM_SECONDS if record.state is RoundState.CLAIMED else self._settings.triggers.stale_after_s
         return silent_s >= limit_s
@@ -201,30 +200,30 @@ class TrainingScheduler:
         )
 
     def _idle(self, last: RoundRecord, now: datetime) -> timedelta:
-        """Return the time since a round ended: by the clock, or what we have watched pass if that says more."""
+        """Return the time since a round ended: by the wall or the monotonic clock, whichever says more."""
         ended = last.finished_at or last.created_at
         return max(now - ended, timedelta(seconds=self._unchanged.seconds("last round", (last.round_id, ended))))
 
     def _cron_due(self, now: datetime) -> bool:
         if self._cron is None:
             return False
-        if now < self._cron_from - CRON_SLACK:  # the clock was set back: the times from there on are to come again
+        if now < self._cron_from - CRON_SLACK:  # the clock was set back: its times come again
             self._cron_from = now
         due = self._cron.get_next_fire_time(None, self._cron_from)
         return due is not None and due <= now
 
     def _prune(self) -> None:
-        """Once after each round's end, and at the start: remove what past rounds have left."""
+        """Remove the leftovers of past rounds, once at the start and once after each round."""
         if self._pruned:
             return
         self._pruned = True
         try:
             freed = remove(self._settings, leftovers(self._settings, self._registry))
         except OSError as error:
-            log.warning("past rounds' leftovers stay until the next round has ended: %s", error)
+            log.warning("leftovers of past rounds stay until the next round has ended: %s", error)
         else:
             if freed:
-                log.info("%.0f MB of past rounds' leftovers removed", freed / 1e6)
+                log.info("removed %.0f MB of leftovers of past rounds", freed / 1e6)
 
     def _report_end(self, unfinished: RoundRecord | None) -> None:
         if self._watched is None or (unfinished and unfinished.round_id == self._watched):
@@ -235,9 +234,9 @@ class TrainingScheduler:
         self._pruned = False
 
     def _say(self, sentence: str, level: int = logging.INFO, *, about: str | None = None) -> None:
-        """Log a sentence unless the last one was about the same."""
-        if (about or sentence) != self._said:
-            self._said = about or sentence
+        """Log a sentence unless the last one was about the same topic."""
+        if (about or sentence) != self._last_topic:
+            self._last_topic = about or sentence
             log.log(level, "%s", sentence)
 
 
@@ -263,7 +262,7 @@ def _run(config: Path) -> None:
 
 
 @click.command()
-@click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml")
+@click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml", help="settings file")
 def main(config: Path) -> None:
     """Run the training scheduler until SIGTERM."""
     keep_private()

@@ -1,13 +1,11 @@
-"""`ratchet up`: every process of one project on one machine, watched.
+"""`ratchet up`: run and supervise every process of one project on one machine.
 
 Turns a settings file into running children: the embedded broker (unless a real one is set), the feedback consumer, serving
-and the training scheduler. A child that dies is started again within 5 seconds, for as long as we live. It deliberately
-shares nothing with its children but files and addresses.
+and the training scheduler. A child that dies is restarted within 5 seconds. Children and supervisor share only files and
+addresses.
 """
 
 import contextlib
-import http.client
-import json
 import os
 import socket
 import subprocess
@@ -25,7 +23,8 @@ from services.checks.champion import unservable
 from services.projects import LOCK, STATE
 from services.rounds.executor import REPOSITORY, round_mark
 from services.supervisor.children import Child, die_with_parent, sweep
-from services.supervisor.own_address import bind_address, fetch, url_of
+from services.supervisor.own_address import answers, bind_address, free_port, url_of
+from services.supervisor.state_file import StateFile
 from serving.artifacts import ArtifactStore
 from serving.file_lock import LockHeld, held
 from serving.messaging.publisher import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
@@ -35,19 +34,18 @@ from serving.registry.registry import Registry
 
 BROKER_S = 20.0
 READY_S = 120.0
-TRIES = 4  # failures, before it was ready, after which a part is given up: it is the settings, not bad luck
+TRIES = 4  # failures of a child before it was ready, after which `up` gives up: its settings must be wrong
 LOOK_S = 0.1
-STATE_RETRY_S = 2.0
-# Serving before the consumer, so that what its outbox holds is published and then stored; a round yields the cores first.
+# Children stop in this order: a round frees the cores, serving publishes its outbox, the consumer stores what was published.
 GRACE_S = {"scheduler": 10.0, "serving": 20.0, "consumer": 20.0, "broker": 2.0}
 
 
 class UpError(RuntimeError):
-    """`ratchet up` cannot start; the message says why."""
+    """`ratchet up` cannot start; the message gives the reason."""
 
 
 class Supervisor:
-    """Starts children, starts the dead again, stops all in order. `stop` may be set from a signal handler."""
+    """Starts children, restarts those that die, stops all in order. `stop` may be set from a signal handler."""
 
     def __init__(self, settings: Settings, config: Path, say: Callable[[str], None]) -> None:
         self.stop = threading.Event()
@@ -58,8 +56,7 @@ class Supervisor:
         self._environment = dict(os.environ)
         self._broker = settings.kafka.bootstrap_servers or ""
         self._host = settings.serving.host
-        self._state: dict[str, object] | None = None  # what was last written, once all parts were ready
-        self._state_at = 0.0
+        self._state_file = StateFile(settings.path(STATE), self._warn_of_state)
         self._is_up = False
 
     def run(self) -> None:
@@ -84,38 +81,40 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the folder's lock, so that nobody else is up in it."""
+        """Hold the project's lock, so that only one `up` runs in its folder."""
         try:
             with held(self._settings.path(LOCK), str(os.getpid())):
                 try:
                     yield
                 finally:
-                    self._forget_state()
+                    self._state_file.remove()
         except LockHeld as error:
-            raise UpError(f"already up in this folder, as process {error.note}") from None
+            raise UpError(f"already up in this folder, as process {error.note}: stop it first") from None
 
     def _end_left_over(self) -> None:
-        """Kill what an `up` that was killed has left of its children; we hold the lock, so they are nobody's."""
-        self._forget_state()
+        """Kill the children that a killed `up` left; the lock is ours, so no living `up` needs them."""
+        self._state_file.remove()
         for name in GRACE_S:
             if killed := sweep(self._mark(name)):
-                self._tell(name, f"{killed} processes of an earlier, killed up: ended")
+                self._tell(name, f"{killed} processes of an earlier `ratchet up` that was killed: ended")
 
     def _check_port(self) -> None:
         serving = self._settings.serving
         try:
-            self._host = bind_address(serving.host, serving.port)  # BentoML takes no names
+            self._host = bind_address(serving.host, serving.port)  # BentoML accepts no host names
             with socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET) as attempt:
                 attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 attempt.bind((self._host, serving.port))
         except OSError as error:
             where = f"{serving.host}:{serving.port}"
-            raise UpError(f"{where} cannot be used ({error.strerror}): free it, or set serving.port") from error
+            raise UpError(
+                f"serving cannot bind {where} ({error.strerror}): free the port, or set serving.port"
+            ) from error
 
     def _start_broker(self) -> None:
         kafka, embedded = self._settings.kafka, self._settings.embedded_broker
         if embedded:
-            port = _free_port()
+            port = free_port()
             self._broker = f"127.0.0.1:{port}"
             self._environment["RATCHET_KAFKA__BOOTSTRAP_SERVERS"] = self._broker
             self._environment["RATCHET_EMBEDDED_BROKER"] = "1"
@@ -134,13 +133,13 @@ class Supervisor:
                 break
             except BrokerUnavailable as error:
                 if time.monotonic() > deadline:
-                    hint = "see state/logs/broker.log" if embedded else "is kafka.bootstrap_servers right?"
+                    hint = "see state/logs/broker.log" if embedded else "check kafka.bootstrap_servers"
                     raise UpError(f"{error}: {hint}") from error
             self.stop.wait(0.2)
         self._tell("broker", self._broker + (" (embedded)" if embedded else ""))
 
     def _bootstrap(self) -> None:
-        """Train the first champion if there is none, with its progress shown."""
+        """Train the first champion if there is none; refuse to start with one that cannot be served."""
         registry = Registry(self._settings.registry_url, self._settings.model.name)
         try:
             registry.migrate()
@@ -149,23 +148,23 @@ class Supervisor:
             champion = registry.champion()
             self._tell_last_round(registry)
             if champion is None:
-                self._tell("champion", "none yet: training the first one from the seed")
+                self._tell("champion", "none yet: training the first one on the seed")
                 self._train()
                 champion = self._first_champion(registry)
             if champion is not None:
                 self._tell("champion", f"{champion.model_version}, generation {champion.generation}")
-                if wrong := unservable(self._settings, registry):
-                    raise UpError(wrong)
+                if reason := unservable(self._settings, registry):
+                    raise UpError(reason)
                 keep(registry, store)
         finally:
             registry.close()
 
     def _tell_last_round(self, registry: Registry) -> None:
-        """Say why the last round failed, or why an attempt of an unfinished one stopped."""
+        """Show why the last round failed, or why its last attempt stopped."""
         last = next(iter(registry.rounds()), None)
         if last is not None and last.detail and last.state in (RoundState.FAILED, RoundState.RUNNING):
-            said = "failed" if last.state is RoundState.FAILED else "goes on"
-            self._tell("round", f"the last one, {last.round_id}, {said}: {last.detail}")
+            state = "failed" if last.state is RoundState.FAILED else "goes on"
+            self._tell("round", f"the last one, {last.round_id}, {state}: {last.detail}")
 
     def _train(self) -> None:
         command = [*_module("services.cli.main"), "round", "run", "--bootstrap", "-c", self._config]
@@ -174,14 +173,14 @@ class Supervisor:
             while child.poll() is None and not self.stop.wait(LOOK_S):
                 self._watch()
         finally:
-            child.kill()  # no harm if it has ended; a round that is killed goes on where it was
+            child.kill()  # a killed round resumes where it was
             child.wait(10)
 
     def _first_champion(self, registry: Registry) -> Champion | None:
         champion = registry.champion()
         if champion is None and not self.stop.is_set():
             detail = next((record.detail for record in registry.rounds()), None)
-            raise UpError(f"there is no first champion: {detail or 'see the lines above'}")
+            raise UpError(f"the first round ended without a champion: {detail or 'see the lines above'}")
         return champion
 
     def _start_rest(self) -> None:
@@ -193,14 +192,16 @@ class Supervisor:
         self._await_ready()
         if self.stop.is_set():
             return
-        self._tell("serving", f"{self._url()}  (POST /predict, /feedback; GET /model; key in {self._keys()})")
+        self._tell(
+            "serving", f"{self._url()}  (POST /predict, /feedback; GET /model; key in {self._settings.access.keys})"
+        )
         self._tell("logs", str(self._settings.path("state/logs")))
         self._tell("ready", "Ctrl-C stops")
         self._is_up = True
         self._write_state()
 
     def _await_ready(self) -> None:
-        """Until serving answers that it has a model, and consumer and scheduler say that they are ready."""
+        """Wait until serving has a model and consumer and scheduler report that they are ready. Raises UpError."""
         deadline = time.monotonic() + READY_S
         waiting = [child for child in self._children if child.name != "broker"]
         while waiting and not self.stop.wait(LOOK_S):
@@ -208,13 +209,13 @@ class Supervisor:
             waiting = [child for child in waiting if not self._is_ready(child)]
             for child in waiting:
                 if child.failures >= TRIES:
-                    raise UpError(f"{child.name} does not start: {child.last_line} ({child.log})")
+                    raise UpError(f"{child.name} does not start: {child.last_line} (see {child.log})")
                 if time.monotonic() > deadline:
-                    raise UpError(f"{child.name} did not get ready within {READY_S:.0f} s: see {child.log}")
+                    raise UpError(f"{child.name} was not ready within {READY_S:.0f} s: see {child.log}")
 
     def _is_ready(self, child: Child) -> bool:
-        # Asked of serving only while its process lives: else somebody else's server might answer.
-        return child.ready if child.name != "serving" else child.alive and _answers(f"{self._url()}/readyz")
+        # While serving's process is dead, another server may answer on its port.
+        return child.ready if child.name != "serving" else child.alive and answers(f"{self._url()}/readyz")
 
     def _add(self, name: str, command: list[str]) -> None:
         environment = {
@@ -225,7 +226,7 @@ class Supervisor:
             "BENTOML_HOME": str(self._settings.path("state/bentoml")),
             "PYTHONUNBUFFERED": "1",
         }
-        if name != "scheduler":  # it hands its environment to rounds, whose threads are training.threads
+        if name != "scheduler":  # rounds inherit its environment; training.threads sets their threads
             environment["OMP_NUM_THREADS"] = "1"
         logs = self._settings.path("state/logs")
         child = Child(name, command, environment=environment, logs=logs, mark=self._mark(name))
@@ -242,49 +243,33 @@ class Supervisor:
             self._write_state()
 
     def _stop_all(self) -> None:
-        """Stop in the order of GRACE_S; a second signal changes nothing, every wait is bounded already."""
+        """Stop children in the order of GRACE_S, each within its grace period."""
         self._is_up = False
-        self._forget_state()
+        self._state_file.remove()
         if not self._children:
             return
-        self._tell("stopping", "what was accepted is being stored")
+        self._tell("stopping", "storing the accepted events")
         children = {child.name: child for child in self._children}
         for name, grace_s in GRACE_S.items():
             if name in children and not children[name].stop(grace_s) and name != "broker":
                 self._tell(name, f"did not stop within {grace_s:.0f} s: killed")
-        sweep(round_mark(self._settings))  # started by a scheduler that died; it is resumed at the next start
+        sweep(round_mark(self._settings))  # a round whose scheduler died; the next start resumes it
         self._tell("stopped", "")
 
     def _write_state(self) -> None:
-        """Keep in a file what others ask of us, when it changes; a full disk is waited out, a file that vanished made anew."""
-        state: dict[str, object] = {
-            "pid": os.getpid(),
-            "broker": self._broker,
-            "serving": self._url(),
-            "pids": {child.name: child.pid for child in self._children},
-            "trouble": {child.name: trouble for child in self._children if (trouble := child.trouble)},
-            "triggers": self._settings.triggers.model_dump(),
-        }
-        path, now = self._settings.path(STATE), time.monotonic()
-        if now < self._state_at or (state == self._state and path.exists()):
-            return
-        beside = path.with_suffix(".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(state), encoding="utf-8")
-            beside.replace(path)
-        except OSError as error:
-            if self._state_at <= 0:
-                self._tell(
-                    "up", f"cannot write {STATE} ({error.strerror}): `ratchet status` sees an older state until it can"
-                )
-            self._state_at = now + STATE_RETRY_S
-        else:
-            self._state, self._state_at = state, 0.0
+        self._state_file.write(
+            {
+                "pid": os.getpid(),
+                "broker": self._broker,
+                "serving": self._url(),
+                "pids": {child.name: child.pid for child in self._children},
+                "trouble": {child.name: trouble for child in self._children if (trouble := child.trouble)},
+                "triggers": self._settings.triggers.model_dump(),
+            }
+        )
 
-    def _forget_state(self) -> None:
-        with contextlib.suppress(OSError):  # without the lock that we hold, nobody believes the file
-            self._settings.path(STATE).unlink(missing_ok=True)
+    def _warn_of_state(self, reason: str) -> None:
+        self._tell("up", f"cannot write {STATE} ({reason}): `ratchet status` shows an older state until it can")
 
     def _mark(self, name: str) -> str:
         return f"{self._settings.root.absolute()}:{name}"
@@ -292,27 +277,10 @@ class Supervisor:
     def _url(self) -> str:
         return url_of(self._host, self._settings.serving.port)
 
-    def _keys(self) -> str:
-        return self._settings.access.keys
-
     def _tell(self, name: str, line: str) -> None:
-        with contextlib.suppress(OSError):  # a terminal that went away is no reason to stop
+        with contextlib.suppress(OSError):  # the terminal may have closed
             self._say(redacted(f"{name:<10} {line}".rstrip()))
 
 
 def _module(name: str) -> list[str]:
     return [sys.executable, "-m", name]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(url: str) -> bool:
-    try:
-        fetch(url, timeout_s=2)
-    except (OSError, http.client.HTTPException):
-        return False
-    return True

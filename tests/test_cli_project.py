@@ -90,7 +90,7 @@ def test_help_is_there_without_docstrings(flags: tuple[str, ...], level: str) ->
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True, encoding="utf-8"
     )
-    assert "What serves, what learns, what waits." in done.stdout
+    assert "Show what serves, which round runs, and how much feedback waits." in done.stdout
 
 
 def test_want_of_memory_is_called_that() -> None:

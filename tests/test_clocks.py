@@ -37,7 +37,7 @@ class Starts:
 
     def __init__(self, settings: Settings) -> None:
         self._real = LocalExecutor(settings, settings.root / "ratchet.toml")
-        self.whereabouts, self.starts, self.log = self._real.whereabouts, self._real.starts, self._real.log
+        self.liveness, self.starts, self.log = self._real.liveness, self._real.starts, self._real.log
         self.seconds_since_start, self.exit_code = self._real.seconds_since_start, self._real.exit_code
 
     def start(self, round_id: str, token: int) -> None:

@@ -85,14 +85,14 @@ def test_too_few_rows_that_judge_are_said_with_how_many_are_required(tmp_path: P
 @pytest.mark.parametrize(
     ("seed", "reference", "message"),
     [
-        (rows("a", "a"), None, "column label holds a alone; there is nothing to tell apart"),
+        (rows("a", "a"), None, "column label holds a alone; training needs at least two different values"),
         (
             rows("a", "b"),
             rows("a", "b"),
-            "every text of the seed .* stands in the reference .* too, whose rows never",
+            "every text of the seed .* is in the reference .* too, whose rows never",
         ),
-        (rows("a", "b"), rows("b", "a", "a"), "every text of the seed .* stands in the reference"),
-        (rows("a", "b", "b"), rows("a"), "holds b alone beside the texts that stand in the reference too"),
+        (rows("a", "b"), rows("b", "a", "a"), "every text of the seed .* is in the reference"),
+        (rows("a", "b", "b"), rows("a"), "holds b alone, apart from the texts that are in the reference too"),
     ],
 )
 def test_files_that_nothing_can_be_learned_from_are_refused(

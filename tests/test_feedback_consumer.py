@@ -21,9 +21,11 @@ from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.setting_groups import FeatureStoreSettings, KafkaSettings, ModelSettings
 from schemas.settings import Settings
 from services import feedback_consumer
-from services.feedback_consumer import Consumer, Stalled, Unstorable, run
+from services.feedback_consumer import Consumer, Stalled, run
+from services.ingestion import isolation
 from services.ingestion.dead_letters import replay
 from services.ingestion.feedback_gate import FeedbackGate
+from services.ingestion.isolation import Unstorable
 from services.ingestion.live_counts import LiveCounts, live_counts
 from serving.http.access import pseudonym, read_keys, write_keys
 from serving.messaging.outbox import Outbox
@@ -283,7 +285,7 @@ def poisoned(*numbers: int) -> Any:
 def test_a_message_that_fails_alone_becomes_a_dead_letter_and_its_neighbours_are_stored(
     parts: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feedback_consumer, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(isolation, "PAUSE_SECONDS", 0.005)
     parts.publish(*[prediction(n) for n in range(20)], *[feedback(n) for n in range(20)])
     parts.drain(read=poisoned(7, 13))
     assert parts.stores(18, 18)
@@ -300,8 +302,8 @@ def test_a_message_that_fails_alone_becomes_a_dead_letter_and_its_neighbours_are
 
 
 def test_if_everything_fails_it_is_nobody_in_particulars_fault(parts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedback_consumer, "FIRST_DELAY", 0.001)
-    monkeypatch.setattr(feedback_consumer, "FAILED_IN_A_ROW", 2)
+    monkeypatch.setattr(isolation, "PAUSE_SECONDS", 0.0005)
+    monkeypatch.setattr(isolation, "FAILED_IN_A_ROW", 2)
     consumer = parts.let_in(read=poisoned(*range(8)))
     parts.publish(*[feedback(n) for n in range(8)])
     with pytest.raises(Unstorable):
@@ -357,7 +359,7 @@ def test_dead_letters_are_replayed_after_a_fix_and_the_others_stay(parts: Projec
 def test_feedback_waits_for_its_prediction_and_expires_into_the_dead_letters(parts: Project) -> None:
     parts.publish(feedback(0), feedback(1), feedback(1, feedback_id=fid(99), kind="rating", value="up"))
     waiting = parts.drain()
-    assert waiting.aftercare.live.waiting == 3
+    assert waiting.upkeep.live.waiting == 3
     assert parts.features.export().num_rows == 3
     later = utc_now() + timedelta(hours=parts.settings.feature_store.orphan_hours + 1)
     # A clock that leapt ahead expires nothing: what is stored does not vouch for it, and no time has passed.

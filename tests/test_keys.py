@@ -84,7 +84,7 @@ def test_keys_are_renewed_only_by_a_flag_and_never_more_than_asked_for(project: 
     path = project.path("keys.env")
     refused = _access(project)
     assert refused.exit_code == 1
-    assert "holds both keys: choose what to replace with --renew api-key|secret|all" in refused.output
+    assert "holds both keys: name the one to replace with --renew api-key|secret|all" in refused.output
     assert read_keys(path) == KEYS
 
     renewed = _access(project, "--renew", "api-key")

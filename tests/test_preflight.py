@@ -87,7 +87,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "seed is reference": (
         lambda p: shutil.copyfile(p / "data/seed.csv", p / "data/reference.csv"),
-        "seed and reference hold the same texts",
+        "every text of the reference is in the seed too",
     ),
     "domain gone": (
         lambda p: _set(p, "dataset.domain", '["data/d.csv"]'),
@@ -190,7 +190,7 @@ def test_init_wants_a_base_model_that_is_there(name: str, tmp_path: Path, monkey
 
 def test_init_refuses_a_reference_that_is_the_seed(tmp_path: Path, base: Path) -> None:
     seed = write_rows(tmp_path / "seed.csv", toy_rows(10, seed=1))
-    with pytest.raises(ProjectError, match=r"every text of the seed .* stands in the reference"):
+    with pytest.raises(ProjectError, match=r"every text of the seed .* is in the reference"):
         create_project(tmp_path / "p", seed=seed, reference=seed, base_model=str(base))
 
 

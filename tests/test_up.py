@@ -16,9 +16,9 @@ import pytest
 from schemas.settings import Settings
 from services import up
 from services.rounds.executor import REPOSITORY
-from services.supervisor import children
+from services.supervisor import children, state_file
 from services.supervisor.children import Child
-from services.supervisor.own_address import bind_address, fetch, url_of
+from services.supervisor.own_address import answers, bind_address, fetch, url_of
 from services.supervisor.writable_folders import settle
 from services.up import Supervisor
 from tests.support.fakes import wait_until
@@ -84,7 +84,7 @@ def _supervisor(settings: Settings, said: list[str]) -> Supervisor:
 def test_a_state_file_that_cannot_be_written_ends_nothing_and_is_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(up, "STATE_RETRY_S", 0.0)
+    monkeypatch.setattr(state_file, "RETRY_S", 0.0)
     said: list[str] = []
     supervisor = _supervisor(Settings(root=tmp_path), said)
     supervisor._is_up = True
@@ -103,7 +103,7 @@ def test_a_state_file_that_cannot_be_written_ends_nothing_and_is_written_later(
 
 IGNORING = """
 import signal, sys, threading
-from services.signals import stop_on
+from services.supervisor.signals import stop_on
 stop = threading.Event()
 stop_on(stop, signal.SIGHUP, signal.SIGTERM)
 print("ready", flush=True)
@@ -184,7 +184,7 @@ def test_a_proxy_is_not_asked_for_our_own_addresses(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
     assert fetch(f"{server}/readyz", timeout_s=5) == b"fine"
-    assert up._answers(f"{server}/readyz")
+    assert answers(f"{server}/readyz")
 
 
 def test_libraries_write_below_the_state_where_there_is_no_home(tmp_path: Path) -> None:

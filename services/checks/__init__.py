@@ -1,6 +1,6 @@
-"""Checks: what can be known to be wrong before anything runs.
+"""Checks: find what is wrong with a project before anything runs.
 
-preflight.py holds settings, keys, policy and files against what a project needs; `init`, `doctor` and `up` share it.
-data_summary.py says what the labelled files hold and what they can show. champion.py verifies the files of the
-champion and of the versions to fall back on.
+preflight.py checks settings, keys, policy and files; `init`, `doctor` and `up` share it. data_summary.py summarises
+the labelled files and refuses those that cannot train or judge. champion.py verifies the files of the champion and of
+the versions that it may roll back to.
 """

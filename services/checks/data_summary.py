@@ -1,7 +1,7 @@
-"""Data summary: what the files of a project hold, what stops it, and what looks odd, before anything is trained.
+"""Data summary: the contents of a project's labelled files, with errors and warnings, before training.
 
-Turns seed and reference into sentences. `ratchet init` prints them, `ratchet doctor` warns by them. It reads files and changes
-nothing; pipelines/dataset/files.py says what a row is.
+Turns seed and reference into sentences, which `ratchet init` and `ratchet doctor` print. pipelines/dataset/files.py reads the
+rows.
 """
 
 import math
@@ -25,12 +25,12 @@ _MOST_NAMED = 5
 
 
 class DataError(ValueError):
-    """Seed and reference make no project; the message says why and what to do."""
+    """Seed and reference cannot train and judge a model; the message gives the reason and the way out."""
 
 
 @dataclass(frozen=True)
 class ProjectData:
-    """The rows of a project's seed and of its reference, if it has one."""
+    """The rows of a project's seed, and of its reference if it has one."""
 
     task: Task
     seed_path: Path
@@ -40,22 +40,22 @@ class ProjectData:
 
     @property
     def labels(self) -> set[str]:
-        """All labels of both files; none, if the task has none."""
+        """All labels of both files; empty if the task has none."""
         return {*self.seed_labels, *self.reference_labels}
 
     @cached_property
     def seed_labels(self) -> Counter[str]:
-        """Label -> rows of the seed."""
+        """Number of seed rows by label."""
         return _labels(self.task, self.seed)
 
     @cached_property
     def reference_labels(self) -> Counter[str]:
-        """Label -> rows of the reference."""
+        """Number of reference rows by label."""
         return _labels(self.task, self.reference)
 
     @cached_property
     def shared(self) -> set[str]:
-        """Keys of the texts that stand in both files: they judge and never train."""
+        """Keys of the texts that are in both files; these rows judge and never train."""
         return _keys(self.seed) & _keys(self.reference)
 
 
@@ -66,26 +66,39 @@ def read_data(seed: Path, reference: Path | None, task: Task, columns: Columns) 
 
 
 def check(data: ProjectData) -> None:
-    """Raise DataError if nothing can be learned from these files: one target, or no seed row beside the reference."""
+    """Raise DataError unless the seed trains two targets or more and the reference has texts of its own."""
     column = f"{data.seed_path}: column {data.seed.target_column}"
     targets = {row.label for row in data.seed.rows}
     if len(targets) < 2:
-        raise DataError(f"{column} holds {brief(next(iter(targets)))} alone; there is nothing to tell apart")
+        raise DataError(
+            f"{column} holds {brief(next(iter(targets)))} alone; training needs at least two different values"
+        )
     left = {row.label for row in data.seed.rows if cluster_key("", row.text) not in data.shared}
     if not left:
         raise DataError(
-            f"every text of the seed {data.seed_path} stands in the reference {data.reference_path} too, whose rows never "
-            "train: leave the reference out, or give it rows of its own"
+            f"every text of the seed {data.seed_path} is in the reference {data.reference_path} too, whose rows never "
+            "train: leave the reference out, or give it other rows"
         )
     if len(left) < 2:
         raise DataError(
-            f"{column} holds {brief(next(iter(left)))} alone beside the texts that stand in the reference "
-            "too, whose rows never train; there is nothing to tell apart"
+            f"{column} holds {brief(next(iter(left)))} alone, apart from the texts that are in the reference "
+            "too, whose rows never train; training needs at least two different values"
+        )
+    if data.reference:
+        check_reference(_keys(data.seed), _keys(data.reference))
+
+
+def check_reference(seed: set[str], reference: set[str]) -> None:
+    """Raise DataError if every text (or key of a text) of the reference is in the seed too."""
+    if seed and reference and reference <= seed:
+        raise DataError(
+            "every text of the reference is in the seed too, so no independent row judges what the seed trains: give the "
+            "reference other rows, or leave it out and a share of the seed is held out"
         )
 
 
 def describe(data: ProjectData, settings: Settings, policy: Policy) -> list[str]:
-    """Return what was understood, a line a fact: the files, the rows that will judge, and each warning."""
+    """Return a line for each file and each warning."""
     lines = [_file("seed", data.task, data.seed, data.seed_labels)]
     if data.reference:
         lines.append(_file("reference", data.task, data.reference, data.reference_labels))
@@ -93,15 +106,15 @@ def describe(data: ProjectData, settings: Settings, policy: Policy) -> list[str]
 
 
 def warnings(data: ProjectData, settings: Settings, policy: Policy) -> list[str]:
-    """Return what was left out, what looks odd, and whether too few rows will judge."""
-    found = [f"seed: {note}" for note in data.seed.notes]
+    """Return warnings on rows left out, labels that differ, and too few rows that will judge."""
+    notes = [f"seed: {note}" for note in data.seed.notes]
     if data.reference:
-        found += [f"reference: {note}" for note in data.reference.notes] + _compared(data)
-    return found + _judging(data, settings, policy)
+        notes += [f"reference: {note}" for note in data.reference.notes] + _compared(data)
+    return notes + _judging(data, settings, policy)
 
 
 def health(settings: Settings) -> tuple[str, str]:
-    """Return the verdict ("ok", "warn" or "FAIL") on a project's files, and its sentence."""
+    """Return the verdict on a project's files ("ok", "warn" or "FAIL") and its sentence."""
     paths = [settings.path(path) if path else None for path in (settings.dataset.seed, settings.dataset.reference)]
     assert paths[0] is not None
     try:
@@ -131,12 +144,12 @@ def _file(name: str, task: Task, file: FileRows, labels: Mapping[str, int]) -> s
 
 
 def _compared(data: ProjectData) -> list[str]:
-    """Return what the two files disagree about, and what they share."""
-    found = []
+    """Return how the two files differ and which texts they share."""
+    notes = []
     if data.shared:
         one = len(data.shared) == 1
         shared = "1 text of the seed is" if one else f"{len(data.shared)} texts of the seed are"
-        found.append(
+        notes.append(
             f"{shared} in the reference too: {'it judges and never trains' if one else 'they judge and never train'}"
         )
     only = [
@@ -146,9 +159,9 @@ def _compared(data: ProjectData) -> list[str]:
     for name, here, there, so in only:
         if missing := [f"{brief(label)} ({counted(here[label])})" for label in sorted(here.keys() - there.keys())]:
             more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
-            found.append(f"labels that only the {name} has: {', '.join(missing[:_MOST_NAMED])}{more}: {so}")
+            notes.append(f"labels that only the {name} has: {', '.join(missing[:_MOST_NAMED])}{more}: {so}")
     groups = [group for group in near_equal(sorted(data.labels)) if group not in _groups(data)]
-    return found + [f"seed and reference: {near_equal_note(group)}" for group in groups]
+    return notes + [f"seed and reference: {near_equal_note(group)}" for group in groups]
 
 
 def _groups(data: ProjectData) -> list[list[str]]:
@@ -156,12 +169,12 @@ def _groups(data: ProjectData) -> list[list[str]]:
 
 
 def _judging(data: ProjectData, settings: Settings, policy: Policy) -> list[str]:
-    rows, wanted = judging_rows(data.seed.rows, data.reference.rows if data.reference else (), settings), policy.data
-    if rows >= wanted.min_judge_rows or not wanted.blocking:
+    rows, required = judging_rows(data.seed.rows, data.reference.rows if data.reference else (), settings), policy.data
+    if rows >= required.min_judge_rows or not required.blocking:
         return []
-    more = math.ceil((wanted.min_judge_rows - rows) / (1 - settings.dataset.calibration_share))
+    more = math.ceil((required.min_judge_rows - rows) / (1 - settings.dataset.calibration_share))
     return [
-        f"about {counted(rows)} will judge candidates; at least {wanted.min_judge_rows} are required (data.min_judge_rows in "
+        f"about {counted(rows)} will judge candidates; at least {required.min_judge_rows} are required (data.min_judge_rows in "
         f"{settings.gates.policy}), so none can replace the first champion: add about {counted(more)} to the reference"
     ]
 

@@ -1,7 +1,7 @@
-"""Preflight: everything that can be known to be wrong before anything is started.
+"""Preflight: every problem of a project that shows before anything is started.
 
-Turns settings into problems, one line each. `ratchet init`, `doctor` and `up` share it. It reads files, loads no model and
-starts nothing; all of it takes a second or two.
+Turns settings into problems, one line each, for `ratchet init`, `doctor` and `up`. It reads files and loads no model; all of it
+takes a second or two.
 """
 
 import re
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from schemas.settings import Settings
 
-READ_WHOLE_BYTES = 2_000_000  # a larger file is opened, and read by the round alone
+READ_WHOLE_BYTES = 2_000_000  # of a larger labelled file only the first byte is read
 _SERVER = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
 _FEAST_PARTS = ("project", "provider", "registry", "offline_store", "online_store")
 
 
 def problems(settings: Settings, *parts: str) -> list[str]:
-    """Return what is wrong and the way out, one line each, with these parts of a project; with all if none is named."""
+    """Return the problems of these parts of a project, one line each with the way out; of all parts if none is named."""
     return [sentence for part in parts or CHECKS for sentence in CHECKS[part](settings)]
 
 
 def refuse_broken(settings: Settings, *parts: str) -> None:
-    """Raise BrokenProject if one of these parts (all, if none is named) has a problem."""
-    if found := problems(settings, *parts):
-        raise BrokenProject(found)
+    """Raise BrokenProject if one of these parts has a problem; check all parts if none is named."""
+    if lines := problems(settings, *parts):
+        raise BrokenProject(lines)
 
 
 class BrokenProject(ValueError):
@@ -36,7 +36,7 @@ class BrokenProject(ValueError):
 
 
 def keys(settings: Settings) -> Iterator[str]:
-    """Yield what is wrong with keys.env."""
+    """Yield the problem of keys.env, if any."""
     from serving.http.access import KeysMissing, read_keys
 
     try:
@@ -46,7 +46,7 @@ def keys(settings: Settings) -> Iterator[str]:
 
 
 def triggers(settings: Settings) -> Iterator[str]:
-    """Yield triggers that are not built, or whose crontab does not parse."""
+    """Yield triggers that are not supported yet, and a crontab that does not parse."""
     from pipelines.triggers import refuse_unbuilt
     from schemas.settings import SettingsError
 
@@ -64,7 +64,7 @@ def triggers(settings: Settings) -> Iterator[str]:
 
 
 def policy(settings: Settings) -> Iterator[str]:
-    """Yield what is wrong with policy.toml, which a round would otherwise read only after training."""
+    """Yield the problem of policy.toml, before training rather than after it."""
     from pipelines.gates.policy import BadPolicy, load_policy
 
     try:
@@ -76,37 +76,30 @@ def policy(settings: Settings) -> Iterator[str]:
 
 
 def data(settings: Settings) -> Iterator[str]:
-    """Yield labelled files that are gone, cannot be read or hold no usable rows, and a reference that is the seed."""
-    named = [("dataset.seed", settings.dataset.seed), ("dataset.reference", settings.dataset.reference)]
-    named += [
+    """Yield labelled files that are missing, unreadable or without usable rows, and a reference within the seed."""
+    files = [("dataset.seed", settings.dataset.seed), ("dataset.reference", settings.dataset.reference)]
+    files += [
         ("gates.must_pass", settings.gates.must_pass),
         *(("dataset.domain", path) for path in settings.dataset.domain),
     ]
     texts: dict[str, set[str]] = {}
-    for name, value in named:
+    for name, value in files:
         if value is not None:
             try:
                 texts[name] = _texts(settings.path(value), settings)
             except (OSError, ValueError) as error:
                 reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else str(error)
                 yield f"{name} = {value!r}: {reason}"
-    if same_rows(texts.get("dataset.seed"), texts.get("dataset.reference")):
-        yield SAME_ROWS
+    from services.checks.data_summary import DataError, check_reference
 
-
-SAME_ROWS = (
-    "seed and reference hold the same texts: the reference judges what the seed trained, so it needs rows of its own; "
-    "without a reference, a share of the seed is set aside"
-)
-
-
-def same_rows(seed: set[str] | None, reference: set[str] | None) -> bool:
-    """Whether every text of the reference stands in the seed, so that nothing is left to judge with."""
-    return bool(seed and reference and reference <= seed)
+    try:
+        check_reference(texts.get("dataset.seed", set()), texts.get("dataset.reference", set()))
+    except DataError as error:
+        yield str(error)
 
 
 def _texts(path: Path, settings: Settings) -> set[str]:
-    """The texts of a labelled file; none of a folder or of one that is large. Raises OSError or BadFile."""
+    """Return the texts of a labelled file; none of a folder or a large file. Raises OSError or BadFile."""
     if path.is_dir():
         return set()
     with path.open("rb") as file:
@@ -121,7 +114,7 @@ def _texts(path: Path, settings: Settings) -> set[str]:
 
 
 def feature_store(settings: Settings) -> Iterator[str]:
-    """Yield what is wrong with feature_store.yaml, as far as that can be told without loading Feast."""
+    """Yield problems of feature_store.yaml that show without loading Feast."""
     import yaml
 
     name = settings.feature_store.config
@@ -149,7 +142,7 @@ def feature_store(settings: Settings) -> Iterator[str]:
 
 
 def base_model(settings: Settings) -> Iterator[str]:
-    """Yield why the base model cannot be had."""
+    """Yield why the base model is not available, if so."""
     from pipelines.models.base_files import base_problem
 
     if problem := base_problem(settings.model):
@@ -157,15 +150,15 @@ def base_model(settings: Settings) -> Iterator[str]:
 
 
 def addresses(settings: Settings) -> Iterator[str]:
-    """Yield addresses that are none: of serving, of the brokers and of the registry."""
+    """Yield invalid addresses of serving, the brokers and the registry."""
     try:
         socket.getaddrinfo(settings.serving.host, settings.serving.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "no name of a machine"
+        reason = getattr(error, "strerror", None) or "it is no host name"
         yield f"serving.host = {settings.serving.host!r}: {reason}; use 127.0.0.1, or 0.0.0.0 for every interface"
     for server in (settings.kafka.bootstrap_servers or "localhost").split(","):
         if not _SERVER.fullmatch(server.strip()):
-            yield f"kafka.bootstrap_servers = {server.strip()!r}: expected host:port, several parted by commas"
+            yield f"kafka.bootstrap_servers = {server.strip()!r}: expected host:port, several separated by commas"
     from serving.registry.database import check_url
 
     try:

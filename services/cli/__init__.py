@@ -1,5 +1,5 @@
-"""The command line `ratchet`, one module a noun.
+"""The command line `ratchet`, one module for each noun.
 
-main.py is the entry and turns every error into one line; project.py holds what commands share. Each command imports
-what it needs when it runs, so that `ratchet status` starts fast.
+main.py is the entry point and prints every error as one line; project.py holds the options that commands share. Each
+command imports what it needs when it runs, so that `ratchet status` starts fast.
 """

@@ -1,7 +1,7 @@
-"""`ratchet dataset`: look at what a round would train on, and take it elsewhere.
+"""`ratchet dataset`: preview, export and exclude the rows that rounds train on.
 
-Turns arguments into a dataset built as of now, or a round's, and that into files. cli.py adds the group. It deliberately
-writes no side to the ledger: that is a round's to do.
+Turns arguments into a dataset built now, or a round's dataset, and that into files. It reads the split ledger and never writes
+it; only rounds assign sides.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,15 +24,20 @@ if TYPE_CHECKING:
 
 @click.group()
 def dataset() -> None:
-    """What rounds train on."""
+    """Preview, export and exclude training rows."""
 
 
 @dataset.command(name="build")
-@click.option("--out", type=click.Path(path_type=Path), default="state/dataset", show_default=True, help="folder")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="state/dataset", show_default=True, help="write into this folder"
+)
 @config_option
 @json_option
 def dataset_build(out: Path, config: Path, as_json: bool) -> None:
-    """What a round would train on if it began now: rows.jsonl, dataset.json and dataset.html, for looking at."""
+    """Build what a round would train on now.
+
+    Writes rows.jsonl, dataset.json and dataset.html.
+    """
     from pipelines.dataset.project_dataset import write_rows
     from pipelines.dataset.report.write import write_report
 
@@ -53,14 +58,19 @@ def dataset_build(out: Path, config: Path, as_json: bool) -> None:
 
 
 @dataset.command(name="export")
-@click.option("--round", "round_id", metavar="ID", help="the rows of this round; default: as of now")
+@click.option("--round", "round_id", metavar="ID", help="export this round's rows; default: build now")
 @click.option(
-    "--format", "kind", type=click.Choice(["chat", *WRITERS]), help="default: as .csv or .parquet say, else chat"
+    "--format",
+    "kind",
+    type=click.Choice(["chat", *WRITERS]),
+    help="write this format; default: by file ending or chat",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="file to write")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="write this file")
 @config_option
 def dataset_export(round_id: str | None, kind: str | None, out: Path, config: Path) -> None:
-    """Write training and validation rows for training elsewhere: chat fine-tuning JSONL, or text and target.
+    """Export training and validation rows to a file.
+
+    Writes chat fine-tuning JSONL, or text and target.
 
     In a CSV, cells that a spreadsheet would run as a formula begin with an apostrophe.
     """
@@ -94,8 +104,8 @@ def dataset_export(round_id: str | None, kind: str | None, out: Path, config: Pa
 
 @dataset.command(name="exclude")
 @click.argument("rows", nargs=-1)
-@click.option("--find", "words", help="show the rows whose text holds these words, with their keys")
-@click.option("--undo", is_flag=True, help="take these rows in again")
+@click.option("--find", "words", help="show rows whose text holds these words, with their keys")
+@click.option("--undo", is_flag=True, help="include these rows again")
 @config_option
 @by_option
 @reason_option
@@ -103,9 +113,10 @@ def dataset_export(round_id: str | None, kind: str | None, out: Path, config: Pa
 def dataset_exclude(
     rows: tuple[str, ...], words: str | None, undo: bool, config: Path, by: str, reason: str, as_json: bool
 ) -> None:
-    """Leave ROWS of the files out of every later round: each a key that --find shows, or FILE:ROW as messages name rows.
+    """Exclude ROWS of the labelled files from every later round.
 
-    The files stay as they are. Without ROWS, show what is left out, or what --find finds.
+    A row is a key that --find shows, or FILE:ROW as messages name rows. The files stay as they are. Without ROWS, show the
+    excluded rows, or those that --find matches.
     """
     from pipelines.dataset.exclusions import row_key, rows_matching
 
@@ -129,37 +140,37 @@ def dataset_exclude(
 
 
 def read_rows_of(settings: "Settings", path: str) -> "list[FileRow]":
-    """The rows of one of the project's files."""
+    """Return the rows of one of the project's files."""
     from pipelines.dataset.files import read_rows
 
     return read_rows(settings.path(path), settings.model.task)
 
 
 def _files(settings: "Settings") -> list[str]:
-    wanted = settings.dataset
-    return [wanted.seed, *([wanted.reference] if wanted.reference else []), *wanted.domain]
+    files = settings.dataset
+    return [files.seed, *([files.reference] if files.reference else []), *files.domain]
 
 
 def _key(given: str, files: "Mapping[str, list[FileRow]]") -> str:
-    """The key of the row that is meant. Raises UsageError."""
+    """Return the key of the one row that `given` names. Raises UsageError."""
     from pipelines.dataset.exclusions import row_key
 
     known = {row_key(row.text) for rows in files.values() for row in rows}
     path, _, number = given.rpartition(":")
     rows = files.get(path) or next((held for file, held in files.items() if Path(file).name == path), None)
     if rows is not None and number.isdecimal():
-        first = 2 if path.lower().endswith(".csv") else 1  # as messages count them: a CSV's header is row 1
+        first = 2 if path.lower().endswith(".csv") else 1  # as in messages: a CSV's header is row 1
         if first <= int(number) < first + len(rows):
             return row_key(rows[int(number) - first].text)
-        raise click.UsageError(f"{given}: {path} has rows {first} to {first + len(rows) - 1}")
+        raise click.UsageError(f"{given}: there is no such row; {path} has rows {first} to {first + len(rows) - 1}")
     matching = [key for key in known if given and key.startswith(given.lower())]
     if len(matching) != 1:
-        raise click.UsageError(f"{given}: {len(matching)} rows have such a key: see --find WORDS")
+        raise click.UsageError(f"{given}: {len(matching)} rows have a key that begins so; --find WORDS shows keys")
     return matching[0]
 
 
 class _Preview:
-    """The registry's ledger, read but not written."""
+    """Reads the registry's split ledger and drops what would be written to it."""
 
     def __init__(self, registry: "Registry") -> None:
         self._registry = registry
@@ -177,7 +188,7 @@ def _build(settings: "Settings", registry: "Registry") -> "tuple[Dataset, Base, 
     from pipelines.models.base_models import open_base
 
     champion = registry.champion()
-    features = FeatureStore(settings) if champion else None  # before, there is no feedback, and no store to open
+    features = FeatureStore(settings) if champion else None  # before the first champion the store may not exist
     cut = features.current_cut() if features else {}
     base = open_base(settings.model)
     built = collect_and_build(

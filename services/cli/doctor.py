@@ -1,7 +1,7 @@
-"""`ratchet doctor`: look at every part, and say what to do.
+"""`ratchet doctor`: check every part of a project and name the way out.
 
-Turns a settings file into a list of checks. The command line prints them. It repairs nothing. What can be told without a
-running part is told by preflight.py, which `up` asks too.
+Turns a settings file into a list of checks, which the command line prints. checks/preflight.py makes those that need no running
+part. It repairs nothing.
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 import stat
 import urllib.error
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from schemas.settings import Settings
 
 @dataclass(frozen=True)
 class Check:
-    """One part's health: ok, warn or FAIL."""
+    """The verdict on one part: ok, warn or FAIL."""
 
     part: str
     verdict: str
@@ -27,7 +28,7 @@ class Check:
 
 
 def examine(config: Path) -> list[Check]:
-    """Every check that can be made; what raises is a FAIL with the error's own words, passwords left out."""
+    """Return every check; one that raises is a FAIL with the error's message, without passwords."""
     from services.projects import open_project
     from services.supervisor.writable_folders import settle
 
@@ -51,7 +52,7 @@ def examine(config: Path) -> list[Check]:
     needs = {"serving": {"keys", "addresses"}, "registry": {"addresses"}, "broker": {"addresses"}}
     for part, look in parts.items():
         if part in broken or needs.get(part, set()) & broken:
-            continue  # said already
+            continue  # reported already
         try:
             checks.append(look(settings))
         except Exception as error:
@@ -61,30 +62,30 @@ def examine(config: Path) -> list[Check]:
 
 
 def _preflight(settings: Settings) -> list[Check]:
-    """What `up` would refuse, and what is right instead."""
+    """Return a FAIL for each problem that `up` would refuse, and an ok for each part without one."""
     from pipelines.models.base_files import installed_base
     from services.checks.preflight import CHECKS, problems
 
     fine: dict[str, Callable[[Settings], Check]] = {"keys": _keys, "triggers": _triggers, "data": _data}
-    said = {
+    names = {
         "base model": str(settings.model.base_model or installed_base(settings.model.task)),
         "policy": settings.gates.policy,
     }
-    found = []
+    checks = []
     for part in CHECKS:
         wrong = problems(settings, part)
-        found += [Check(part, "FAIL", redacted(sentence)) for sentence in wrong]
+        checks += [Check(part, "FAIL", redacted(sentence)) for sentence in wrong]
         if not wrong and part in fine:
-            found.append(fine[part](settings))
-        elif not wrong and part in said:
-            found.append(Check(part, "ok", said[part]))
-    return found
+            checks.append(fine[part](settings))
+        elif not wrong and part in names:
+            checks.append(Check(part, "ok", names[part]))
+    return checks
 
 
 def _keys(settings: Settings) -> Check:
     path = settings.path(settings.access.keys)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        return Check("keys", "warn", f"{path.name} can be read by others: chmod 600 {path}")
+        return Check("keys", "warn", f"other users can read {path.name}: chmod 600 {path}")
     return Check("keys", "ok", str(path))
 
 
@@ -105,14 +106,12 @@ def _registry(settings: Settings) -> Check:
     from serving.registry.marker import RegistryLost, check
     from serving.registry.registry import Registry
 
-    registry = Registry(settings.registry_url, settings.model.name)
     try:
-        champion, wrong = registry.champion(), registry.verify_audit()
-        check(registry, ArtifactStore(settings.location(settings.artifacts.url)))
+        with closing(Registry(settings.registry_url, settings.model.name)) as registry:
+            champion, wrong = registry.champion(), registry.verify_audit()
+            check(registry, ArtifactStore(settings.location(settings.artifacts.url)))
     except RegistryLost as error:
         return Check("registry", "FAIL", str(error))
-    finally:
-        registry.close()
     if wrong:
         return Check("registry", "FAIL", f"the audit log is broken: {wrong[0]}")
     return Check(
@@ -124,11 +123,8 @@ def _clock(settings: Settings) -> Check:
     from services.cli.status import clock_line
     from serving.registry.registry import Registry
 
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         ahead_s = registry.seconds_ahead()
-    finally:
-        registry.close()
     if ahead_s:
         return Check("clock", "warn", clock_line(ahead_s))
     return Check("clock", "ok", "the registry holds no time ahead of this clock")
@@ -146,20 +142,17 @@ def _artefacts(settings: Settings) -> Check:
 
 
 def _sums(settings: Settings, root: str) -> Check:
-    """Compare the sums of the champion and of the versions that served before it with the files."""
+    """Verify the checksums of the champion's files and of earlier champions'."""
     from services.checks.champion import damaged, unservable
     from serving.registry.registry import Registry
 
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         wrong, stops = damaged(settings, registry), unservable(settings, registry)
-    finally:
-        registry.close()
     if stops:
         return Check("artefacts", "FAIL", stops)
     if wrong:
         return Check("artefacts", "FAIL", f"damaged: {'; '.join(wrong)}: put them back from a backup")
-    return Check("artefacts", "ok", f"{root}: the files of every version that served are as their sums say")
+    return Check("artefacts", "ok", f"{root}: the files of every version that served match their checksums")
 
 
 def _feature_store(settings: Settings) -> Check:
@@ -183,7 +176,7 @@ def _broker(settings: Settings) -> Check:
 
     address = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
     if not address:
-        return Check("broker", "warn", "embedded, and not up: `ratchet up` starts it")
+        return Check("broker", "warn", "embedded, and not running: `ratchet up` starts it")
     wanted = Topics.of(settings.model.name).names()
     missing = sorted(set(wanted) - topic_ids(address, wanted, timeout_s=3).keys())
     if missing:
@@ -202,7 +195,7 @@ def _serving(settings: Settings) -> Check:
     try:
         served = json.loads(fetch(f"{url}/model", timeout_s=5, headers={"Authorization": f"Bearer {key}"}))
     except urllib.error.HTTPError as error:
-        return Check("serving", "FAIL", f"{url} answers {error.code}: is another program on serving.port?")
+        return Check("serving", "FAIL", f"{url} answers {error.code}: check whether another program uses serving.port")
     except (OSError, ValueError) as error:
         return Check("serving", "FAIL" if up else "warn", f"{url} does not answer: {getattr(error, 'reason', error)}")
     return _compared(settings, url, served)
@@ -219,11 +212,8 @@ def _compared(settings: Settings, url: str, served: dict[str, object]) -> Check:
 
     if served.get("name") != settings.model.name:
         return Check("serving", "FAIL", f"{url} serves {served.get('name')}, another project: set serving.port")
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         champion = registry.champion()
-    finally:
-        registry.close()
     if champion and served.get("model_version") != champion.model_version:
         behind = f"serves {served.get('model_version')}, the champion is {champion.model_version}"
         return Check("serving", "warn", f"{url} {behind}: see state/logs/serving.log if it stays so")

@@ -1,7 +1,6 @@
-"""`ratchet feedback erase`: one person, one prediction or one feedback, taken out for good.
+"""`ratchet feedback erase`: delete a user's events, one prediction or one feedback for good.
 
-Turns a name into the erasure of services/erasure.py. cli/feedback.py adds the command. It deliberately asks nobody: the audit log
-says who erased what, and why.
+Turns ids into the erasure of services/erasure.py, without a confirmation; the audit log records who erased what, and why.
 """
 
 import uuid
@@ -17,15 +16,15 @@ if TYPE_CHECKING:
     from schemas.settings import Settings
 
 REMAINS = (
-    "what remains: versions and reports of earlier rounds (the next round trains without these rows), and messages that Kafka"
-    " keeps until its retention; replayed or read again, they are left out"
+    "not erased: versions and reports of earlier rounds (the next round trains without these rows), and messages in Kafka until "
+    "their retention ends (they are dropped if they are read again)"
 )
 
 
 @click.command(name="erase")
-@click.option("--user", help="this user, as the app names them (or by their pseudonym): what they wrote and said")
-@click.option("--prediction", help="this prediction and all that was said of it")
-@click.option("--feedback", "feedback_id", help="this feedback alone, by the feedback_id that was answered")
+@click.option("--user", help="erase the events of this user (name or pseudonym)")
+@click.option("--prediction", help="erase this prediction and all feedback on it")
+@click.option("--feedback", "feedback_id", help="erase only the feedback with this feedback_id")
 @config_option
 @by_option
 @reason_option
@@ -33,16 +32,16 @@ REMAINS = (
 def erase(
     user: str | None, prediction: str | None, feedback_id: str | None, config: Path, by: str, reason: str, as_json: bool
 ) -> None:
-    """Delete what one user said, one prediction or one feedback, and keep it from coming back.
+    """Erase a user's events, one prediction or one feedback.
 
-    Deleted are rows of the event log with their files, events in the outboxes, what the online store knows, and the rows that
-    earlier rounds wrote down.
+    Excludes them for good, and deletes rows of the event log with their files, events in the outboxes, values of the online
+    store, and rows of earlier rounds.
     """
     from pipelines.feature_store.store import FeatureStore
     from services.erasure import Erasure
 
     if not (user or prediction or feedback_id) or (user and (prediction or feedback_id)):
-        raise click.UsageError("name --user, or --prediction and/or --feedback")
+        raise click.UsageError("erase needs --user alone, or --prediction, --feedback or both")
     with opened(config) as (settings, registry):
         registry.migrate()
         features = FeatureStore(settings)
@@ -67,7 +66,7 @@ def _pseudonyms(settings: "Settings", user: str) -> list[str]:
 
 
 def _feedback(settings: "Settings", features: "FeatureStore", given: str, prediction: str | None) -> tuple[str, str]:
-    """The ids of the one feedback that is meant. Raises ClickException unless there is exactly one."""
+    """Return prediction id and feedback id of one feedback. Raises ClickException unless there is exactly one."""
     import pyarrow.compute as pc
 
     from serving.http.access import read_keys
@@ -76,15 +75,15 @@ def _feedback(settings: "Settings", features: "FeatureStore", given: str, predic
     stored = feedback_uuid(lambda: read_keys(settings.path(settings.access.keys)).secret, given)
     rows = features.log_rows("feedback")
     rows = rows.filter(pc.equal(rows["feedback_id"], stored))
-    found = sorted({_uuid(prediction)} if prediction else set(rows["prediction_id"].to_pylist()))
-    if len(found) != 1:
-        hint = "add --prediction ID" if found else "see `ratchet feedback export`"
-        raise click.ClickException(f"--feedback {given}: {len(found)} predictions have such feedback: {hint}")
-    return found[0], stored
+    predictions = sorted({_uuid(prediction)} if prediction else set(rows["prediction_id"].to_pylist()))
+    if len(predictions) != 1:
+        hint = "add --prediction ID" if predictions else "see `ratchet feedback export`"
+        raise click.ClickException(f"--feedback {given}: {len(predictions)} predictions have such feedback: {hint}")
+    return predictions[0], stored
 
 
 def _uuid(given: str) -> str:
     try:
         return str(uuid.UUID(given))
     except ValueError:
-        raise click.UsageError(f"--prediction {given}: expected the UUID that /predict answered") from None
+        raise click.UsageError(f"--prediction {given}: expected the UUID that /predict returned") from None

@@ -1,10 +1,10 @@
-"""Tables that leave the project: JSON Lines, CSV or Parquet, by the file's name or as asked for.
+"""Exported tables: JSON Lines, CSV or Parquet.
 
-Turns rows of plain values into one file, written beside its place and then renamed. `ratchet feedback export` and
-`ratchet dataset export` call it. It deliberately knows no feedback.
+Turns rows of plain values into one file, for `ratchet feedback export` and `ratchet dataset export`. The file is written under a
+temporary name and then renamed.
 
-A spreadsheet runs a cell that begins with one of FORMULA as a formula, whoever typed it. Such a cell of a CSV gets an apostrophe
-in front, which spreadsheets read as "this is text" (OWASP, "CSV Injection"). Plain numbers stay as they are.
+Spreadsheets run a cell that begins with one of FORMULA as a formula. In a CSV such a cell gets a leading apostrophe, which marks
+it as text (OWASP, "CSV Injection"). Plain numbers stay as they are.
 """
 
 import csv
@@ -22,10 +22,10 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 Rows = Iterable[Mapping[str, Any]]
 
 
-def kind_of(out: Path, asked: str | None, default: str | None = None) -> str:
-    """Return a key of WRITERS: what was asked for, else what the file's name says. Raises UsageError."""
+def kind_of(out: Path, requested: str | None, default: str | None = None) -> str:
+    """Return a key of WRITERS: the requested one, else by the file's ending, else `default`. Raises UsageError."""
     suffix = out.suffix.lower().removeprefix(".")
-    kind = asked or (suffix if suffix in WRITERS else default)
+    kind = requested or (suffix if suffix in WRITERS else default)
     if kind is None:
         names = ", ".join(f".{name}" for name in WRITERS)
         raise click.UsageError(f"--out {out}: expected a name that ends in one of {names}, or --format")
@@ -33,7 +33,7 @@ def kind_of(out: Path, asked: str | None, default: str | None = None) -> str:
 
 
 def write(out: Path, kind: str, columns: Sequence[str], rows: Rows) -> int:
-    """Write the rows to `out` and return how many; nothing half-written stays there."""
+    """Write the rows to `out`, whole or not at all, and return their number."""
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         done = WRITERS[kind](beside, columns, rows)
@@ -44,7 +44,7 @@ def write(out: Path, kind: str, columns: Sequence[str], rows: Rows) -> int:
 
 
 def cell(value: object) -> str:
-    """Return what a CSV's cell holds: text that no spreadsheet runs; lists and objects as JSON."""
+    """Return a CSV cell that no spreadsheet runs as a formula; lists and objects as JSON."""
     text = _text(value)
     return f"'{text}" if text.startswith(FORMULA) and not _NUMBER.fullmatch(text) else text
 
@@ -76,17 +76,17 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Rows) -> int:
 
 
 def _write_parquet(path: Path, columns: Sequence[str], rows: Rows) -> int:
-    """Times are times; everything else is text, lists and objects as JSON."""
+    """Write `time` as a timestamp and everything else as text, lists and objects as JSON."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([(name, pa.timestamp("us", tz="UTC") if name == "time" else pa.string()) for name in columns])
-    found = [
+    records = [
         {name: row[name] if name == "time" or row[name] is None else _text(row[name]) for name in columns}
         for row in rows
     ]
-    pq.write_table(pa.Table.from_pylist(found, schema=schema), path)
-    return len(found)
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), path)
+    return len(records)
 
 
 def _moment(value: object) -> object:

@@ -1,7 +1,7 @@
-"""`ratchet feedback`: export what people said, replay dead letters; erasing is cli/erasure.py's.
+"""`ratchet feedback`: export feedback, replay dead letters; cli/erasure.py erases.
 
-Turns arguments into a file of effective feedback, or into messages published again. It deliberately does not decide what
-is effective or what is bad: pipelines/feature_store/store.py and event_rows.py do.
+Turns arguments into a file of effective feedback, or into replayed messages. pipelines/feature_store/effective_feedback.py
+decides which feedback is effective, event_rows.py which messages are bad.
 """
 
 import json
@@ -41,7 +41,7 @@ AT_ONCE = 10_000
 
 @click.group()
 def feedback() -> None:
-    """What people said."""
+    """Export, erase and replay feedback."""
 
 
 def _moment(_context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
@@ -51,22 +51,22 @@ def _moment(_context: click.Context, parameter: click.Parameter, value: str | No
         moment = datetime.fromisoformat(value)
     except ValueError:
         raise click.BadParameter(
-            f"{value!r} is no ISO 8601 time such as 2026-03-01T12:00:00Z", param=parameter
+            f"expected an ISO 8601 time such as 2026-03-01T12:00:00Z, got {value!r}", param=parameter
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 @feedback.command(name="export")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="file to write: .jsonl, .csv or .parquet")
-@click.option("--format", "kind", type=click.Choice(list(WRITERS)), help="default: as the file's name ends")
-@click.option("--since", callback=_moment, help="said at or after this time (ISO 8601, UTC unless it says otherwise)")
-@click.option("--until", callback=_moment, help="said before this time")
-@click.option("--user", help="of this user, as the app names them (or as their pseudonym)")
-@click.option("--label", help="correction to this label (or a|b, or number); for other kinds: about this predicted one")
-@click.option("--model-version", help="about predictions of this version")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="write this file: .jsonl, .csv or .parquet")
+@click.option("--format", "kind", type=click.Choice(list(WRITERS)), help="write this format; default: by file ending")
+@click.option("--since", callback=_moment, help="keep feedback from this time on (ISO 8601)")
+@click.option("--until", callback=_moment, help="keep feedback before this time")
+@click.option("--user", help="keep feedback of this user (name or pseudonym)")
 @click.option(
-    "--labelled", is_flag=True, help="only rows with a text and a target, as `ratchet init --seed` reads them"
+    "--label", help="keep corrections to this label (a|b, or a number), and other feedback on predictions of it"
 )
+@click.option("--model-version", help="keep feedback on predictions of this version")
+@click.option("--labelled", is_flag=True, help="keep only rows with text and target, as in a seed")
 @config_option
 @json_option
 def export(
@@ -81,10 +81,11 @@ def export(
     config: Path,
     as_json: bool,
 ) -> None:
-    """Write one row per effective feedback, the oldest id first; text is empty while the prediction is not known.
+    """Export effective feedback, one row each, oldest id first.
 
-    The target column (label, labels, target or completion, by task) holds what a correction or a thumbs-up says, so that the
-    file is also a seed. In a CSV, cells that a spreadsheet would run as a formula begin with an apostrophe.
+    Times without an offset are in UTC. The text is empty while the prediction is unknown. The target column (label, labels,
+    target or completion, by task) holds the target of a correction or a thumbs-up, so that the file can be a seed. In a CSV,
+    cells that a spreadsheet would run as a formula begin with an apostrophe.
     """
     from pipelines.feature_store.store import FeatureStore
     from schemas.targets import COLUMNS as TARGETS
@@ -107,11 +108,11 @@ def export(
 
 
 @feedback.command(name="replay")
-@click.option("--dlq", is_flag=True, required=True, help="the dead letters of this project")
+@click.option("--dlq", is_flag=True, required=True, help="replay the dead-letter topic of this project")
 @config_option
 @json_option
-def replay_command(dlq: bool, config: Path, as_json: bool) -> None:  # noqa: ARG001 - the flag says what it costs
-    """Publish dead letters again that can be read by now, after a fix; the others stay dead letters."""
+def replay_command(dlq: bool, config: Path, as_json: bool) -> None:  # noqa: ARG001 - a required flag, for clarity
+    """Publish dead letters again that can be read after a fix."""
     from services.ingestion.dead_letters import replay
     from services.ingestion.feedback_gate import FeedbackGate
     from services.projects import running_up
@@ -120,7 +121,7 @@ def replay_command(dlq: bool, config: Path, as_json: bool) -> None:  # noqa: ARG
     with opened(config) as (settings, registry):
         bootstrap = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
         if not bootstrap:
-            raise click.ClickException("there is no broker: start `ratchet up`, or set kafka.bootstrap_servers")
+            raise click.ClickException("no broker is running: start `ratchet up`, or set kafka.bootstrap_servers")
         topics, timeout_s = Topics.of(settings.model.name), max(10.0, settings.kafka.publish_timeout_s)
         done = replay(str(bootstrap), topics, FeedbackGate(settings, registry), timeout_s=timeout_s)
     line = f"{done.published} published again, {done.still_bad} still bad, {done.in_the_log} in the log already"
@@ -129,7 +130,7 @@ def replay_command(dlq: bool, config: Path, as_json: bool) -> None:  # noqa: ARG
 
 
 def _names(settings: "Settings", user: str | None) -> list[str] | None:
-    """What a user may be called in the log: the pseudonym, or what was given if it is one."""
+    """Return the pseudonyms that may stand for a user in the log; None without a user."""
     from serving.http import access
 
     if user is None:
@@ -138,7 +139,7 @@ def _names(settings: "Settings", user: str | None) -> list[str] | None:
 
 
 def _target(settings: "Settings", label: str) -> tuple[str, str]:
-    """How the log writes a target that was said, and one that was predicted."""
+    """Return how the event log writes a corrected and a predicted target."""
     import orjson
 
     from schemas.targets import BadTarget, from_cell, value_of
@@ -170,9 +171,9 @@ def _chosen(
         keep = pc.and_(keep, pc.is_in(rows["user"], value_set=pa.array(users)))
     if target is not None:
         corrected = pc.equal(rows["kind"], "correction")
-        about = pc.if_else(corrected, rows["value"], rows["predicted_label"])
+        target_of_row = pc.if_else(corrected, rows["value"], rows["predicted_label"])
         wanted = pc.if_else(corrected, *target)
-        keep = pc.and_(keep, pc.fill_null(pc.equal(about, wanted), False))
+        keep = pc.and_(keep, pc.fill_null(pc.equal(target_of_row, wanted), False))
     if model_version is not None:
         keep = pc.and_(keep, pc.fill_null(pc.equal(rows["model_version"], model_version), False))
     rows = rows.filter(keep).append_column("time", rows.filter(keep)["event_timestamp"])
@@ -187,12 +188,12 @@ def _records(rows: "pa.Table", task: "Task", names: "LabelMap") -> Iterator[dict
             row["value"] = json.loads(row["value"])
             row["metadata"] = json.loads(row["metadata"] or "{}")
             row["time"] = row["time"].astimezone(UTC)
-            row[TARGETS[task]] = _said(row, task, names)
+            row[TARGETS[task]] = _target_of(row, task, names)
             yield row
 
 
-def _said(row: dict[str, Any], task: "Task", names: "LabelMap") -> Any:
-    """The target that a correction or a thumbs-up names, by its present name; None where there is none."""
+def _target_of(row: dict[str, Any], task: "Task", names: "LabelMap") -> Any:
+    """Return the target of a correction or a thumbs-up, by its present name; None if there is none."""
     from schemas.targets import BadTarget, canonical, value_of
 
     if row["text"] is None:

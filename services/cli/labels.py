@@ -1,8 +1,7 @@
-"""`ratchet labels`: the taxonomy that feedback is checked against and that rounds train.
+"""`ratchet labels`: change the taxonomy that feedback is checked against and that rounds train.
 
-Turns names into changes of the registry's taxonomy, each with a row of the audit log. cli.py adds the group. It deliberately
-changes no file and no model: rows keep the names that they were written with, and the champion's outputs stay until a round
-promotes another.
+Turns names into changes of the registry's taxonomy, each with a row of the audit log. Files and models stay as they are: rows
+keep their label names, and the champion keeps its outputs until a round promotes another version.
 """
 
 from collections.abc import Iterator
@@ -18,25 +17,25 @@ from services.cli.project import by_option, config_option, json_option, opened, 
 if TYPE_CHECKING:
     from serving.registry.registry import Registry
 
-MEANWHILE = "the champion answers with its own labels until a round promotes the next version"
+MEANWHILE = "the champion predicts its own labels until a round promotes another version"
 
 
 @click.group()
 def labels() -> None:
-    """The taxonomy that feedback is checked against."""
+    """List and change the labels that feedback may use."""
 
 
 @labels.command(name="list")
 @config_option
 @json_option
 def labels_list(config: Path, as_json: bool) -> None:
-    """All labels."""
+    """List all labels and their states."""
     with opened(config) as (_, registry):
-        found = registry.labels()
+        taxonomy = registry.labels()
     lines = [
-        f"{label.name}  {label.state}" + (f" into {label.merged_into}" * bool(label.merged_into)) for label in found
+        f"{label.name}  {label.state}" + (f" into {label.merged_into}" * bool(label.merged_into)) for label in taxonomy
     ]
-    show([label.model_dump() for label in found], as_json, lines)
+    show([label.model_dump() for label in taxonomy], as_json, lines)
 
 
 @labels.command(name="add")
@@ -44,12 +43,12 @@ def labels_list(config: Path, as_json: bool) -> None:
 @config_option
 @by_option
 def labels_add(names: tuple[str, ...], config: Path, by: str) -> None:
-    """Add labels; feedback may use them at once. A retired or merged one is a label of its own again."""
+    """Add labels, for use at once; restore retired or merged ones."""
     wanted = [_name(name) for name in names]
     with _changing(config) as registry:
         added, again = registry.take_up_labels(wanted, actor=by)
-    said = [f"added: {', '.join(added)}"] * bool(added) + [f"in use again: {', '.join(again)}"] * bool(again)
-    click.echo("; ".join(said) or "known already: nothing added")
+    lines = [f"added: {', '.join(added)}"] * bool(added) + [f"in use again: {', '.join(again)}"] * bool(again)
+    click.echo("; ".join(lines) or "known already: nothing added")
 
 
 @labels.command(name="retire")
@@ -58,7 +57,7 @@ def labels_add(names: tuple[str, ...], config: Path, by: str) -> None:
 @by_option
 @reason_option
 def labels_retire(name: str, config: Path, by: str, reason: str) -> None:
-    """Take label NAME out of use: its rows no longer train, feedback that names it is refused."""
+    """Retire label NAME: stop training it, refuse its feedback."""
     with _changing(config) as registry:
         registry.retire_label(_name(name), actor=by, reason=reason)
     click.echo(f"retired: {_name(name)}; {MEANWHILE}")
@@ -71,7 +70,7 @@ def labels_retire(name: str, config: Path, by: str, reason: str) -> None:
 @by_option
 @reason_option
 def labels_rename(name: str, to: str, config: Path, by: str, reason: str) -> None:
-    """Call label NAME by another name, TO; rows and feedback with the old name mean the same label."""
+    """Rename label NAME to TO, with its rows and feedback."""
     with _changing(config) as registry:
         registry.rename_label(_name(name), _name(to), actor=by, reason=reason)
     click.echo(f"renamed: {_name(name)} is {_name(to)} from now on; {MEANWHILE}")
@@ -84,23 +83,23 @@ def labels_rename(name: str, to: str, config: Path, by: str, reason: str) -> Non
 @by_option
 @reason_option
 def labels_merge(name: str, into: str, config: Path, by: str, reason: str) -> None:
-    """Make one label of two: rows and feedback of NAME count as INTO."""
+    """Merge label NAME into INTO, with its rows and feedback."""
     with _changing(config) as registry:
         registry.merge_labels(_name(name), _name(into), actor=by, reason=reason)
     click.echo(f"merged: {_name(name)} is {_name(into)} from now on; {MEANWHILE}")
 
 
 def _name(given: str) -> str:
-    """The one name of a label. Raises UsageError."""
+    """Return the normalised name of a label. Raises UsageError."""
     try:
         return label_name(given)
     except BadTarget as error:
-        raise click.UsageError(f"a label may not be empty: {error}") from error
+        raise click.UsageError(f"a label may not be empty, got {given!r}: {error}") from error
 
 
 @contextmanager
 def _changing(config: Path) -> "Iterator[Registry]":
     with opened(config) as (settings, registry):
         if settings.model.task not in LABELLED:
-            raise click.ClickException(f"{settings.model.task} has no labels")
+            raise click.ClickException(f"model.task = {settings.model.task}: {settings.model.task} has no labels")
         yield registry

@@ -1,8 +1,7 @@
-"""The command line `ratchet`.
+"""The entry point of the command line `ratchet`.
 
-Turns arguments into calls on the project, the supervisor and the registry; each other group has a module of its own
-(cli/rounds.py, cli/dataset.py, cli/models.py, cli/labels.py, cli/feedback.py). It imports nothing heavy: each command
-imports what it needs. Exit 0 done, 1 failed with a one-line reason on stderr, 2 wrong usage.
+Turns arguments into calls on the project, the supervisor and the registry; every group of commands has a module of its own.
+Exit codes: 0 done, 1 failed with a one-line reason on stderr, 2 wrong usage.
 """
 
 import codecs
@@ -29,6 +28,7 @@ from services.cli.models import audit, model
 from services.cli.project import config_option, json_option, show
 from services.cli.prune import prune
 from services.cli.rounds import rounds
+from services.rounds.failures import out_of_memory
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -44,20 +44,10 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
         context.exit()
 
 
-# What the loader, the C++ library, the kernel and torch say when memory ends.
-NO_MEMORY = (
-    "failed to map segment",
-    "bad_alloc",
-    "Cannot allocate memory",
-    "not enough memory",
-    "cannot allocate memory",
-)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="show the version")
 def cli() -> None:
-    """Continuous learning: serve, collect feedback, fine-tune, gate, hot-swap."""
+    """Serve a text model, collect feedback on its predictions, fine-tune, gate and hot-swap."""
 
 
 for group in (rounds, dataset, model, labels, feedback, access, audit, prune):
@@ -66,19 +56,25 @@ for group in (rounds, dataset, model, labels, feedback, access, audit, prune):
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--task", type=click.Choice(get_args(Task)), default="classification", show_default=True)
+@click.option(
+    "--task",
+    type=click.Choice(get_args(Task)),
+    default="classification",
+    show_default=True,
+    help="train for this task",
+)
 @click.option(
     "--seed",
     required=True,
     type=click.Path(path_type=Path),
-    help="labelled rows: CSV, TSV, JSONL, Parquet, XLSX, dataset folder",
+    help="train on these rows: CSV, TSV, JSONL, Parquet, XLSX or a dataset folder",
 )
-@click.option("--reference", type=click.Path(path_type=Path), help="curated rows that judge and never train")
-@click.option("--text-column", help="column of the text; default: found by its name")
-@click.option("--label-column", help="column of the label, labels, target or completion; default: found by its name")
-@click.option("--labels", default="", help="further labels, separated by commas")
-@click.option("--base-model", help="folder, hub name or, of a model that writes, GGUF file of the pretrained model")
-@click.option("--name", help="name of the model; default: the folder's")
+@click.option("--reference", type=click.Path(path_type=Path), help="judge on these curated rows, which never train")
+@click.option("--text-column", help="read texts from this column; default: by its name")
+@click.option("--label-column", help="read targets from this column; default: by its name")
+@click.option("--labels", default="", help="add these labels, separated by commas")
+@click.option("--base-model", help="start from this pretrained model: folder, hub name or, for generation, GGUF file")
+@click.option("--name", help="name the model; default: as the folder")
 def init(
     folder: Path,
     task: Task,
@@ -114,10 +110,12 @@ def init(
 @cli.command()
 @config_option
 @click.option(
-    "--new-registry", is_flag=True, help="accept a registry that is not the one, or older than, what promoted last"
+    "--new-registry",
+    is_flag=True,
+    help="accept a new or restored registry",
 )
 def up(config: Path, new_registry: bool) -> None:
-    """Run everything on this machine, until Ctrl-C."""
+    """Run every process of the project on this machine until Ctrl-C."""
     from services.checks.preflight import refuse_broken
     from services.projects import accept_registry, open_project
     from services.supervisor.writable_folders import settle
@@ -128,7 +126,7 @@ def up(config: Path, new_registry: bool) -> None:
     if new_registry:
         accept_registry(settings)
     from services.supervisor.signals import stop_on
-    from services.up import Supervisor  # Kafka and the registry are loaded once nothing speaks against it
+    from services.up import Supervisor  # imported after the checks: it loads Kafka and the registry
 
     supervisor = Supervisor(settings, config, click.echo)
     stop_on(supervisor.stop, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -136,11 +134,17 @@ def up(config: Path, new_registry: bool) -> None:
 
 
 @cli.command()
-@click.option("--no-defences", is_flag=True, help="without cap, quarantine and gates: what the poison then costs")
-@click.option("--out", type=click.Path(path_type=Path), default="demo-report.json", show_default=True)
+@click.option("--no-defences", is_flag=True, help="switch off cap, quarantine and gates")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="demo-report.json",
+    show_default=True,
+    help="write the report to this file",
+)
 @click.option("--keep", type=click.Path(path_type=Path), help="keep the project in this folder")
 def demo(no_defences: bool, out: Path, keep: Path | None) -> None:
-    """Walk the whole loop on BBC News, poison included."""
+    """Run the whole loop on BBC News, including poisoned feedback."""
     from services.demo.walk import run_demo
 
     sys.exit(run_demo(no_defences=no_defences, out=out, keep=keep))
@@ -150,7 +154,7 @@ def demo(no_defences: bool, out: Path, keep: Path | None) -> None:
 @config_option
 @json_option
 def status(config: Path, as_json: bool) -> None:
-    """What serves, what learns, what waits."""
+    """Show what serves, which round runs, and how much feedback waits."""
     from services.cli.status import look
 
     value, lines = look(config)
@@ -161,17 +165,17 @@ def status(config: Path, as_json: bool) -> None:
 @config_option
 @json_option
 def doctor(config: Path, as_json: bool) -> None:
-    """Check every part and say what to do about what is wrong; exit 1 on any FAIL."""
+    """Check every part; exit 1 on any FAIL."""
     from services.cli.doctor import examine
 
-    found = examine(config)
-    lines = [f"{check.verdict:<5} {check.part:<14} {check.sentence}" for check in found]
-    show([check.__dict__ for check in found], as_json, lines)
-    sys.exit(1 if any(check.verdict == "FAIL" for check in found) else 0)
+    checks = examine(config)
+    lines = [f"{check.verdict:<5} {check.part:<14} {check.sentence}" for check in checks]
+    show([check.__dict__ for check in checks], as_json, lines)
+    sys.exit(1 if any(check.verdict == "FAIL" for check in checks) else 0)
 
 
 def main() -> None:
-    """Run, and turn every error into one line."""
+    """Run the command line and exit; print every error as one line."""
     from serving.process.log_lines import log_to
     from serving.process.private_files import keep_private
 
@@ -180,7 +184,7 @@ def main() -> None:
     keep_private()
     log_to(sys.stderr, logging.WARNING)
     if os.environ.get("RATCHET_DEBUG") != "1":
-        # Libraries' advice to their callers is not for users. Not by a filter: some libraries reset those.
+        # Warnings of libraries are not for users. Filters would not do: some libraries reset them.
         warnings.showwarning = lambda *_, **__: None
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -195,10 +199,9 @@ def main() -> None:
 
 
 def _use_utf8() -> None:
-    """Go on as Python in UTF-8 mode if the locale has another encoding; the terminal is still written to in its own.
+    """Restart Python in UTF-8 mode if the locale has another encoding, so that paths, arguments and files are read as UTF-8.
 
-    Paths, arguments and what libraries open would otherwise be read by the locale's encoding. What the terminal cannot show is
-    escaped, never an error.
+    Output keeps the terminal's encoding; characters that it cannot show are escaped.
     """
     if codecs.lookup(locale.getencoding()).name != "utf-8" and not sys.flags.utf8_mode:
         environment = {**os.environ, "PYTHONUTF8": "1"}
@@ -211,7 +214,7 @@ def _use_utf8() -> None:
 
 
 def _keep_docstrings() -> None:
-    """Start anew with docstrings where `python -OO` took them away: transformers reads its own, and so does our help."""
+    """Restart with docstrings if `python -OO` removed them: transformers and our help texts need theirs."""
     if sys.flags.optimize > 1:
         os.environ["PYTHONOPTIMIZE"] = "1"
         os.execv(sys.executable, [sys.executable, *(word for word in sys.orig_argv[1:] if word != "-OO")])  # noqa: S606 - ourselves
@@ -231,7 +234,7 @@ def _run() -> int:
         error.show()
         return 2
     except BrokenPipeError:
-        return 1  # whoever read our output has seen enough
+        return 1  # the reader closed the pipe
     except Exception as error:
         if os.environ.get("RATCHET_DEBUG") == "1":
             raise
@@ -242,25 +245,16 @@ def _run() -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """What an error says, in one line; a KeyError's text without the quotes that Python puts around it."""
-    said = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    """Return an error's message as one line; a KeyError's without its quotes."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, click.ClickException):
-        said = error.format_message()
-    first = next((line for line in str(said).splitlines() if line.strip()), "")
-    if _out_of_memory(error):
+        message = error.format_message()
+    first = next((line for line in str(message).splitlines() if line.strip()), "")
+    if out_of_memory(error):
         return f"out of memory ({first or type(error).__name__}): free some, or raise the limit of this process"
     ours = type(error).__module__.split(".")[0] in ("schemas", "serving", "pipelines", "services", "click")
     plain = ours or isinstance(error, OSError | ValueError | RuntimeError)
     return first if first and plain else f"{type(error).__name__}: {first}".rstrip(": ")
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is for want of memory: a library that cannot be mapped is an ImportError."""
-    while error is not None:
-        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 if __name__ == "__main__":

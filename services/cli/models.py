@@ -1,6 +1,6 @@
-"""`ratchet model` and `audit`: what the registry holds besides rounds and labels.
+"""`ratchet model` and `ratchet audit`: list versions, roll back, verify the audit log.
 
-Turns arguments into calls on the registry. cli.py adds these groups. It deliberately loads no model.
+Turns arguments into calls on the registry. It loads no model.
 """
 
 import contextlib
@@ -14,23 +14,23 @@ from services.cli.project import by_option, config_option, json_option, opened, 
 
 @click.group()
 def model() -> None:
-    """Model versions."""
+    """List model versions and roll back."""
 
 
 @model.command(name="list")
 @config_option
 @json_option
 def model_list(config: Path, as_json: bool) -> None:
-    """All versions, newest first."""
+    """List all versions, newest first."""
     with opened(config) as (_, registry):
-        found, champion = registry.versions(), registry.champion()
+        versions, champion = registry.versions(), registry.champion()
     live = champion.model_version if champion else None
     lines = [
         f"{'*' if v.model_version == live else ' '} {v.model_version}  {'servable' if v.servable else '-':<8}"
         f"  {f'approved by {v.approved_by}' if v.approved_by else ''}".rstrip()
-        for v in found
+        for v in versions
     ]
-    value = [{**v.model_dump(mode="json"), "champion": v.model_version == live} for v in found]
+    value = [{**v.model_dump(mode="json"), "champion": v.model_version == live} for v in versions]
     show(value, as_json, lines or ["no versions yet"])
 
 
@@ -41,7 +41,7 @@ def model_list(config: Path, as_json: bool) -> None:
 @reason_option
 @json_option
 def model_rollback(version: str | None, config: Path, by: str, reason: str, as_json: bool) -> None:
-    """Make an earlier VERSION the champion again; default: the one before."""
+    """Roll back to an earlier VERSION; default: the previous champion."""
     from services.checks.champion import wrong_files
     from services.rounds.announce import announce
     from services.rounds.prune import refuse_pruned
@@ -57,9 +57,13 @@ def model_rollback(version: str | None, config: Path, by: str, reason: str, as_j
         if wanted is None:
             raise click.ClickException("there is no other version to roll back to: see `ratchet model list`")
         if wanted == live:
-            raise click.ClickException(f"{wanted} is the champion already")
+            raise click.ClickException(
+                f"{wanted} is the champion already: name an earlier version of `ratchet model list`"
+            )
         refuse_pruned(settings, registry, wanted)
-        with contextlib.suppress(ConnectionError):  # a store that is away stops nobody: workers may hold the version
+        with contextlib.suppress(
+            ConnectionError
+        ):  # an unreachable store is no error: workers may have the version cached
             if wrong := wrong_files(settings, registry.version(wanted).digest):
                 raise click.ClickException(f"{wanted} cannot be served: {wrong}; name another version")
         champion = registry.promote(wanted, expected=live, token=None, actor=by)
@@ -70,14 +74,14 @@ def model_rollback(version: str | None, config: Path, by: str, reason: str, as_j
 
 @click.group()
 def audit() -> None:
-    """The audit log."""
+    """Verify the audit log."""
 
 
 @audit.command(name="verify")
 @config_option
 @json_option
 def audit_verify(config: Path, as_json: bool) -> None:
-    """Check the hash chain; exit 1 if it is broken."""
+    """Verify the hash chain; exit 1 if it is broken."""
     with opened(config) as (_, registry):
         wrong = registry.verify_audit()
     show({"ok": not wrong, "wrong": wrong}, as_json, wrong or ["the audit log is whole"])

@@ -1,7 +1,6 @@
-"""What the commands share: their options, an opened project, and how an answer is printed.
+"""What commands share: options, an opened project, output as lines or JSON.
 
-Turns `-c FILE` into settings and a registry. Every command of cli.py, cli/rounds.py and cli/models.py uses it. It
-deliberately holds no command.
+Turns `-c FILE` into settings and a registry, and prefixes of ids into ids.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from serving.registry.registry import Registry
 
 
-SHOWN = 8  # candidates named for a prefix of several ids
+SHOWN = 8  # ids named for an ambiguous prefix
 
 
 def _me() -> str:
@@ -44,39 +43,36 @@ config_option = click.option(
     default="ratchet.toml",
     show_default=True,
     callback=_file,
-    help="settings file, or the folder that holds ratchet.toml",
+    help="read this file, or this folder's ratchet.toml",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
-by_option = click.option("--by", default=_me, show_default="you", help="who decides")
-reason_option = click.option("--reason", default="", help="why")
+by_option = click.option("--by", default=_me, show_default="you", help="name the person who decides")
+reason_option = click.option("--reason", default="", help="give the reason, for the audit log")
 
 
 @contextlib.contextmanager
 def opened(config: Path) -> "Iterator[tuple[Settings, Registry]]":
-    """A project's settings and registry."""
+    """Yield a project's settings and registry; close the registry at the end."""
     from services.projects import open_project
     from services.supervisor.writable_folders import settle
     from serving.registry.registry import Registry
 
     settings = open_project(config)
     settle(settings, os.environ)
-    registry = Registry(settings.registry_url, settings.model.name)
-    try:
+    with contextlib.closing(Registry(settings.registry_url, settings.model.name)) as registry:
         yield settings, registry
-    finally:
-        registry.close()
 
 
 def one_of(given: str, known: Sequence[str], kind: str) -> str:
-    """Return the id that `given` stands for: itself, a unique prefix of it, or `latest`.
+    """Return the id that `given` names: the id itself, a unique prefix, or `latest`.
 
     Args:
-        given: what the user typed.
-        known: every id, the newest first.
-        kind: what the ids name, and the command that lists them: "round", "model".
+        given: the user's argument.
+        known: every id, newest first.
+        kind: group of the command that lists the ids: "round" or "model".
 
     Raises:
-        click.ClickException: no id or several begin with it; the message names the candidates.
+        click.ClickException: no id or several ids begin with it; the message names them.
 
     """
     called = {"model": "version"}.get(kind, kind)
@@ -84,28 +80,28 @@ def one_of(given: str, known: Sequence[str], kind: str) -> str:
         raise click.ClickException(f"there is no {called} yet: see `ratchet {kind} list`")
     if given == "latest":
         return known[0]
-    found = [given] if given in known else [name for name in known if given and name.startswith(given)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    matches = [given] if given in known else [name for name in known if given and name.startswith(given)]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
         raise click.ClickException(f"no {called} is or begins with {given!r}: see `ratchet {kind} list`")
-    shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
-    raise click.ClickException(f"{len(found)} {called}s begin with {given!r}: {shown}; type more of the id")
+    shown = ", ".join(matches[:SHOWN]) + (f" and {len(matches) - SHOWN} more" if len(matches) > SHOWN else "")
+    raise click.ClickException(f"{len(matches)} {called}s begin with {given!r}: {shown}; type more of the id")
 
 
 def round_named(registry: "Registry", given: str) -> str:
-    """Return the id of the round that a unique prefix, or `latest`, stands for. Raises as `one_of`."""
+    """Return the id of the round that an id, a unique prefix or `latest` names. Raises as `one_of`."""
     return one_of(given, [record.round_id for record in registry.rounds()], "round")
 
 
 def version_named(registry: "Registry", given: str) -> str:
-    """Return the name of the model version that a unique prefix, or `latest`, stands for. Raises as `one_of`."""
+    """Return the model version that an id, a unique prefix or `latest` names. Raises as `one_of`."""
     return one_of(given, [version.model_version for version in registry.versions()], "model")
 
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:
-    """Print JSON, or lines."""
+    """Print `value` as JSON, or `lines` without control characters."""
     if as_json:
         click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
-    else:  # a label may hold what a terminal obeys
+    else:  # labels may hold terminal escape sequences
         click.echo("\n".join(one_line(part) for line in lines for part in line.split("\n")))

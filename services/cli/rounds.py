@@ -1,7 +1,7 @@
 """`ratchet round`: run, list, show, approve and reject training rounds.
 
-Turns arguments into a round run in this process, or into a person's decision in the registry. The executor starts `round
-run --claimed ID` too. It deliberately does not know what a round does.
+Turns arguments into a round run in this process, or into a person's decision in the registry. The executor starts `round run
+--claimed ID`.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 @click.group(name="round")
 def rounds() -> None:
-    """Training rounds."""
+    """Run, inspect and decide training rounds."""
 
 
 @rounds.command(name="run")
-@click.option("--claimed", metavar="ID", help="run this claimed round instead of claiming one now")
-@click.option("--bootstrap", is_flag=True, help="do nothing if there is a champion already")
-@click.option("--token", type=int, help="the scheduler's fencing token")
+@click.option("--claimed", metavar="ID", help="run this claimed round instead of claiming a new one")
+@click.option("--bootstrap", is_flag=True, help="train the first champion; do nothing if there is one")
+@click.option("--token", type=int, help="pass the scheduler's fencing token")
 @config_option
 def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: Path) -> None:
-    """Run a round in the foreground, or go on with one that was interrupted."""
-    # Read when torch is loaded. Beside serving, threads that spin while they wait for each other cost a round more than sleep.
+    """Run a round in the foreground, or resume an interrupted one."""
+    # Read when torch is imported. Spinning threads would take cores from serving.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from schemas.records import RoundState
     from services.projects import fill_taxonomy
@@ -44,7 +44,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
     from services.rounds.process import run_claimed
 
     if claimed and bootstrap:
-        raise click.UsageError("--claimed and --bootstrap exclude each other")
+        raise click.UsageError("--claimed and --bootstrap exclude each other: give one of them")
     with opened(config) as (settings, registry):
         registry.migrate()
         fill_taxonomy(settings, registry)
@@ -65,7 +65,7 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
                     announce=lambda champion: announce(settings, registry, champion),
                 )
         except KeyboardInterrupt:
-            click.echo(f"interrupted: `ratchet round run` goes on with {round_id}", err=True)
+            click.echo(f"interrupted: `ratchet round run` resumes {round_id}", err=True)
             raise
     click.echo("\n".join(ended(done)))
     if done.state is RoundState.FAILED:
@@ -73,9 +73,9 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
 
 
 def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
-    """The id of a round to run: one that was interrupted, else one claimed now."""
+    """Return the id of a round to run: an interrupted one, else one claimed now."""
     from schemas.records import RoundState
-    from services.rounds.process import Whereabouts, beats, lock_file, whereabouts
+    from services.rounds.process import Liveness, beats, lock_file, read_lock
 
     unfinished = registry.unfinished_round()
     if unfinished is None:
@@ -84,23 +84,23 @@ def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
             return record.round_id
         unfinished = registry.unfinished_round()
         if unfinished is None:
-            raise click.ClickException("somebody else's round began and ended just now: try again")
-    found = unfinished.round_id
+            raise click.ClickException("another process claimed and ended a round just now: try again")
+    round_id = unfinished.round_id
     if unfinished.state is RoundState.AWAITING_APPROVAL:
         raise click.ClickException(
-            f"round {found} awaits approval: `ratchet round approve {found}` or `reject {found}` first"
+            f"round {round_id} awaits approval: `ratchet round approve {round_id}` or `reject {round_id}` first"
         )
-    where, pid = whereabouts(lock_file(settings, found))
-    if where is Whereabouts.HERE:
-        raise click.ClickException(f"round {found} is running as process {pid}")
-    if where is Whereabouts.UNKNOWN and beats(registry, unfinished):
-        raise click.ClickException(f"round {found} is running on another machine: `ratchet status` shows how far it is")
-    click.echo(f"going on with round {found}")
-    return found
+    liveness, pid = read_lock(lock_file(settings, round_id))
+    if liveness is Liveness.RUNNING:
+        raise click.ClickException(f"round {round_id} is already running, as process {pid}: see `ratchet status`")
+    if liveness is Liveness.UNKNOWN and beats(registry, unfinished):
+        raise click.ClickException(f"round {round_id} is running on another machine: see `ratchet status`")
+    click.echo(f"going on with round {round_id}")
+    return round_id
 
 
 def _cut(settings: "Settings", registry: "Registry") -> dict[str, int]:
-    """What is stored now. Before there is a champion there is no feedback, and no store to open."""
+    """Return the stored offsets of feedback; none before the first champion, when the feature store may not exist."""
     if registry.champion() is None:
         return {}
     from pipelines.feature_store.store import FeatureStore
@@ -110,7 +110,7 @@ def _cut(settings: "Settings", registry: "Registry") -> dict[str, int]:
 
 @contextlib.contextmanager
 def _progress() -> "Iterator[Callable[[str, float, Pace | None], None]]":
-    """A bar for each step on a terminal, with the pace of training; plain lines elsewhere."""
+    """Yield a function that shows progress: a bar for each step on a terminal, plain lines elsewhere."""
     if not sys.stdout.isatty():
         started, last = time.monotonic(), [""]
 
@@ -144,11 +144,11 @@ def _progress() -> "Iterator[Callable[[str, float, Pace | None], None]]":
 @config_option
 @json_option
 def round_list(config: Path, as_json: bool) -> None:
-    """All rounds, newest first."""
+    """List all rounds, newest first."""
     with opened(config) as (_, registry):
-        found = registry.rounds()
-    lines = [f"{r.round_id}  {r.created_at:%Y-%m-%d %H:%M}  {r.state:<21}  {r.detail or r.step or ''}" for r in found]
-    show([r.model_dump(mode="json") for r in found], as_json, lines or ["no rounds yet"])
+        records = registry.rounds()
+    lines = [f"{r.round_id}  {r.created_at:%Y-%m-%d %H:%M}  {r.state:<21}  {r.detail or r.step or ''}" for r in records]
+    show([r.model_dump(mode="json") for r in records], as_json, lines or ["no rounds yet"])
 
 
 @rounds.command(name="show")
@@ -157,21 +157,21 @@ def round_list(config: Path, as_json: bool) -> None:
 @config_option
 @json_option
 def round_show(round_id: str, open_page: bool, config: Path, as_json: bool) -> None:
-    """One round, with its rows and every gate."""
+    """Show one round with its rows, evaluations and gates."""
     with opened(config) as (settings, registry):
         round_id = round_named(registry, round_id)
         record = registry.round(round_id)
         page = _page(settings, registry, record)
     if page is None and open_page:
-        raise click.ClickException(f"round {round_id} is {record.state}: it has no report, as it was not judged")
+        raise click.ClickException(f"round {round_id} is {record.state} and has no report: only judged rounds have one")
     lines = _lines(record) + ([f"report     {page}"] if page else [])
     show(record.model_dump(mode="json"), as_json, lines)
     if open_page and click.launch(str(page)):
-        raise click.ClickException(f"no browser to open {page} with")
+        raise click.ClickException(f"there is no browser to open {page} with: open the file yourself")
 
 
 def _page(settings: "Settings", registry: "Registry", record: "RoundRecord") -> Path | None:
-    """The round's page: where the round was run, or in the version that it made."""
+    """Return the round's page: in its folder, or in the version that it made; None if it has none."""
     page = settings.path("state/rounds") / record.round_id / "report.html"
     if page.exists():
         return page
@@ -218,7 +218,7 @@ def _lines(record: "RoundRecord") -> list[str]:
 @reason_option
 @json_option
 def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bool) -> None:
-    """Promote a round's candidate in your name."""
+    """Promote a round's candidate, overruling its gates if need be."""
     from schemas.records import RoundState
     from services.rounds.announce import announce
     from services.rounds.prune import refuse_pruned
@@ -228,11 +228,14 @@ def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bo
         record, live = registry.round(round_id), registry.champion()
         waits = record.state in (RoundState.AWAITING_APPROVAL, RoundState.INSUFFICIENT)
         if not waits or record.candidate_version is None:
-            raise click.ClickException(f"round {round_id} is {record.state}: there is no candidate to approve")
+            raise click.ClickException(
+                f"round {round_id} is {record.state}: only {RoundState.AWAITING_APPROVAL} or {RoundState.INSUFFICIENT} "
+                "rounds have a candidate to approve"
+            )
         if (live.model_version if live else None) != record.champion_version:
             raise click.ClickException(
                 f"the champion is {live.model_version if live else 'none'}, and {record.candidate_version} was judged "
-                f"against {record.champion_version or 'none'}: `ratchet round reject {round_id}`, the next round judges anew"
+                f"against {record.champion_version or 'none'}: `ratchet round reject {round_id}`, then run another round"
             )
         refuse_pruned(settings, registry, record.candidate_version)
         registry.mark_servable(record.candidate_version, approved_by=by)
@@ -253,7 +256,7 @@ def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bo
 @reason_option
 @json_option
 def round_reject(round_id: str, config: Path, by: str, reason: str, as_json: bool) -> None:
-    """Turn a candidate down in your name; a round that runs is ended."""
+    """Reject a round's candidate; end the round if it is running."""
     from schemas.records import RoundState
 
     with opened(config) as (_, registry):

@@ -1,7 +1,7 @@
-"""`ratchet status`: what serves, what learns, what waits.
+"""`ratchet status`: what serves, which round runs, how much feedback waits.
 
-Turns registry, feature store and the running `ratchet up` into one picture, within half a second: it loads neither SQLAlchemy
-nor Feast unless it has to. It changes nothing, and says what it could not see instead of failing.
+Turns registry, feature store and the state of `ratchet up` into values and lines, within half a second: SQLAlchemy and Feast are
+imported only when needed. A part that cannot be read is reported as such.
 """
 
 import sqlite3
@@ -19,10 +19,10 @@ from serving.registry.glance import glance
 
 
 def look(config: Path) -> tuple[dict[str, Any], list[str]]:
-    """The status as JSON values and as lines."""
+    """Return the status as JSON values and as lines."""
     settings = open_project(config)
     seen, up, lag = glance(settings.registry_url, settings.model.name), running_up(settings), _lag(settings)
-    # What `up` was started with counts: its environment may set what this shell's does not.
+    # The triggers that `up` started with: its environment may differ from this shell's.
     triggers = TriggerSettings.model_validate(up["triggers"]) if up and "triggers" in up else settings.triggers
     gathered, unseen = _gathered(settings, seen.last_cut, up=up is not None)
     trouble: dict[str, str] = up.get("trouble", {}) if up else {}
@@ -58,7 +58,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def triggers_line(triggers: TriggerSettings) -> str:
-    """When a round starts by itself, in one line."""
+    """Return when a round starts by itself, in one line."""
     due = [f"{triggers.min_feedback} labelled feedback"]
     due += [f"{triggers.max_age:g} hours after the last round"] if triggers.max_age else []
     due += [f"cron {triggers.cron!r} in UTC"] if triggers.cron else []
@@ -66,7 +66,7 @@ def triggers_line(triggers: TriggerSettings) -> str:
 
 
 def _gathered(settings: Settings, cut: Mapping[str, int], *, up: bool) -> tuple[FeedbackCounts | None, str | None]:
-    """The counts of feedback, or why it cannot be counted."""
+    """Return the counts of feedback, or why it cannot be counted."""
     try:
         return counts(settings, cut, up=up), None
     except Exception as error:
@@ -74,12 +74,12 @@ def _gathered(settings: Settings, cut: Mapping[str, int], *, up: bool) -> tuple[
 
 
 def _verdicts(counted: Mapping[str, int]) -> str:
-    """In one order, without what did not happen. Feedback is no fair sample of traffic: no share is shown."""
+    """Return the counts above zero. No share is shown: feedback is not a representative sample of traffic."""
     return ", ".join(f"{counted[v]} {v}" for v in ("agreed", "disagreed", "other") if counted.get(v))
 
 
 def _lag(settings: Settings) -> int | None:
-    """Events in this machine's outboxes, which keep them until they are stored (or, with a real Kafka, published)."""
+    """Return the number of events in this machine's outboxes: not stored yet, or with a real Kafka not published."""
     try:
         return waiting(settings.path(settings.serving.outbox))
     except sqlite3.Error:
@@ -125,15 +125,15 @@ def _pace(pace: Mapping[str, Any] | None) -> str:
 
 
 def clock_line(ahead_s: float) -> str:
-    """Return what to say when the registry's newest time is `ahead_s` seconds ahead of this clock."""
+    """Return a warning that the registry's newest time is `ahead_s` seconds ahead of this clock."""
     return (
-        f"the registry holds times ahead of this clock by {_span(ahead_s)}: it was set back, or another machine's is ahead "
+        f"the registry holds times {_span(ahead_s)} ahead of this clock: this clock was set back, or another machine's is ahead "
         "(check NTP); rounds go on"
     )
 
 
 def _ago(time: str) -> str:
-    """How long ago a time was; a time ahead of this clock is said to be, for clocks can be set."""
+    """Return how long ago a time was, or how far it is ahead of this clock."""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
     return f"{_span(seconds)} ago" if seconds > -1 else f"{_span(-seconds)} ahead of this clock"
 

@@ -1,4 +1,4 @@
 """The demo: the whole loop on BBC News, poison included.
 
-walk.py runs it and judges what happened; traffic.py plays the app and its users.
+walk.py runs it; articles.py splits the texts, traffic.py simulates the app and its users, report.py measures the outcome.
 """

@@ -1,7 +1,7 @@
-"""The demo's outside world: apps that ask, people who answer, over HTTP alone.
+"""The demo's traffic: simulated apps and their users, over HTTP alone.
 
-Turns texts into requests to the inference API and predictions into simulated feedback. demo.py drives it. It deliberately
-knows nothing of the project's insides: what it counts is what a client sees. No request is tried twice.
+Turns texts into requests to the inference API and predictions into simulated feedback. walk.py drives it. It counts what a
+client sees; no request is retried.
 """
 
 import random
@@ -13,24 +13,18 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from services.demo.articles import Article
+
 CALLERS = 6
-CORRECTS = 0.85  # of wrong answers, by an honest person
-CONFIRMS = 0.15  # of right answers
+CORRECTS = 0.85  # share of wrong predictions that an honest user corrects
+CONFIRMS = 0.15  # share of right predictions that an honest user confirms
 PEOPLE = 30
-LIARS = frozenset({7, 19})  # these two label at random, and often
-
-
-@dataclass(frozen=True)
-class Article:
-    """A text and what it is about."""
-
-    text: str
-    topic: str
+LIARS = frozenset({7, 19})  # users who send random labels
 
 
 @dataclass
 class Seen:
-    """What clients saw: every answer's time, worker and version, and every failure. Guarded by its lock."""
+    """What clients saw: time, worker and version of every prediction, and every failure. Guarded by `lock`."""
 
     answers: list[tuple[float, str, str]] = field(default_factory=list)
     events: int = 0
@@ -39,11 +33,11 @@ class Seen:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def near(self, moment: float, seconds: float) -> int:
-        """Requests within `seconds` of a Unix time."""
+        """Return the number of requests within `seconds` of a Unix time."""
         return sum(abs(at - moment) <= seconds for at in self.requests)
 
     def first_answers(self, version: str) -> dict[str, float]:
-        """For each worker, when it first answered with a version."""
+        """Return, for each worker, the Unix time of its first answer with a version."""
         first: dict[str, float] = {}
         for at, worker, answered in self.answers:
             if answered == version:
@@ -52,7 +46,7 @@ class Seen:
 
 
 class Traffic:
-    """A few callers with a connection each, spread over the workers, and the people behind them."""
+    """Sends requests from CALLERS clients, spread over the workers, as PEOPLE users."""
 
     def __init__(self, url: str, api_key: str, topics: Sequence[str], workers: int) -> None:
         self.seen = Seen()
@@ -64,21 +58,21 @@ class Traffic:
         self._pool = ThreadPoolExecutor(CALLERS)
 
     def close(self) -> None:
-        """End the callers."""
+        """Wait for running visits and close the clients."""
         self._pool.shutdown()
         for caller in self._callers:
             caller.close()
 
     def predict(self, n: int, article: Article, user: str) -> dict[str, str] | None:
-        """Ask for one prediction; None if it failed."""
+        """Request one prediction and return it; None if the request failed."""
         body = {"items": [{"text": article.text}], "user": user}
         answer = self._post(n, "/predict", body, 200)
         if answer is None:
             return None
-        found: dict[str, str] = answer.json()[0]
+        prediction: dict[str, str] = answer.json()[0]
         with self.seen.lock:
-            self.seen.answers.append((time.time(), answer.headers["X-Ratchet-Worker"], found["model_version"]))
-        return found
+            self.seen.answers.append((time.time(), answer.headers["X-Ratchet-Worker"], prediction["model_version"]))
+        return prediction
 
     def correct(self, n: int, prediction_id: str, label: str, user: str) -> None:
         """Send one correction (or confirmation)."""
@@ -86,33 +80,33 @@ class Traffic:
         self._post(n, "/feedback", body, 202)
 
     def live(self, n: int, article: Article, *, with_feedback: bool) -> None:
-        """One visit: a prediction, and perhaps what the person says of it."""
+        """Make one visit: a prediction, and feedback with the probability of its user."""
         with self.seen.lock:
             person = self._draw.randrange(PEOPLE)
             chance, lie = self._draw.random(), self._draw.choice([t for t in self._topics if t != article.topic])
         user = f"reader-{person}"
-        found = self.predict(n, article, user)
-        if found is None or not with_feedback:
+        prediction = self.predict(n, article, user)
+        if prediction is None or not with_feedback:
             return
         if person in LIARS:
             if chance < CORRECTS:
-                self.correct(n, found["prediction_id"], lie, user)
-        elif chance < (CONFIRMS if found["label"] == article.topic else CORRECTS):
-            self.correct(n, found["prediction_id"], article.topic, user)
+                self.correct(n, prediction["prediction_id"], lie, user)
+        elif chance < (CONFIRMS if prediction["label"] == article.topic else CORRECTS):
+            self.correct(n, prediction["prediction_id"], article.topic, user)
 
     def poison(self, n: int, article: Article) -> None:
-        """One visit of the poisoner: always the same wrong topic for what was answered."""
-        found = self.predict(n, article, "poisoner")
-        if found is not None:
+        """Make one visit of the poisoner, who always corrects to the next topic."""
+        prediction = self.predict(n, article, "poisoner")
+        if prediction is not None:
             wrong = self._topics[(self._topics.index(article.topic) + 1) % len(self._topics)]
-            self.correct(n, found["prediction_id"], wrong, "poisoner")
+            self.correct(n, prediction["prediction_id"], wrong, "poisoner")
 
     def submit(self, visit: Callable[..., None], n: int, article: Article, **options: bool) -> None:
-        """Make a visit on one of the callers' threads."""
+        """Run a visit on one of the callers' threads."""
         self._pool.submit(visit, n, article, **options)
 
     def drain(self) -> None:
-        """Wait for what was submitted."""
+        """Wait for every submitted visit."""
         self._pool.shutdown(wait=True)
         self._pool = ThreadPoolExecutor(CALLERS)
 
@@ -133,7 +127,7 @@ class Traffic:
         return answer
 
     def _spread(self, workers: int) -> list[httpx.Client]:
-        """Callers whose connections reach every worker: which one accepts a connection is the kernel's choice."""
+        """Return clients whose connections reach every worker; the kernel chooses which one accepts a connection."""
         by_worker: dict[str, list[httpx.Client]] = {}
         spare: list[httpx.Client] = []
         for _ in range(300):

@@ -1,8 +1,8 @@
 """Ingestion: Kafka messages to rows of the event log, each exactly once.
 
-feedback_gate.py holds feedback from Kafka to the rules of `POST /feedback`. micro_batch.py turns messages into rows
-and positions; dead_letters.py sets aside what cannot be read or stored, with its reason. Between batches
-feedback_upkeep.py lets live_counts.py join feedback to its prediction and orphans.py expire feedback whose prediction
-never came; neither can stop ingestion. stored_positions.py compares the registry's positions with the log. metrics.py
-tells Prometheus.
+micro_batch.py turns messages into rows and positions; feedback_gate.py checks feedback by the rules of
+`POST /feedback`. isolation.py finds messages that cannot be stored; dead_letters.py sets them aside with a reason.
+Between batches feedback_upkeep.py runs live_counts.py, which joins feedback to its prediction, and orphans.py, which
+expires feedback without one; their failures never stop ingestion. feedback_counts.py caches counts for `ratchet status`.
+stored_positions.py compares the registry's positions with the log. metrics.py exports Prometheus metrics.
 """

@@ -1,7 +1,7 @@
-"""The named points at which tests kill the consumer.
+"""Crash points: the places at which tests kill the consumer.
 
-Turns RATCHET_CRASH_AT into a SIGKILL of this process by itself. The consumer passes each point once a batch;
-tests/support/crashes.py proves that none of them loses or doubles an event. It deliberately does nothing else.
+Turns RATCHET_CRASH_AT into a SIGKILL of this process. The consumer passes each point once a batch; tests/support/crashes.py
+proves that a crash at any of them neither loses nor duplicates an event.
 """
 
 import os
@@ -22,6 +22,6 @@ CRASH_POINTS = (
 
 
 def crash_at(point: str) -> None:
-    """Where the tests pull the plug."""
+    """Kill this process if RATCHET_CRASH_AT names `point`."""
     if os.environ.get("RATCHET_CRASH_AT") == point:
         os.kill(os.getpid(), signal.SIGKILL)

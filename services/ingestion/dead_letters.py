@@ -1,8 +1,8 @@
-"""Dead letters: messages that no retry would store, and the way back for them.
+"""Dead letters: messages that no retry would store, and their replay.
 
-Turns a message into its dead letter (the original bytes, key and headers, and ours saying from where and why), and
-`ratchet feedback replay --dlq` turns dead letters into messages of their topics again. It deliberately does not decide
-what is bad: pipelines/feature_store/event_rows.py does.
+Turns a message into its dead letter: the original bytes, key and headers, plus headers with origin and reason.
+`ratchet feedback replay --dlq` publishes dead letters to their topics again. pipelines/feature_store/event_rows.py decides
+which messages are bad.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from serving.messaging.consumer import Backlog
 from serving.messaging.publisher import MAX_MESSAGE_BYTES, Message, Outgoing, Publisher, Topics
 
 PREFIX = "ratchet-"
-ORPHAN = "orphan: "  # begins the reason of feedback that waited in vain for its prediction
+ORPHAN = "orphan: "  # the reason of expired feedback without prediction begins with it
 
 
 @dataclass(kw_only=True)
 class Replayed:
-    """What became of the dead letters of one replay."""
+    """How many dead letters of one replay had which outcome."""
 
     published: int = 0
     still_bad: int = 0
@@ -28,26 +28,25 @@ class Replayed:
     erased: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """For --json; `erased` only where there is any."""
+        """Return the counts for --json; `erased` only if it is not zero."""
         return {key: n for key, n in asdict(self).items() if n or key != "erased"}
 
 
-def dead_letter(topics: Topics, message: Message, place: str, reason: str) -> Outgoing:
-    """The dead letter of a message that lies at `place` ('<topic_id>/<partition>')."""
+def dead_letter(topics: Topics, message: Message, partition_key: str, reason: str) -> Outgoing:
+    """Return the dead letter of a message of the partition '<topic_id>/<partition>'."""
     kept = (message.value or b"")[:MAX_MESSAGE_BYTES]
-    ours = {
+    origin = {
         "topic": message.topic,
         "partition": str(message.partition),
         "offset": str(message.offset),
-        "position": f"{place}/{message.offset}",
+        "position": f"{partition_key}/{message.offset}",
         "reason": reason,
     }
     if message.value is None:
-        ours["tombstone"] = "1"
+        origin["tombstone"] = "1"
     elif len(kept) < len(message.value):
-        ours["bytes"] = str(len(message.value))
-    theirs = [(k, v) for k, v in message.headers if not k.startswith(PREFIX)]
-    headers = [*theirs, *((PREFIX + k, v.encode()) for k, v in ours.items())]
+        origin["bytes"] = str(len(message.value))
+    headers = [*_original_headers(message), *((PREFIX + k, v.encode()) for k, v in origin.items())]
     return Outgoing(topics.dead_letters, message.key or b"", kept, tuple(headers))
 
 
@@ -59,13 +58,13 @@ def replay(
     timeout_s: float,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Replayed:
-    """Publish to its own topic again what can be read by now; put what still can't at the end of the dead letters.
+    """Publish dead letters that can be read now to their topics; append the others to the dead letters again.
 
-    Orphans are left out: their feedback is in the log and joins its prediction by itself. Each dead letter is
-    taken up once, unless this process dies between publishing and saying so: ids make that harmless. `gate` says what can be
-    read, and what was erased and is dropped.
+    Orphans are skipped: their feedback is in the log and joins its prediction when that arrives. Erased events are dropped.
+    Each dead letter is replayed once, or twice if this process dies between publishing and committing; event ids make that
+    harmless.
 
-    Raises BrokerUnavailable, or RegistryUnavailable.
+    Raises BrokerUnavailable or RegistryUnavailable.
     """
     done = Replayed()
     gate.refresh()
@@ -104,14 +103,19 @@ def _again(letter: Message, topics: Topics, gate: FeedbackGate, done: Replayed) 
         done.still_bad += 1
         return Outgoing(topics.dead_letters, letter.key or b"", letter.value or b"", letter.headers)
     done.published += 1
-    theirs = tuple((k, v) for k, v in letter.headers if not k.startswith(PREFIX))
-    return Outgoing(topic, letter.key or b"", letter.value or b"", theirs)
+    return Outgoing(topic, letter.key or b"", letter.value or b"", _original_headers(letter))
+
+
+def _original_headers(message: Message) -> tuple[tuple[str, bytes], ...]:
+    return tuple((k, v) for k, v in message.headers if not k.startswith(PREFIX))
 
 
 def _header(letter: Message, name: str) -> bytes:
     return next((v for k, v in letter.headers if k == PREFIX + name), b"")
 
 
-def letters_of(topics: Topics, bad: Sequence[tuple[Message, str]], place: Callable[[str, int], str]) -> list[Outgoing]:
-    """Dead letters of the bad messages of a batch."""
-    return [dead_letter(topics, m, place(m.topic, m.partition), reason) for m, reason in bad]
+def letters_of(
+    topics: Topics, bad: Sequence[tuple[Message, str]], partition_key: Callable[[str, int], str]
+) -> list[Outgoing]:
+    """Return the dead letters of a batch's bad messages."""
+    return [dead_letter(topics, m, partition_key(m.topic, m.partition), reason) for m, reason in bad]

@@ -1,8 +1,8 @@
-"""Counts of feedback for `ratchet status`, kept in a file so that looking costs no second.
+"""Counts of feedback for `ratchet status`, cached in a file.
 
-Turns the feature store into how much labelled feedback lies beyond the last round's cut, and the live counts by model version. To
-open the store takes seconds; the training scheduler, which has it open, keeps the counts in a file at its ticks. The file
-names the version of the event log that it counted, so that a count that is not of now is noticed, and counted anew.
+Turns the feature store into the number of labelled feedback beyond the last round's cut, and live counts by model version.
+Opening the store takes seconds, so the training scheduler, which has it open, writes the counts to a file at its ticks. The
+file names the version of the event log that was counted; a stale count is noticed and made again.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FILE = "state/feedback-counts.json"
 KEEP_S = 5.0  # seconds between two counts while feedback streams in
-BEHIND_S = 20.0  # how old a count may be while `up` runs and feedback streams in
+BEHIND_S = 20.0  # greatest age of a count while `up` runs and feedback streams in
 _COMMIT = re.compile(r"(\d{20})\.json")
 
 
@@ -39,10 +39,10 @@ class FeedbackCounts:
 
 
 def counts(settings: Settings, cut: Mapping[str, int], *, up: bool) -> FeedbackCounts:
-    """Return the counts as of now; while `up` runs, those of its last look. Raises what opening the feature store raises."""
+    """Return the current counts, or cached ones while `up` runs. Raises what opening the feature store raises."""
     newest = _newest(settings)
     if (newest is None and _local(settings) is not None) or newest == 0:
-        return FeedbackCounts(0, dict(cut))  # no event log yet, or one that was made and holds nothing
+        return FeedbackCounts(0, dict(cut))  # no event log yet, or an empty one
     kept = _kept(settings)
     if kept and kept.cut == cut:
         fresh = up and abs(time.time() - kept.at) < BEHIND_S
@@ -54,22 +54,22 @@ def counts(settings: Settings, cut: Mapping[str, int], *, up: bool) -> FeedbackC
 
 
 def count(settings: Settings, features: "FeatureStore", cut: Mapping[str, int]) -> FeedbackCounts:
-    """Return the counts, freshly made, and keep them; a folder that cannot be written keeps none."""
+    """Count, write the counts to the cache file if that is possible, and return them."""
     from services.ingestion.live_counts import live_counts
 
-    version = features.log.version("feedback")  # before counting: what comes meanwhile is noticed later
+    version = features.log.version("feedback")  # before counting, so that later commits make this count stale
     labelled = features.count_labelled_since(dict(cut))
-    found = FeedbackCounts(version, dict(cut), labelled, live_counts(features), time.time())
+    counted = FeedbackCounts(version, dict(cut), labelled, live_counts(features), time.time())
     path = settings.path(FILE)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        beside.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        beside.write_text(json.dumps(asdict(counted)), encoding="utf-8")
         beside.replace(path)
-    return found
+    return counted
 
 
 class CountKeeper:
-    """Keeps the counts of a scheduler's feature store, which it opens and looks at after each tick."""
+    """Opens the scheduler's feature store and caches its counts after each tick."""
 
     def __init__(self, settings: Settings, registry: "Registry") -> None:
         self._settings = settings
@@ -78,14 +78,14 @@ class CountKeeper:
         self._again_at = 0.0
 
     def open(self) -> "FeatureStore":
-        """The feature store. Raises OSError when it cannot be opened."""
+        """Open and return the feature store. Raises OSError."""
         from pipelines.feature_store.store import FeatureStore
 
         self._features = FeatureStore(self._settings)
         return self._features
 
     def keep(self) -> None:
-        """Count, every few seconds. Never raises: `ratchet status` counts by itself where no count is kept."""
+        """Count every KEEP_S seconds. Never raises: without a cached count, `ratchet status` counts by itself."""
         if self._features is not None and time.monotonic() >= self._again_at:
             with contextlib.suppress(Exception):
                 count(self._settings, self._features, self._registry.last_cut())
@@ -100,16 +100,16 @@ def _kept(settings: Settings) -> FeedbackCounts | None:
 
 
 def _local(settings: Settings) -> Path | None:
-    """The event log's folder, unless it lies in an object store."""
+    """Return the event log's folder; None if it is in an object store."""
     location = settings.location(settings.feature_store.event_log)
     return None if "://" in location else Path(location)
 
 
 def _newest(settings: Settings) -> int | None:
-    """The newest version of the feedback table, by the names of its commits; None if there is none to be seen."""
+    """Return the newest version of the feedback table, by the names of its commits; None if there are none."""
     folder = _local(settings)
     try:
         names = os.listdir(folder / "feedback/_delta_log") if folder else []
     except OSError:
         return None
-    return max((int(found[1]) for name in names if (found := _COMMIT.fullmatch(name))), default=None)
+    return max((int(match[1]) for name in names if (match := _COMMIT.fullmatch(name))), default=None)

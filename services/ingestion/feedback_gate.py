@@ -1,8 +1,8 @@
-"""The door for feedback that did not come through our serving: the rules of `POST /feedback`, and what was taken out for good.
+"""The gate for feedback from Kafka: the rules of `POST /feedback`, and the exclusions of erased events.
 
-Turns a `FeedbackReceived` from Kafka into the one that is stored, or raises `BadMessage`. The consumer asks for every
-message, the replay of dead letters before it publishes one again. The rules are serving/http/feedback_values.py's; a
-label that the taxonomy gets later is a dead letter until then, and `ratchet feedback replay --dlq` brings it back.
+Turns a `FeedbackReceived` into the one that is stored, or raises `BadMessage`. The consumer calls it for every message, the
+replay of dead letters before it publishes one. serving/http/feedback_values.py holds the rules. Feedback with an unknown
+label is a dead letter; once the label is added, `ratchet feedback replay --dlq` stores it.
 """
 
 from functools import cached_property
@@ -18,7 +18,7 @@ from serving.registry.registry import Registry
 
 
 class FeedbackGate:
-    """The rules of one project, as of the last `refresh`."""
+    """Holds one project's rules and exclusions, as of the last `refresh`."""
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self._settings, self._registry = settings, registry
@@ -33,13 +33,13 @@ class FeedbackGate:
         )
 
     def refresh(self) -> bool:
-        """Read taxonomy and exclusions again; return whether the exclusions changed. Raises RegistryUnavailable."""
+        """Read the taxonomy and exclusions again; return whether the exclusions changed. Raises RegistryUnavailable."""
         before = self.excluded
         self._labels, self.excluded = self._registry.label_map(), self._registry.excluded()
         return self.excluded != before
 
     def check(self, event: FeedbackReceived) -> FeedbackReceived:
-        """Return the event as it is stored. Raises BadMessage, or KeysMissing if the project's secret is not there."""
+        """Return the event as it is stored. Raises BadMessage, or KeysMissing without the project's secret."""
         try:
             data = self._checker.checked(event.data)
         except BadFeedback as error:
@@ -47,7 +47,7 @@ class FeedbackGate:
         return event.model_copy(update={"data": data, "subject": data.prediction_id})
 
     def is_erased(self, event: PredictionMade | FeedbackReceived) -> bool:
-        """Whether an event, in whatever form it was sent, is about somebody or something that was taken out for good."""
+        """Return whether an event's user, prediction or feedback was erased, also if its ids are not pseudonyms yet."""
         changed: dict[str, object] = {}
         if event.data.user and not is_pseudonym(event.data.user):
             changed["user"] = pseudonym(self._secret, event.data.user)
@@ -58,5 +58,5 @@ class FeedbackGate:
 
     @cached_property
     def _secret(self) -> str:
-        """Read when it is first needed: feedback of our own serving is checked without it."""
+        """The project's secret, read at first use: feedback from our own serving needs none."""
         return read_keys(self._settings.path(self._settings.access.keys)).secret

@@ -1,7 +1,7 @@
-"""What feedback needs once it is stored: live counts, its prediction if that comes late, an end if it never does.
+"""Upkeep of stored feedback: live counts, late joins to predictions, expiry of orphans.
 
-Turns stored batches and the passing of time into live counts, dead letters and metrics. The consumer calls it between
-batches. It deliberately can't stop ingestion: what fails here is tried again later, for the log already holds the truth.
+Turns stored batches and elapsed time into live counts, dead letters and metrics. The consumer calls it between batches. Its
+failures never stop ingestion: the event log holds every row, and the work is retried later.
 """
 
 import logging
@@ -18,14 +18,14 @@ from services.ingestion.micro_batch import MicroBatch, Source
 from services.ingestion.orphans import Orphans
 from serving.messaging.publisher import Outgoing
 
-log = logging.getLogger("ratchet.aftercare")
+log = logging.getLogger("ratchet.feedback_upkeep")
 
-JOIN_SECONDS = 5.0  # between looks for the predictions of feedback that came before them, and after a failure
-SWEEP_SECONDS = 600.0  # between looks for orphans whose time is up
+JOIN_SECONDS = 5.0  # between joins of feedback to late predictions, and after a failure
+SWEEP_SECONDS = 600.0  # between expiries of orphans
 
 
-class Aftercare:
-    """The feedback of the partitions that one consumer owns."""
+class FeedbackUpkeep:
+    """Looks after the feedback of the partitions that one consumer owns."""
 
     def __init__(
         self,
@@ -46,35 +46,35 @@ class Aftercare:
         self._join_at = self._sweep_at = self._rest_until = self._recount_at = 0.0
         self.live = LiveCounts(features, monotonic)
 
-    def forget(self) -> None:
-        """What was counted may be wrong, or others' by now: counts are made anew at the next look."""
+    def recount(self) -> None:
+        """Make the next `run_due` count from the log: rows or partitions have changed."""
         self.live.stale, self._recount_at = True, 0.0
 
     def take(self, batch: MicroBatch, stored: int) -> None:
-        """Count a batch of which `stored` feedback rows were new. Never fails."""
-        if stored != len(batch.said):  # somebody else had stored some of it
-            self.forget()
+        """Count a batch of which `stored` feedback rows were new. Never raises."""
+        if stored != len(batch.feedback):  # another consumer had stored some of it
+            self.recount()
         elif not self.live.stale:
-            self._trying(lambda: self.live.add(batch.said))
+            self._trying(lambda: self.live.add(batch.feedback))
 
-    def look(self, source: Source, owned: set[int], now: datetime) -> None:
-        """Do what is due. Never fails."""
+    def run_due(self, source: Source, owned: set[int], now: datetime) -> None:
+        """Recount, join, expire and write what is due. Never raises."""
         if time.monotonic() >= self._rest_until:
-            self._trying(lambda: self._look(source, owned, now))
+            self._trying(lambda: self._run_due(source, owned, now))
 
-    def _look(self, source: Source, owned: set[int], now: datetime) -> None:
+    def _run_due(self, source: Source, owned: set[int], now: datetime) -> None:
         beat = time.monotonic()
         if self.live.stale and beat >= self._recount_at:
-            self.live.start(source.place(source.topics.feedback, partition) for partition in owned)
-            # A tenth of the time at most, however large the log and however often people change their minds.
+            self.live.start(source.partition_key(source.topics.feedback, partition) for partition in owned)
+            # Recounting takes at most a tenth of the time, however large the log is.
             self._recount_at = time.monotonic() + 9 * (time.monotonic() - beat)
         if beat >= self._join_at:
             self._join_at = beat + JOIN_SECONDS
-            self.live.look_again()
+            self.live.join_waiting()
         if beat >= self._sweep_at:
-            # Places of topics that are no more belong to whoever has their number now.
-            places = [p for p in self._features.current_cut() if int(p.rpartition("/")[2]) % self._partitions in owned]
-            expired = self._orphans.expire(source.topics, places, now, self._publish)
+            # A partition of a deleted topic belongs to the owner of the present partition with the same number.
+            keys = [p for p in self._features.current_cut() if int(p.rpartition("/")[2]) % self._partitions in owned]
+            expired = self._orphans.expire(source.topics, keys, now, self._publish)
             self._sweep_at = beat + self._sweep_every
             self._metrics.expired.inc(expired)
             self._features.forget_predictions(now - timedelta(hours=self._hours))
@@ -87,6 +87,6 @@ class Aftercare:
         try:
             work()
         except Exception as error:
-            log.warning("live counts and orphans wait: %s: %s", type(error).__name__, error)
-            self.forget()
+            log.warning("live counts and orphans are postponed: %s: %s", type(error).__name__, error)
+            self.recount()
             self._rest_until = time.monotonic() + JOIN_SECONDS

@@ -1,13 +1,12 @@
-"""Live counts: how much feedback agrees with which model version, and what waits for its prediction.
+"""Live counts: how much feedback agrees with each model version, and how much waits for its prediction.
 
-Turns feedback and what the online store knows of its prediction into counts by topic-partition, kept in the online
-store for `ratchet status`, dashboards and the guard. The consumer that owns a partition keeps its counts. It
-deliberately judges nothing: feedback is no fair sample of traffic (see the design's invariant 10).
+Turns feedback and predictions of the online store into counts by topic partition, written to the online store for
+`ratchet status` and dashboards. The consumer that owns a partition keeps its counts. They are no accuracy: feedback is not a
+representative sample of traffic.
 
-Counts are of effective feedback (pipelines/feature_store/effective_feedback.py). They are made anew from the log at
-each assignment, and whenever something came that may change what was counted: a retraction, a second word of the same
-author on a prediction, or a message that was published again. In between each new feedback adds one; the last
-REMEMBERED votes tell a second one.
+Counts are of effective feedback (pipelines/feature_store/effective_feedback.py). They are computed from the log at each
+assignment, and after anything that may change counted feedback: a retraction, a second vote of the same author on a
+prediction, or a message published twice. Otherwise each new feedback adds one; the last REMEMBERED votes reveal a second one.
 """
 
 import json
@@ -23,16 +22,16 @@ from schemas.events import FeedbackReceived
 from schemas.targets import text_of
 
 REMEMBERED = 100_000
-WAITING = 10_000  # orphans looked up again and again; older ones join when counts are made anew
+WAITING = 10_000  # orphans looked up repeatedly; older ones join at the next recount
 WRITE_SECONDS = 1.0
-ONLINE_TICK = timedelta(seconds=1)  # an online store may keep times in whole seconds
+ONLINE_TICK = timedelta(seconds=1)  # an online store may round times to whole seconds
 
 Verdict = str  # "agreed", "disagreed" or "other"
-_Waiting = tuple[str, Any]  # place, value
+_Waiting = tuple[str, Any]  # partition key '<topic_id>/<partition>', feedback value
 
 
 class LiveCounts:
-    """Counts of the partitions that one consumer owns. `monotonic` measures the pause between two writes."""
+    """Counts the feedback of the partitions that one consumer owns; `monotonic` times the writes."""
 
     def __init__(self, features: FeatureStore, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._features = features
@@ -45,14 +44,14 @@ class LiveCounts:
         self._newest: datetime | None = None
         self.stale = True
 
-    def start(self, places: Iterable[str]) -> None:
-        """Count anew from the log, for the places owned from now on.
+    def start(self, partition_keys: Iterable[str]) -> None:
+        """Count from the log, for the partitions owned from now on.
 
-        What lies under a topic that is no more is counted where it lies, by whoever owns the same partition now; its copy under
-        the present topic is not effective.
+        Rows of a deleted topic count under their old key, by the owner of the present partition with the same number; their
+        copies under the present topic are not effective.
         """
-        self._counts = {place: Counter() for place in places}
-        owned = {_partition(place) for place in self._counts}
+        self._counts = {key: Counter() for key in partition_keys}
+        owned = {_partition(key) for key in self._counts}
         feedback = self._features.effective_feedback()
         counted, unknown = self._features.counted(feedback)
         for row in counted.to_pylist():
@@ -62,67 +61,67 @@ class LiveCounts:
                 ] += row["n"]
         self._waiting.clear()
         for row in unknown.slice(max(0, unknown.num_rows - WAITING)).to_pylist():
-            place = f"{row['topic_id']}/{row['partition']}"
-            if _partition(place) in owned and row["offset"] > self._features.expired_until(place):
-                self._waiting[vote_of(row)] = (place, json.loads(row["value"]))
+            key = f"{row['topic_id']}/{row['partition']}"
+            if _partition(key) in owned and row["offset"] > self._features.expired_until(key):
+                self._waiting[vote_of(row)] = (key, json.loads(row["value"]))
         self._seen = dict.fromkeys(newest_votes(feedback, REMEMBERED))
         self._newest = max(self._features.live_times(self._counts).values(), default=None)
         self._changed, self.stale = set(self._counts), False
 
-    def add(self, said: Sequence[tuple[str, FeedbackReceived]]) -> None:
-        """Take in feedback that was just stored, joined to its prediction in the online store."""
+    def add(self, feedback: Sequence[tuple[str, FeedbackReceived]]) -> None:
+        """Count new feedback, given by partition key, joined to its prediction in the online store."""
         fresh: dict[Vote, _Waiting] = {}
-        for place, event in said:
+        for key, event in feedback:
             vote = vote_of(event.data.model_dump())
             if event.data.kind == "retract" or vote in self._seen:
                 self.stale = True
                 return
             self._seen[vote] = None
-            fresh[vote] = (place, event.data.value)
+            fresh[vote] = (key, event.data.value)
         while len(self._seen) > REMEMBERED:
             self._seen.pop(next(iter(self._seen)))
         self._join(fresh)
 
-    def look_again(self) -> None:
-        """Join what waited for its prediction, where that has come."""
+    def join_waiting(self) -> None:
+        """Join waiting feedback whose prediction has arrived."""
         self._join(dict(self._waiting))
 
     @property
     def waiting(self) -> int:
-        """Effective feedback whose prediction has not been seen and that has not expired."""
+        """The number of effective feedback that is neither joined to a prediction nor expired."""
         return len(self._waiting)
 
     def totals(self) -> Counter[tuple[str, Verdict]]:
-        """(model version, verdict) -> feedback, over the places owned."""
+        """Return the number of feedback by model version and verdict, over the partitions owned."""
         return sum(self._counts.values(), Counter())
 
     def write(self, now: datetime) -> None:
-        """Keep in the online store what changed, once a second at most.
+        """Write changed counts to the online store, once a second at most.
 
-        There a later time wins, so each write is later than the one before even if the clock was set back since.
+        The store keeps the row with the latest time, so each write gets a later time even if the clock was set back.
         """
         beat = self._monotonic()
         if self._changed and beat >= self._write_again_at:
             at = now if self._newest is None else max(now, self._newest + ONLINE_TICK)
-            self._features.write_live({place: _dump(self._counts[place]) for place in self._changed}, at)
+            self._features.write_live({key: _dump(self._counts[key]) for key in self._changed}, at)
             self._newest, self._write_again_at, self._changed = at, beat + WRITE_SECONDS, set()
 
     def _join(self, votes: Mapping[Vote, _Waiting]) -> None:
         known = self._features.look_up(list({prediction_id for prediction_id, _, _ in votes}))
-        for vote, (place, value) in votes.items():
+        for vote, (key, value) in votes.items():
             prediction = known.get(vote[0])
             if prediction is None:
                 if len(self._waiting) < WAITING:
-                    self._waiting[vote] = (place, value)
+                    self._waiting[vote] = (key, value)
                 continue
             self._waiting.pop(vote, None)
             verdict = _verdict(_agreed(vote[1], value, prediction["predicted_label"]))
-            self._counts.setdefault(place, Counter())[prediction["model_version"], verdict] += 1
-            self._changed.add(place)
+            self._counts.setdefault(key, Counter())[prediction["model_version"], verdict] += 1
+            self._changed.add(key)
 
 
 def live_counts(features: FeatureStore) -> dict[str, dict[Verdict, int]]:
-    """By model version: how much feedback agreed, disagreed or said neither, as consumers last kept it."""
+    """Return how much feedback agreed, disagreed or did neither, by model version, as consumers last wrote it."""
     total: Counter[tuple[str, Verdict]] = Counter()
     for state in features.live(list(features.current_cut())).values():
         for version, by_verdict in json.loads(state).items():
@@ -130,8 +129,8 @@ def live_counts(features: FeatureStore) -> dict[str, dict[Verdict, int]]:
     return _by_version(total)
 
 
-def _partition(place: str) -> str:
-    return place.rpartition("/")[2]
+def _partition(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _agreed(kind: str, value: Any, predicted_label: str) -> bool | None:
@@ -149,7 +148,7 @@ def _dump(counts: Mapping[tuple[str, Verdict], int]) -> str:
 
 
 def _by_version(counts: Mapping[tuple[str, Verdict], int]) -> dict[str, dict[Verdict, int]]:
-    found: dict[str, dict[Verdict, int]] = {}
+    by_version: dict[str, dict[Verdict, int]] = {}
     for (version, verdict), n in sorted(counts.items()):
-        found.setdefault(version, {})[verdict] = n
-    return found
+        by_version.setdefault(version, {})[verdict] = n
+    return by_version

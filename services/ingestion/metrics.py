@@ -1,7 +1,7 @@
-"""The consumer's Prometheus metrics: what it stored, refused and waits for.
+"""The consumer's Prometheus metrics: events stored and refused, feedback that waits.
 
-Turns micro-batches and live counts into metrics of one process, in a registry of its own, so that several consumers can
-live in one process. It deliberately holds no truth: counters begin at zero with the process, the log knows the rest.
+Turns micro-batches and live counts into metrics of one process, in a separate Prometheus registry for each consumer. Counters
+begin at zero with the process; the event log holds the totals.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -15,43 +15,45 @@ class ConsumerMetrics:
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
-        own, here = ["model"], self.registry
+        model_label, here = ["model"], self.registry
         self._model = model
         self._stored = Counter(
-            "ratchet_events_stored", "rows committed to the event log", [*own, "table"], registry=here
+            "ratchet_events_stored", "rows committed to the event log", [*model_label, "table"], registry=here
         )
         self._dead = Counter(
-            "ratchet_dead_letters", "messages that nobody could read or store", own, registry=here
+            "ratchet_dead_letters", "messages that could not be read or stored", model_label, registry=here
         ).labels(model)
-        self._ahead = Counter("ratchet_clocks_ahead", "events from the future", own, registry=here).labels(model)
-        self.expired = Counter("ratchet_orphans_expired", "feedback without prediction", own, registry=here).labels(
+        self._ahead = Counter("ratchet_clocks_ahead", "events from the future", model_label, registry=here).labels(
             model
         )
+        self.expired = Counter(
+            "ratchet_orphans_expired", "feedback without prediction", model_label, registry=here
+        ).labels(model)
         self.failures = Counter(
-            "ratchet_store_failures", "times that nothing could be stored", own, registry=here
+            "ratchet_store_failures", "times that nothing could be stored", model_label, registry=here
         ).labels(model)
-        self.seconds = Histogram("ratchet_batch_seconds", "seconds to store a micro-batch", own, registry=here).labels(
-            model
-        )
-        self._waiting = Gauge("ratchet_orphans", "feedback waiting for its prediction", own, registry=here).labels(
-            model
-        )
-        labels = [*own, "model_version", "verdict"]
+        self.seconds = Histogram(
+            "ratchet_batch_seconds", "seconds to store a micro-batch", model_label, registry=here
+        ).labels(model)
+        self._waiting = Gauge(
+            "ratchet_orphans", "feedback waiting for its prediction", model_label, registry=here
+        ).labels(model)
+        labels = [*model_label, "model_version", "verdict"]
         self._live = Gauge("ratchet_live_feedback", "distinct feedback of the partitions owned", labels, registry=here)
 
     def count(self, batch: MicroBatch, *, predictions: int, feedback: int) -> None:
-        """Take in a batch that was stored."""
+        """Count a stored batch."""
         self._stored.labels(self._model, "predictions").inc(predictions)
         self._stored.labels(self._model, "feedback").inc(feedback)
         self._dead.inc(len(batch.bad))
         self._ahead.inc(batch.from_the_future)
 
     def show(self, live: LiveCounts) -> None:
-        """Take in the live counts as they are now."""
+        """Set the gauges to the live counts."""
         self._waiting.set(live.waiting)
         for (version, verdict), n in live.totals().items():
             self._live.labels(self._model, version, verdict).set(n)
 
     def serve(self, port: int) -> None:
-        """Answer Prometheus at /metrics. Raises OSError if the port is taken."""
+        """Serve /metrics on `port`. Raises OSError if it is in use."""
         start_http_server(port, registry=self.registry)

@@ -1,7 +1,6 @@
-"""One micro-batch: what was polled, sorted into rows, positions and messages that nobody can read.
+"""Micro-batches: polled messages as rows, positions and bad messages.
 
-Turns messages into what the consumer stores. It is pure: the consumer calls it, and whatever it raises is the fault of a
-message. It deliberately does no I/O.
+Turns messages into what the consumer stores. It does no I/O, so any error that it raises comes from a message.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,34 +18,34 @@ from serving.registry.exclusions import Excluded
 
 @dataclass(frozen=True)
 class Source:
-    """Where messages come from: the topics, and their ids as of the subscription."""
+    """The topics that messages come from, and the topics' ids as of the subscription."""
 
     topics: Topics
     ids: Mapping[str, str]
 
     def table(self, topic: str) -> str:
-        """The log's table of a topic."""
+        """Return the event log's table of a topic."""
         return "predictions" if topic == self.topics.predictions else "feedback"
 
-    def place(self, topic: str, partition: int) -> str:
-        """'<topic_id>/<partition>'."""
+    def partition_key(self, topic: str, partition: int) -> str:
+        """Return '<topic_id>/<partition>', which no recreated topic shares."""
         return f"{self.ids[topic]}/{partition}"
 
 
 @dataclass(kw_only=True)
 class MicroBatch:
-    """What becomes of the messages of one batch; `said` are feedback events by place."""
+    """The rows, positions and bad messages of one batch; `feedback` are events with their partition key."""
 
     rows: dict[str, pa.Table] = field(default_factory=dict)
     positions: dict[str, dict[str, int]] = field(default_factory=lambda: {name: {} for name in SCHEMAS})
     predictions: list[PredictionMade] = field(default_factory=list)
-    said: list[tuple[str, FeedbackReceived]] = field(default_factory=list)
+    feedback: list[tuple[str, FeedbackReceived]] = field(default_factory=list)
     bad: list[tuple[Message, str]] = field(default_factory=list)
     from_the_future: int = 0
     left_out: int = 0
 
 
-def sort_out(
+def micro_batch_of(
     messages: Sequence[Message],
     source: Source,
     now: datetime,
@@ -56,23 +55,23 @@ def sort_out(
     check: Callable[[FeedbackReceived], FeedbackReceived] = lambda event: event,
     excluded: Excluded | None = None,
 ) -> MicroBatch:
-    """Read and check messages.
+    """Return the micro-batch of messages.
 
     Args:
-        messages: in order per partition.
-        source: where they come from.
+        messages: in order within each partition.
+        source: the topics of the messages.
         now: the time of storing them.
-        read: the event in a message's bytes.
-        refused: why none of them can be stored, if that is known already.
-        check: feedback as it is stored; raises BadMessage.
-        excluded: what must not be stored; such messages leave no trace but their position.
+        read: returns the event in a message's bytes; raises BadMessage.
+        refused: the reason why none of them can be stored, if that is known.
+        check: returns feedback as it is stored; raises BadMessage.
+        excluded: erased events; of them only the position is stored.
 
     """
     batch = MicroBatch()
     rows: dict[str, list[dict[str, object]]] = {name: [] for name in SCHEMAS}
     for message in messages:
-        table, place = source.table(message.topic), source.place(message.topic, message.partition)
-        batch.positions[table][place] = message.offset
+        table, key = source.table(message.topic), source.partition_key(message.topic, message.partition)
+        batch.positions[table][key] = message.offset
         try:
             if refused is not None:
                 raise BadMessage(refused)
@@ -91,6 +90,6 @@ def sort_out(
         if isinstance(event, PredictionMade):
             batch.predictions.append(event)
         else:
-            batch.said.append((place, event))
+            batch.feedback.append((key, event))
     batch.rows = {name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in SCHEMAS.items()}
     return batch

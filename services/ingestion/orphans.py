@@ -1,11 +1,10 @@
 """Orphans: feedback whose prediction never came.
 
 Turns feedback that has waited longer than `feature_store.orphan_hours` into dead letters, each once. The consumer that
-owns a feedback partition looks after its orphans. Until then they are rows of the log like others: `ratchet feedback
-export` shows them, and they join the moment their prediction is stored. It deliberately deletes nothing.
+owns a feedback partition expires its orphans. Their rows stay in the log: `ratchet feedback export` shows them, and they join
+their prediction if it arrives later.
 
-Dead letters go first, then the mark that they were sent, as with bad messages: a death in between sends them twice, with
-the same position.
+Dead letters are published before they are marked as sent: a crash in between sends them twice, with the same position.
 """
 
 import json
@@ -23,10 +22,10 @@ AT_ONCE = 1000
 
 
 class Orphans:
-    """The orphans of the partitions that one consumer owns.
+    """Expires the orphans of the partitions that one consumer owns.
 
-    A clock that runs ahead expires nobody early: time counts as passed as far as what is stored vouches for it, and beyond that
-    as far as this process has watched it pass, by its monotonic clock.
+    A wall clock that runs ahead expires none early: time counts up to the newest stored row, and beyond it by this process's
+    monotonic clock.
     """
 
     def __init__(
@@ -41,28 +40,28 @@ class Orphans:
         self._wait = timedelta(hours=hours)
         self._monotonic = monotonic
         self._begun = monotonic()
-        self._vouched: datetime | None = None
+        self._newest: datetime | None = None
 
     def expire(
-        self, topics: Topics, places: Sequence[str], now: datetime, publish: Callable[[list[Outgoing]], Any]
+        self, topics: Topics, partition_keys: Sequence[str], now: datetime, publish: Callable[[list[Outgoing]], Any]
     ) -> int:
-        """Send to the dead letters what has waited too long in `places`; return how many."""
-        now = self._passed(now)
-        after, expired = {place: self._features.expired_until(place) for place in places}, 0
+        """Publish the expired orphans of the partitions as dead letters and return their number."""
+        now = self._elapsed(now)
+        after, expired = {key: self._features.expired_until(key) for key in partition_keys}, 0
         while rows := self._features.orphans(after, now - self._wait, AT_ONCE).to_pylist():
             publish([self._letter(topics, row) for row in rows])
-            marks = {row["topic_partition"]: row["offset"] for row in rows}  # in order: the last of each place stays
+            marks = {row["place"]: row["offset"] for row in rows}  # in order: the last offset of each partition wins
             self._features.mark_expired(marks)
             after |= marks
             expired += len(rows)
         return expired
 
-    def _passed(self, now: datetime) -> datetime:
-        """Return `now`, or the latest time that is vouched for if that is earlier."""
-        if self._vouched is None:
+    def _elapsed(self, now: datetime) -> datetime:
+        """Return `now`, or the newest stored time plus the time since the start, whichever is earlier."""
+        if self._newest is None:
             stored = [at for name in ("feedback", "predictions") if (at := self._features.log.stored_at(name))]
-            self._vouched = max(stored, default=now)
-        return min(now, self._vouched + timedelta(seconds=self._monotonic() - self._begun))
+            self._newest = max(stored, default=now)
+        return min(now, self._newest + timedelta(seconds=self._monotonic() - self._begun))
 
     def _letter(self, topics: Topics, row: dict[str, Any]) -> Outgoing:
         data = FeedbackData(

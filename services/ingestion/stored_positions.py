@@ -1,7 +1,7 @@
-"""What the registry says is stored, held against what the event log holds.
+"""Stored positions: the registry's offsets compared with those of the event log.
 
-Turns a disagreement into a corrected registry and a line. The feedback consumer calls it as it starts to read; outboxes
-forget events by what the registry says. It deliberately moves nothing in Kafka.
+Turns a difference into a corrected registry and a log line. The feedback consumer calls it when it starts to read; outboxes
+delete events by the registry's positions. It moves no offset in Kafka.
 """
 
 import logging
@@ -12,30 +12,32 @@ from serving.registry.registry import Registry
 log = logging.getLogger("ratchet.feedback_consumer")
 
 
-def start_of(registry: Registry, events: EventLog, table: str, place: str) -> int:
-    """Return the offset to read a '<topic_id>/<partition>' from, and tell the registry how far the log is.
+def start_of(registry: Registry, events: EventLog, table: str, partition_key: str) -> int:
+    """Return the offset to read '<topic_id>/<partition>' from, after setting the registry's position to the log's.
 
-    Whoever stored the last rows may have died before telling the registry; or the log went back, as its tail was damaged.
+    They differ if a consumer died before it recorded its last rows, or if the log's tail was damaged and cut off.
     """
-    stored = events.position(table, place)
-    known = registry.correct_position(place, stored)
+    stored = events.position(table, partition_key)
+    known = registry.correct_position(partition_key, stored)
     if known > stored:
-        log.error("event log %s: offsets %d to %d of %s are gone: they are read again", table, stored + 1, known, place)
+        log.error(
+            "event log %s: offsets %d to %d of %s are lost: reading them again", table, stored + 1, known, partition_key
+        )
     return stored + 1
 
 
-def gone(registry: Registry, events: EventLog, current: set[str]) -> list[str]:
-    """Return a sentence for each place of a topic that is no more, of which the log lost rows that nobody sends again.
+def lost_rows(registry: Registry, events: EventLog, current: set[str]) -> list[str]:
+    """Return a description of the rows lost from each partition of a deleted topic, which cannot be read again.
 
     Args:
-        registry: what was stored once.
-        events: what is stored.
-        current: ids of the topics that are there; theirs are read again.
+        registry: holds the positions that were stored once.
+        events: the event log.
+        current: ids of the existing topics; their lost rows are read again.
 
     """
-    found = []
-    for place, known in sorted(registry.positions().items()):
-        stored = max(events.position(table, place) for table in SCHEMAS)
-        if known > stored and place.partition("/")[0] not in current:
-            found.append(f"offsets {stored + 1} to {known} of {place}, whose topic is no more")
-    return found
+    lost = []
+    for key, known in sorted(registry.positions().items()):
+        stored = max(events.position(table, key) for table in SCHEMAS)
+        if known > stored and key.partition("/")[0] not in current:
+            lost.append(f"offsets {stored + 1} to {known} of {key}, whose topic was deleted")
+    return lost

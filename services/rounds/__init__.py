@@ -1,6 +1,6 @@
-"""Rounds as processes: claimed by the scheduler, run beside serving, watched.
+"""Rounds as processes: the scheduler claims a round, an executor runs it beside serving.
 
-executor.py starts a niced process for a round and finds those that died; process.py is that process; disk_room.py
-keeps room for feedback; failures.py says what stopped one and outcome_lines.py how one ended; announce.py publishes
-the promotion; prune.py removes what past rounds have left.
+executor.py starts a niced process for a round and tells whether it lives; process.py is that process. disk_room.py
+reserves disk space for feedback. failures.py describes errors, outcome_lines.py outcomes. announce.py publishes
+promotions. prune.py removes files that past rounds no longer need.
 """

@@ -1,7 +1,7 @@
 """Announce a promotion: on the topic `<model>.promotions`, and to MLflow where there is one.
 
-Turns a champion into a `ModelPromoted` message. Rounds, approvals and rollbacks call it after the registry has the fact.
-It is a hint only, so nothing that goes wrong here is anybody's failure, and the message takes 2 seconds at most.
+Turns a champion into a `ModelPromoted` message. Rounds, approvals and rollbacks call it after the registry holds the promotion.
+The message is only a hint: failures are logged, and publishing takes 2 seconds at most.
 """
 
 import logging
@@ -17,7 +17,7 @@ TIMEOUT_S = 2.0
 
 
 def announce(settings: Settings, registry: Registry, champion: Champion) -> None:
-    """Publish, if there is a broker to publish to, mark the registry's state, then move MLflow's alias. Never raises."""
+    """Publish the promotion if there is a broker, update the registry's marker, move MLflow's alias. Never raises."""
     _publish(settings, registry, champion)
     _mark(settings, registry)
     from pipelines.report.mlflow_tracking import follow_champion
@@ -26,7 +26,7 @@ def announce(settings: Settings, registry: Registry, champion: Champion) -> None
 
 
 def _mark(settings: Settings, registry: Registry) -> None:
-    """Note beside the artefacts how far the registry is."""
+    """Write the registry's state beside the artefacts."""
     from serving.artifacts import ArtifactStore
     from serving.registry.marker import keep
 

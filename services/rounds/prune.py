@@ -1,8 +1,8 @@
-"""What past rounds have left and nobody needs any more, and its removal.
+"""Prune: list and remove files of past rounds that are no longer needed.
 
-Turns the registry's rounds, versions and champions into a list of what may go: models in the folders of rounds that have ended,
-versions that cannot come back, their copies in the cache, logs. `ratchet prune` shows and removes it, the scheduler removes it
-after each round. It deliberately leaves alone what it does not know: other projects' versions, and folders of no known round.
+Turns the registry's rounds, versions and champions into a list of leftovers: models in the folders of ended rounds, versions
+that can never serve again, cached copies, old logs. `ratchet prune` shows and removes them; the scheduler removes them after
+each round. Versions of other projects and folders of unknown rounds stay.
 
 Rows, pages, reports and round.json of every round stay, as do the registry's rounds and the audit log.
 """
@@ -17,16 +17,16 @@ from pathlib import Path
 from schemas.records import FINAL_STATES, RoundRecord, VersionRecord
 from schemas.settings import Settings
 from services.rounds.disk_room import clear_models, disk_bytes, models
-from services.rounds.process import Whereabouts, lock_file, whereabouts
+from services.rounds.process import Liveness, lock_file, read_lock
 from serving.artifacts import ArtifactStore
 from serving.registry.registry import Registry
 
-LOGS_BYTES = 50 * 10**6  # of rounds' outputs together; the oldest go first
+LOGS_BYTES = 50 * 10**6  # of all rounds' logs; the oldest are removed first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """One thing that may go: what lies at `path` on this disk, or the version `digest` in the artefact store."""
+    """A removable file or folder at `path`, or the version `digest` in the artefact store; `size` in bytes."""
 
     kind: str
     name: str
@@ -37,22 +37,22 @@ class Leftover:
 
 
 class Pruned(ValueError):
-    """The version is in the registry, but no longer in the artefact store."""
+    """The registry lists the version, but the artefact store no longer holds it."""
 
 
 def leftovers(settings: Settings, registry: Registry) -> list[Leftover]:
-    """Return what may go, without removing anything. Raises OSError when the artefact store cannot be asked."""
+    """Return what may be removed. Raises OSError if the artefact store cannot be reached."""
     rounds, versions = registry.rounds(), registry.versions()
     kept = _kept(settings, registry, rounds, versions)
-    found = [*_rounds(settings, rounds), *_logs(settings, rounds)]
-    found += _versions(settings, [version for version in versions if version.digest not in kept])
-    return found + _cached(settings, registry, versions)
+    removable = [*_rounds(settings, rounds), *_logs(settings, rounds)]
+    removable += _versions(settings, [version for version in versions if version.digest not in kept])
+    return removable + _cached(settings, registry, versions)
 
 
-def remove(settings: Settings, found: Iterable[Leftover]) -> int:
-    """Remove leftovers and return the bytes freed. What cannot be removed now stays for the next time."""
+def remove(settings: Settings, removable: Iterable[Leftover]) -> int:
+    """Remove leftovers and return the bytes freed; skip those that cannot be removed now."""
     store, freed = ArtifactStore(settings.location(settings.artifacts.url)), 0
-    for one in found:
+    for one in removable:
         with contextlib.suppress(OSError):
             if one.path is None:
                 store.remove(one.digest)
@@ -67,9 +67,9 @@ def remove(settings: Settings, found: Iterable[Leftover]) -> int:
 
 
 def refuse_pruned(settings: Settings, registry: Registry, model_version: str) -> None:
-    """Raise Pruned if the artefact store lacks the version. Raises UnknownVersion too.
+    """Raise Pruned if the artefact store lacks the version, UnknownVersion if the registry does.
 
-    A store that cannot be asked stops nobody: workers keep the versions that served last.
+    An unreachable store is no error here: workers may have the version in their cache.
     """
     digest = registry.version(model_version).digest
     try:
@@ -84,7 +84,7 @@ def refuse_pruned(settings: Settings, registry: Registry, model_version: str) ->
 
 
 def _kept(settings: Settings, registry: Registry, rounds: list[RoundRecord], versions: list[VersionRecord]) -> set[str]:
-    """Digests of the newest versions, of all that have served (a rollback may ask for any), and of what a round needs."""
+    """Return digests of the newest versions, of all that have served (for rollbacks), and of those an open round needs."""
     most = settings.artifacts.keep_versions
     needed = {
         name
@@ -100,29 +100,29 @@ def _kept(settings: Settings, registry: Registry, rounds: list[RoundRecord], ver
 
 
 def _rounds(settings: Settings, rounds: list[RoundRecord]) -> list[Leftover]:
-    found = []
+    leftover = []
     for record in rounds:
         folder = settings.path("state/rounds") / record.round_id
         if record.state not in FINAL_STATES or not (paths := models(folder)):
             continue
-        if whereabouts(lock_file(settings, record.round_id))[0] is Whereabouts.HERE:
-            continue  # it is writing its report
+        if read_lock(lock_file(settings, record.round_id))[0] is Liveness.RUNNING:
+            continue  # its process still writes the report
         why = f"the round has ended ({record.state})"
-        found.append(Leftover(kind="round", name=record.round_id, why=why, size=disk_bytes(paths), path=folder))
-    return found
+        leftover.append(Leftover(kind="round", name=record.round_id, why=why, size=disk_bytes(paths), path=folder))
+    return leftover
 
 
 def _logs(settings: Settings, rounds: list[RoundRecord]) -> list[Leftover]:
-    """Outputs of ended rounds beyond LOGS_BYTES, from the newest on."""
-    found, total = [], 0
+    """Return the oldest logs of ended rounds, beyond LOGS_BYTES in all."""
+    leftover, total = [], 0
     for record in rounds:
         path = settings.path("state/logs") / f"round-{record.round_id}.log"
         size = path.stat().st_size if path.exists() else 0
         total += size
         if size and total > LOGS_BYTES and record.state in FINAL_STATES:
             why = f"newer rounds' logs take {LOGS_BYTES // 10**6} MB"
-            found.append(Leftover(kind="log", name=path.name, why=why, size=size, path=path))
-    return found
+            leftover.append(Leftover(kind="log", name=path.name, why=why, size=size, path=path))
+    return leftover
 
 
 def _versions(settings: Settings, unkept: list[VersionRecord]) -> list[Leftover]:
@@ -137,7 +137,7 @@ def _versions(settings: Settings, unkept: list[VersionRecord]) -> list[Leftover]
 
 
 def _cached(settings: Settings, registry: Registry, versions: list[VersionRecord]) -> list[Leftover]:
-    """Copies in the cache but of the champion, the one before, and what a round or a worker is about to open."""
+    """Return cached copies, except the champion's, its predecessor's, and those a round or worker may open."""
     cache = settings.path(settings.artifacts.cache)
     used = {champion.digest for champion in registry.promotions()[:2]} | _last_good(cache)
     if unfinished := registry.unfinished_round():
@@ -148,7 +148,7 @@ def _cached(settings: Settings, registry: Registry, versions: list[VersionRecord
         Leftover(
             kind="cache",
             name=version.model_version,
-            why="neither the champion nor the one before; the artefact store is the original",
+            why="neither the champion nor its predecessor; the artefact store holds the original",
             size=disk_bytes([path]),
             path=path,
         )
@@ -158,9 +158,9 @@ def _cached(settings: Settings, registry: Registry, versions: list[VersionRecord
 
 
 def _last_good(cache: Path) -> set[str]:
-    """Digests of what workers serve while the registry is away."""
-    found = set()
+    """Return digests of the versions that workers serve while the registry is unreachable."""
+    digests = set()
     for path in cache.glob("last-good-*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):
-            found.add(str(json.loads(path.read_text(encoding="utf-8"))["digest"]))
-    return found
+            digests.add(str(json.loads(path.read_text(encoding="utf-8"))["digest"]))
+    return digests

@@ -1,5 +1,4 @@
-"""Scheduling: when something is due. APScheduler is imported here alone.
+"""Scheduling: ticks and crontabs, the only room that imports APScheduler.
 
-ticker.py calls a function every few seconds whatever happens to the wall clock; crontab.py reads `triggers.cron`, in
-UTC.
+ticker.py calls a function at a fixed interval even if the wall clock is set; crontab.py parses `triggers.cron`, in UTC.
 """

@@ -1,8 +1,7 @@
-"""Ticks at a fixed interval, by APScheduler, whatever happens to the wall clock.
+"""Ticks at a fixed interval, by APScheduler, even if the wall clock is set.
 
-Turns a function into one that is called every few seconds in a thread. training_scheduler.py runs its ticks by it. APScheduler
-waits for a time of the wall clock, so a clock that is set back would hold the next tick for as long; `run` notices a tick
-that lies further ahead than the interval and brings it forward.
+Calls a function every few seconds in a thread, for training_scheduler.py. APScheduler waits for a time of the wall clock, so a
+clock that is set back would delay the next tick; `run` notices a tick beyond the interval and brings it forward.
 """
 
 import logging
@@ -19,12 +18,10 @@ _JOB = "tick"
 
 
 class Ticker:
-    """Calls `tick` every `seconds`, never twice at once; ticks that were missed count as one."""
+    """Calls `tick` every `seconds`, never twice at once; missed ticks count as one."""
 
     def __init__(self, tick: Callable[[], None], seconds: float, clock: Callable[[], datetime] = utc_now) -> None:
-        logging.getLogger("apscheduler").setLevel(
-            logging.ERROR
-        )  # a tick that takes longer than the interval is no news
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # else a long tick logs a warning
         self._seconds, self._clock = seconds, clock
         self._scheduler = BackgroundScheduler(timezone="UTC")
         self._scheduler.add_job(
@@ -39,7 +36,7 @@ class Ticker:
         )
 
     def run(self, stop: threading.Event) -> None:
-        """Tick until `stop` is set, then wait for the tick that runs, STOP_SECONDS at most."""
+        """Tick until `stop` is set, then wait for a running tick, STOP_SECONDS at most."""
         self._scheduler.start()
         while not stop.wait(self._seconds):
             self.catch_up()

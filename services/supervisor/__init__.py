@@ -1,6 +1,6 @@
 """The supervisor's parts: children, signals, addresses and folders.
 
-children.py watches, logs and restarts a process; a mark in its environment lets the next `ratchet up` find what a
-killed one left. signals.py keeps ignored signals ignored; own_address.py asks our own addresses without a proxy;
-writable_folders.py gives libraries folders where the machine offers none.
+children.py watches, logs and restarts a process; a mark in its environment lets the next `ratchet up` find the
+children of a killed one. state_file.py writes state/up.json. signals.py turns signals into an event; own_address.py
+binds and requests this machine's addresses; writable_folders.py gives libraries folders where the machine offers none.
 """

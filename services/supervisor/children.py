@@ -1,11 +1,11 @@
-"""Supervised children: one process each, its log, and when it may start again.
+"""Supervised children: one process each, with its log and restarts.
 
-Turns a command into a process that is started, watched, read and stopped. The supervisor (up.py) holds one `Child` per
-part. It deliberately does not know what a child does, nor in which order children stop.
+Turns a command into a process that is started, watched, restarted and stopped. The supervisor (up.py) holds one `Child` for
+each part.
 
-Every child carries a mark in its environment, which its own children inherit: BentoML's workers live in sessions of
-their own, and what is left of a dead parent would go on holding the port. The mark is looked up in /proc, so on other
-systems than Linux only the child's own process group is swept.
+Every child carries a mark in its environment, which its descendants inherit: BentoML's workers start sessions of their own and
+would hold the port after their parent died. The mark is read from /proc; on systems without it only the child's process group
+is killed.
 """
 
 import contextlib
@@ -22,54 +22,56 @@ from pathlib import Path
 from services.rounds.executor import MARK, REPOSITORY, UTF8
 
 LONGEST_DELAY_S = 5.0
-STEADY_S = 30.0  # a child that lived so long starts its delays anew
-REPEAT_S = 30.0  # seconds before a line that differs in its numbers alone is shown again
+STEADY_S = 30.0  # a child that ran this long counts its deaths from zero
+REPEAT_S = 30.0  # a line that differs from an earlier one in numbers alone is shown again after these seconds
 WORKERS_LOOK_S = 2.0
-# Signals that somebody else sends: a person, the kernel out of memory, a service manager. Not what bad settings end in.
+# Signals from outside (a person, the kernel out of memory, a service manager): no sign of bad settings.
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-LOG_BYTES = 10 * 10**6  # of a log before it is moved aside; two of them are kept, so a child's logs take 20 MB
+LOG_BYTES = 10 * 10**6  # of a log before rotation; one rotated log is kept, so a child's logs take 20 MB
 
-_OURS = re.compile(r"^\d{4}-\S+ \S+ (?:\d+ )?ratchet\.\w+ (.*)$")
-_WORTH = re.compile(r"^round |trying again|tries again|refused|messages to |^serving |dropped|failed|cannot")
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: after a fork it is too late for a loader
+_LOG_LINE = re.compile(r"^\d{4}-\S+ \S+ (?:\d+ )?ratchet\.\w+ (.*)$")
+_SHOWN = re.compile(
+    r"^round |event log has lost|trying again|tries again|refused|messages to |^serving |dropped|failed|cannot"
+)
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: after a fork, loading a library is unsafe
 
 
 def die_with_parent() -> None:
-    """In a child, before its program runs. SIGTERM stops it, whatever `up` ignores; Linux: also when its starter ends."""
+    """Make SIGTERM stop this child even if `up` ignores it, and on Linux send it when `up` ends. Runs before exec."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGTERM)
 
 
 def marked(mark: str) -> list[int]:
-    """Ids of this machine's living processes that carry a mark; none where there is no /proc."""
+    """Return the ids of this machine's processes that carry a mark; none without /proc."""
     wanted = f"{MARK}={mark}".encode()
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if wanted in (entry / "environ").read_bytes().split(b"\0") and int(entry.name) != os.getpid():
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def sweep(mark: str) -> int:
-    """Kill every process that carries a mark; how many there were."""
-    found = marked(mark)
-    for pid in found:
+    """Kill every process that carries a mark and return their number."""
+    pids = marked(mark)
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    return len(found)
+    return len(pids)
 
 
 class Child:
-    """One supervised process.
+    """Runs one supervised process.
 
     Args:
-        name: what the supervisor's lines and the log file are called.
-        command: its command line.
-        environment: its environment, without the mark.
-        logs: folder of its log, `<name>.log`; what came before LOG_BYTES, or the last start, is kept as `<name>.log.1`.
-        mark: what its processes, and theirs, are found by.
+        name: prefix of the supervisor's lines and name of the log file.
+        command: command line of the process.
+        environment: environment of the process, without the mark.
+        logs: folder of the log, `<name>.log`; the rotated log is `<name>.log.1`.
+        mark: identifies the process and its descendants.
 
     """
 
@@ -78,7 +80,7 @@ class Child:
         self.mark = mark
         self.log = logs / f"{name}.log"
         self.deaths = 0
-        self.failures = 0  # deaths in a row that nobody outside it caused
+        self.failures = 0  # deaths in a row without a signal from outside
         self.ready = False
         self.last_death = ""
         self._command = command
@@ -103,11 +105,11 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs now."""
+        """Whether the process runs now."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it, from the main thread, in a process group of its own."""
+        """Start the process in a process group of its own. Call it from the main thread."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -125,7 +127,7 @@ class Child:
         self._again_at = None
 
     def watch(self) -> list[str]:
-        """One look: read its log, notice a death, start it again when its delay is over. Lines to show."""
+        """Read the log, notice a death, restart when the delay is over; return the lines to show."""
         lines = self._read_log()
         self._rotate()
         if self.alive:
@@ -138,14 +140,14 @@ class Child:
             self.deaths += 1
             code = self._process.returncode
             self.failures += -code not in FROM_OUTSIDE
-            said = f": {self.last_line}" if self.last_line and -code not in FROM_OUTSIDE else ""
-            self.last_death = f"{_ended(code)}{said}"
+            line = f": {self.last_line}" if self.last_line and -code not in FROM_OUTSIDE else ""
+            self.last_death = f"{_ended(code)}{line}"
             self._sweep()
             return [*lines, self._later(now, self.last_death)]
         if now >= self._again_at:
             try:
                 self.start()
-            except OSError as error:  # no room for its log, no memory for a process: both may come back
+            except OSError as error:  # a full disk or no memory: both may pass
                 self.deaths += 1
                 self.last_death = f"cannot start: {error.strerror or error}"
                 return [*lines, self._later(now, self.last_death)]
@@ -153,19 +155,19 @@ class Child:
 
     @property
     def trouble(self) -> str | None:
-        """Why it is not running now, with how often it died in a row; None while it runs, or has just been started again."""
+        """Why the process does not run, with its deaths in a row; None while it runs."""
         if not self.deaths or not self.last_death or (self.alive and self.ready):
             return None
         return f"{self.last_death} (death {self.deaths} in a row)"
 
     def _later(self, now: float, why: str) -> str:
-        """Put off the next start, for longer after each death; the line that says so."""
+        """Postpone the next start, longer after each death, and return the line to show."""
         delay = min(LONGEST_DELAY_S, 0.25 * 2 ** min(self.deaths - 1, 10))
         self._again_at = now + delay
         return f"{why}: starting again in {delay:.1f} s"
 
     def stop(self, grace_s: float) -> bool:
-        """SIGTERM, then after `grace_s` seconds SIGKILL for it and all that carries its mark. Whether it went by itself."""
+        """Send SIGTERM, after `grace_s` seconds SIGKILL to all with the mark; return whether it ended in time."""
         process, in_time = self._process, True
         if process is None:
             return True
@@ -186,21 +188,23 @@ class Child:
         sweep(self.mark)
 
     def _read_log(self) -> list[str]:
-        """What it wrote since the last look that is worth showing; notes `ready` and the last line."""
+        """Return the new log lines worth showing; note `ready` and the last line."""
         with contextlib.suppress(OSError), self.log.open("rb") as log:
             log.seek(self._read_to)
             text = log.read()
             whole = text.rfind(b"\n") + 1
             self._read_to += whole
             return [
-                line for line in map(self._worth, text[:whole].decode("utf-8", errors="replace").splitlines()) if line
+                line
+                for line in map(self._line_to_show, text[:whole].decode("utf-8", errors="replace").splitlines())
+                if line
             ]
         return []
 
     def _rotate(self) -> None:
-        """Copy a log that has grown large aside and empty it: the child writes on, for it appends to the same file.
+        """Copy a log of LOG_BYTES aside and truncate it; the child goes on appending to the same file.
 
-        A line that it writes in between is lost. On a full disk the log is emptied without a copy.
+        A line written in between is lost. On a full disk the log is truncated without a copy.
         """
         if self._read_to < LOG_BYTES:
             return
@@ -214,29 +218,29 @@ class Child:
             os.truncate(self.log, 0)
             self._read_to = 0
 
-    def _worth(self, line: str) -> str | None:
+    def _line_to_show(self, line: str) -> str | None:
         if not line.strip():
             return None
         self.last_line = line.strip()
         self.ready = self.ready or line == "ready"
-        ours = _OURS.match(line)
-        if not ours or not _WORTH.search(ours[1]):
+        logged = _LOG_LINE.match(line)
+        if not logged or not _SHOWN.search(logged[1]):
             return None
-        kind, now = re.sub(r"\d+", "#", ours[1]), time.monotonic()
+        kind, now = re.sub(r"\d+", "#", logged[1]), time.monotonic()
         if now - self._shown_at.get(kind, -REPEAT_S) < REPEAT_S:
             return None
         self._shown_at = {k: at for k, at in self._shown_at.items() if now - at < REPEAT_S} | {kind: now}
-        return ours[1]
+        return logged[1]
 
     def _lost_workers(self) -> list[str]:
-        """Lines on processes below the child that were there at two looks and are gone."""
+        """Return a line for each descendant that was seen twice and has ended."""
         if time.monotonic() < self._workers_look_at:
             return []
         self._workers_look_at = time.monotonic() + WORKERS_LOOK_S
         now = set(marked(self.mark)) - {self.pid or 0}
         lost = self._workers - now
         self._workers, self._fresh = (self._workers | self._fresh) & now, now
-        return [f"its worker {pid} ended: it starts another within some seconds" for pid in sorted(lost)]
+        return [f"worker {pid} ended: {self.name} starts another within seconds" for pid in sorted(lost)]
 
 
 def _ended(code: int) -> str:

@@ -1,9 +1,10 @@
-"""Our own HTTP addresses: how they are written, bound and asked.
+"""Addresses of this machine: binding them, writing them as URLs, requesting them.
 
-Turns `serving.host` and `serving.port` into an address to bind, a URL to show, and answers. The supervisor and `doctor` use it.
-A proxy in the environment is never asked for them: it does not know this machine's loopback.
+Turns `serving.host` and `serving.port` into an address to bind, a URL and response bodies. The supervisor and `doctor` use it.
+Requests bypass a proxy of the environment, which cannot reach this machine's loopback.
 """
 
+import http.client
 import ipaddress
 import socket
 import urllib.request
@@ -14,13 +15,13 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
 def bind_address(host: str, port: int) -> str:
-    """Return the numeric address that a host's name stands for, IPv4 before IPv6. Raises OSError if it has none."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return str(min(found, key=lambda entry: entry[0] is not socket.AF_INET)[4][0])
+    """Return the numeric address of a host name, IPv4 before IPv6. Raises OSError if it has none."""
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return str(min(entries, key=lambda entry: entry[0] is not socket.AF_INET)[4][0])
 
 
 def url_of(host: str, port: int) -> str:
-    """Return the URL by which this machine reaches a server that listens on `host`."""
+    """Return the URL at which this machine reaches a server that listens on `host`."""
     host = _ANY.get(host, host)
     try:
         bracketed = f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
@@ -30,8 +31,24 @@ def url_of(host: str, port: int) -> str:
 
 
 def fetch(url: str, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> bytes:
-    """Return the body of a 200. Raises urllib.error.HTTPError for other answers, OSError where there is none."""
+    """Return the body of a 200 response. Raises urllib.error.HTTPError for other statuses, OSError without a response."""
     request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310 - our own address
     with _DIRECT.open(request, timeout=timeout_s) as answer:
         body: bytes = answer.read()
     return body
+
+
+def answers(url: str) -> bool:
+    """Return whether `url` responds with 200 within 2 seconds."""
+    try:
+        fetch(url, timeout_s=2)
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

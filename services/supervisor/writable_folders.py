@@ -1,7 +1,7 @@
-"""Folders that libraries write to: temporary files, caches and a home, where the machine offers none.
+"""Writable folders for libraries: temporary files, caches and a home, where the machine offers none.
 
 Turns the environment of a container with a read-only root, without HOME or TMPDIR, into one whose libraries write below the
-project's state. The command line calls it once, before a library looks; what it starts inherits it.
+project's state/. The command line calls it before it imports such libraries; child processes inherit the environment.
 """
 
 import os
@@ -15,7 +15,7 @@ _CACHES = {"MPLCONFIGDIR": "matplotlib", "HF_HOME": "huggingface", "XDG_CACHE_HO
 
 
 def settle(settings: Settings, environ: MutableMapping[str, str]) -> None:
-    """Set what is unset or cannot be used: TMPDIR to a folder that exists, a home, and caches beside the state."""
+    """Set TMPDIR, HOME and the cache folders in `environ` to writable folders where they are unset or unusable."""
     state = settings.path("state")
     if not _writable(environ.get("TMPDIR") or tempfile_default()):
         environ["TMPDIR"] = tempfile_default() or str(_made(state / "tmp"))
@@ -23,16 +23,16 @@ def settle(settings: Settings, environ: MutableMapping[str, str]) -> None:
     home = environ.get("HOME") or os.path.expanduser("~")
     if _writable(home):
         return
-    if not home.startswith("/"):  # no such user: "~" would become a folder of that name
+    if not home.startswith("/"):  # the user has no home: libraries would make a folder called "~"
         environ["HOME"] = str(_made(state / "home"))
     for variable, folder in _CACHES.items():
         if variable == "HF_HOME" and Path(home, ".cache/huggingface/hub").is_dir():
-            continue  # models that are there already
+            continue  # keep using models downloaded before
         environ.setdefault(variable, str(_made(state / "home" / folder)))
 
 
 def tempfile_default() -> str | None:
-    """The first of the machine's folders for temporary files that can be written; None if there is none."""
+    """Return the machine's first writable folder for temporary files, or None."""
     return next((folder for folder in ("/tmp", "/var/tmp", "/usr/tmp") if _writable(folder)), None)  # noqa: S108 - looked at
 
 

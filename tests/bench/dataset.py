@@ -33,7 +33,7 @@ from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.store import FeatureStore
 from pipelines.models.encoder import Encoder, base_model_path
 from schemas.settings import Settings, load_settings
-from services.demo.walk import bbc_news
+from services.demo.articles import bbc_news
 from services.projects import create_project
 from serving.registry.registry import Registry
 from tests.bench.report import Figure, write

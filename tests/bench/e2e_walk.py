@@ -171,7 +171,7 @@ def split(rows: Sequence[FileRow]) -> tuple[list[FileRow], list[FileRow], list[F
 
 def bbc() -> list[FileRow]:
     """The demo's articles, where no file is named."""
-    from services.demo.walk import bbc_news
+    from services.demo.articles import bbc_news
 
     return [FileRow(article.text, article.topic) for article in bbc_news()]
 

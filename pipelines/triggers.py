@@ -17,13 +17,8 @@ RETRY_MINUTES = (1, 5, 30)
 class TriggerState:
     """What the scheduler knows at a tick.
 
-    Args:
-        labelled_feedback: number of labelled feedback since the last round's cut.
-        idle: time since the last round ended or was claimed; None before the first.
-        unfinished: whether a round is unfinished.
-        failures: number of rounds that failed in a row.
-        cron_due: whether a crontab's time has passed since the last claim.
-
+    `labelled_feedback` counts since the last round's cut. `idle` is the time since the last round ended or was claimed, None
+    before the first. `failures` counts rounds that failed in a row, `cron_due` tells whether a crontab's time has passed.
     """
 
     labelled_feedback: int

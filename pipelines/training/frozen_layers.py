@@ -5,7 +5,7 @@ are the `Inputs` of the encoder's tasks; token_rows.py does the same for decoder
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Passthrough(nn.Module):  # type: ignore[misc]  # torch is not followed
 
 
 class Replay(nn.Module):  # type: ignore[misc]  # torch is not followed
-    """Replace the embeddings and return stored hidden states instead."""
+    """Replace the embeddings or the lowest layer, and return stored hidden states instead."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,12 +39,11 @@ class Replay(nn.Module):  # type: ignore[misc]  # torch is not followed
 
 
 @contextlib.contextmanager
-def skipping(model: Any, numbers: range) -> Iterator[None]:
-    """Leave out these layers of a base model inside the `with`."""
-    layers = layers_of(model)
-    kept = {number: layers[number] for number in numbers}
-    for number in kept:
-        layers[number] = Passthrough()
+def replaced(layers: Any, replacements: Mapping[int, nn.Module]) -> Iterator[None]:
+    """Replace the layers with these numbers inside the `with`."""
+    kept = {number: layers[number] for number in replacements}
+    for number, replacement in replacements.items():
+        layers[number] = replacement
     try:
         yield
     finally:
@@ -58,7 +57,7 @@ def starting_from_states(model: Any, first: int) -> Iterator[Replay]:
     embeddings, replay = model.embeddings, Replay()
     model.embeddings = replay
     try:
-        with skipping(model, range(first)):
+        with replaced(layers_of(model), {number: Passthrough() for number in range(first)}):
             yield replay
     finally:
         model.embeddings = embeddings
@@ -75,7 +74,7 @@ class EncoderInputs:
     @contextlib.contextmanager
     def feeding(self, model: TextModel) -> Iterator[Callable[[Sequence[int]], torch.Tensor]]:
         """Yield the function from row numbers [b] to outputs [b, k]; after the `with` the model is whole again."""
-        first = first_changing(model)
+        first = first_changing(model.encoder)
         if not first:
             yield lambda rows: model(*padded([self._ids[row] for row in rows], self._encoder))
             return
@@ -117,17 +116,16 @@ class LowerStates:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def _run(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        base = self._encoder.model
+        base, layers = self._encoder.model, layers_of(self._encoder.model)
         ids, mask = padded([self._ids[row] for row in rows], self._encoder)
-        with skipping(base, range(self._first, len(layers_of(base)))):
+        with replaced(layers, {number: Passthrough() for number in range(self._first, len(layers))}):
             states: torch.Tensor = base(input_ids=ids, attention_mask=mask).last_hidden_state
         return states, mask
 
 
-def first_changing(model: TextModel) -> int:
-    """Return the number of the lowest trainable layer; 0 if the embeddings are trainable too."""
-    named = model.encoder.named_parameters()
-    layers = {layer_of(name) for name, parameter in named if parameter.requires_grad}
+def first_changing(model: Any) -> int:
+    """Return the number of a base model's lowest trainable layer; 0 if modules outside the layers are trainable too."""
+    layers = {layer_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     return 0 if None in layers else min((layer for layer in layers if layer is not None), default=0)
 
 

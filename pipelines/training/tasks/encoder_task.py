@@ -96,7 +96,7 @@ class EncoderTask(ABC):
         """Return all outputs [b, k]."""
         return np.asarray(outputs.numpy())
 
-    def settle(self, model: TextModel, held: HeldOut, champion: WarmStart) -> None:  # noqa: B027 - where labels compete there is more
+    def settle(self, model: TextModel, held: HeldOut, champion: WarmStart) -> None:  # noqa: B027 - classification overrides it
         """Do nothing: only softmax labels compete."""
 
     def finish(self, model: TextModel) -> None:

@@ -37,9 +37,10 @@ from schemas.records import Champion, Pace, RoundRecord, RoundState
 from schemas.reports import GateResult, RoundReport, Verdict
 from schemas.settings import Settings
 from schemas.toml_file import decode
-from serving.artifacts import ArtifactStore, read_manifest
+from serving.artifacts import ArtifactStore
 from serving.atomic_write import atomic_write
 from serving.inference.loading import Loaded, open_version
+from serving.model_directory import read_manifest
 from serving.registry.marker import check
 from serving.registry.registry import ChampionMoved, Registry
 

@@ -49,6 +49,6 @@ def test_the_audit_sample_is_a_keyed_share(version: Path) -> None:
 
 
 def _none(version: Path) -> object:
-    from serving.artifacts import read_manifest
+    from serving.model_directory import read_manifest
 
     return read_manifest(version).golden.model_copy(update={"texts": [], "probabilities": []})

@@ -12,7 +12,8 @@ from pipelines.gates.policy import DEFAULT_POLICY
 from pipelines.models.encoder import Encoder, TextModel, layers_of
 from pipelines.training_round import round_folder, run_round
 from schemas.settings import Settings, TrainingSettings
-from serving.artifacts import ArtifactStore, read_manifest
+from serving.artifacts import ArtifactStore
+from serving.model_directory import read_manifest
 from serving.registry.registry import Registry
 from tests.support.fakes import toy_rows
 

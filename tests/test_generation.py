@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from schemas.manifests import Calibration, SequenceCalibration
-from serving.artifacts import ArtifactDamaged, read_manifest, sha256
 from serving.inference import prompts
 from serving.inference.decoder_runtime import Writer, last_logits, right_aligned, token_logprobs
 from serving.inference.golden import GoldenMismatch
+from serving.model_directory import ArtifactDamaged, read_manifest, sha256
 from tests.support.fakes import tiny_causal_model
 from tests.support.versions import copied, rewritten
 

@@ -24,7 +24,7 @@ from schemas.settings import SettingsError, TrainingSettings, load_settings
 from services import feedback_consumer
 from services.cli.main import cli
 from services.projects import create_project, open_project
-from serving.artifacts import read_manifest
+from serving.model_directory import read_manifest
 from tests.support.fakes import FILLERS, TOPICS, killed_round
 from tests.test_loop_tasks import Walk, only_advise
 

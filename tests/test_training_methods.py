@@ -28,7 +28,7 @@ from schemas.records import Pace
 from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
 from schemas.targets import canonical
-from serving.artifacts import write_manifest
+from serving.model_directory import write_manifest
 from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)

@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.models.encoder import NORM
 from schemas.settings import TrainingSettings
 from schemas.targets import Task as TaskName
-from serving.artifacts import read_manifest
+from serving.model_directory import read_manifest
 
 ADAPTER, WEIGHTS, HEAD = "adapter", "model.safetensors", "head.safetensors"
 

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
 from schemas.manifests import Golden, ModelManifest, SequenceCalibration
-from serving.artifacts import verify
 from serving.inference import calibration, prompts
 from serving.inference.golden import GoldenMismatch
+from serving.model_directory import verify
 
 MODEL = "model"  # folder of a version, as transformers saves one
 BATCH = 16

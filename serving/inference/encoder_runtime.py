@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from schemas.manifests import ModelManifest
-from serving.artifacts import verify
 from serving.inference.calibration import GOLDEN_COVERAGE
 from serving.inference.golden import GoldenMismatch
 from serving.inference.outputs import outputs_of
+from serving.model_directory import verify
 
 
 class Runtime:

@@ -7,8 +7,8 @@ for a decoder, so that an encoder's Bento carries none.
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from serving.artifacts import read_manifest
 from serving.inference.encoder_runtime import Runtime
+from serving.model_directory import read_manifest
 
 if TYPE_CHECKING:
     from serving.inference.decoder_runtime import Writer

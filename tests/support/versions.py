@@ -11,8 +11,9 @@ import numpy as np
 
 from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.settings import TrainingSettings
-from serving.artifacts import ArtifactStore, read_manifest, write_manifest
+from serving.artifacts import ArtifactStore
 from serving.inference.encoder_runtime import Runtime
+from serving.model_directory import read_manifest, write_manifest
 from serving.registry.registry import Registry
 
 GOLDEN = ["oven and butter", "a goal for the team", "the bank and the loan of many people"]

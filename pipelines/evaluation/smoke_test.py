@@ -53,7 +53,7 @@ def main(directory: str) -> None:
 
     runtime = open_version(Path(directory))
     texts = runtime.manifest.golden.texts or ["one text"]
-    ask, queries = (runtime.probabilities, QUERIES) if isinstance(runtime, Runtime) else (runtime.write, WRITTEN)
+    ask, queries = (runtime.probabilities, QUERIES) if isinstance(runtime, Runtime) else (runtime.generate, WRITTEN)
     times = []
     for n in range(queries):
         started = time.perf_counter()

@@ -1,7 +1,7 @@
 """Evaluation of models that write: a version's answers, greedy as it would serve them, and how likely the right ones are to it.
 
-Turns a `Writer` and rows into a calibration, golden answers and `TextEvidence`; evaluation.py lists it among the tasks. Writing
-is slow, so that a keyed share of the rows stands for all of a large reference. It deliberately judges nothing.
+Turns a `DecoderRuntime` and rows into a calibration, golden answers and `TextEvidence`; evaluation.py lists it among the tasks.
+Writing is slow, so that a keyed share of the rows stands for all of a large reference. It deliberately judges nothing.
 """
 
 import logging
@@ -22,7 +22,7 @@ from pipelines.training.tasks.generation import encoded
 from schemas.manifests import Calibration, Golden
 from schemas.reports import Robustness
 from schemas.settings import TrainingSettings
-from serving.inference.decoder_runtime import Writer, scored
+from serving.inference.decoder_runtime import DecoderRuntime, scored
 
 log = logging.getLogger("ratchet.evaluation")
 
@@ -33,15 +33,15 @@ SHAKEN = float(np.log(2))  # nats a token by which an answer has become another
 class ByText:
     """The task whose models write."""
 
-    def calibrate(self, writer: Writer, rows: Sequence[FileRow], _sets: str) -> Calibration:
+    def calibrate(self, writer: DecoderRuntime, rows: Sequence[FileRow], _sets: str) -> Calibration:
         """Whether what is written to these rows would do, by how sure the model was."""
         asked = self.chosen(rows)
-        written = writer.write([row.text for row in asked])
+        written = writer.generate([row.text for row in asked])
         logprobs = [one.logprobs for one in written]
         fitted = sequence_confidence.fit(logprobs, accepted([one.text for one in written], asked))
         return Calibration(fitted_rows=fitted.fitted_rows, sequence=fitted)
 
-    def golden(self, writer: Writer, _fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
+    def golden(self, writer: DecoderRuntime, _fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
         """The beginnings of answers, and how likely their tokens are."""
         return writer.golden(texts, tolerance)
 
@@ -52,9 +52,9 @@ class ByText:
             log.info("%d of %d rows are written to", len(found), len(rows))
         return found
 
-    def evaluate(self, writer: Writer, rows: Sequence[FileRow], *, split: str) -> Evidence:
+    def evaluate(self, writer: DecoderRuntime, rows: Sequence[FileRow], *, split: str) -> Evidence:
         """Written to, and held against the rows' own answers."""
-        written = writer.write([row.text for row in rows])
+        written = writer.generate([row.text for row in rows])
         return score_text(
             [one.text.strip() for one in written],
             likelihood(writer, rows),
@@ -65,7 +65,7 @@ class ByText:
             calibration=writer.manifest.calibration,
         )
 
-    def edits(self, writer: Writer, evidence: Evidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+    def edits(self, writer: DecoderRuntime, evidence: Evidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
         """Whether the answer to each of these rows is less than half as likely, token by token, once its text is edited."""
         assert isinstance(evidence, TextEvidence)
         given = [FileRow(evidence.rows[n].text, evidence.texts[n]) for n in rows.tolist() if evidence.texts[n]]
@@ -90,7 +90,7 @@ class ByText:
         return score_text(texts, likelihood(base, rows), rows, version="nearest row", split="reference")
 
 
-def likelihood(model: Decoder | Writer, rows: Sequence[FileRow]) -> Likelihood:
+def likelihood(model: Decoder | DecoderRuntime, rows: Sequence[FileRow]) -> Likelihood:
     """How likely the rows' own answers are to a model."""
     pairs = [encoded(model, row.text, row.label) for row in rows]
     said = scored(model.model, [ids for ids, _ in pairs], [length for _, length in pairs])

@@ -56,7 +56,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
     import torch
 
     from pipelines.models.decoder import Decoder, trainable_copy
-    from serving.inference.decoder_runtime import Writer
+    from serving.inference.decoder_runtime import DecoderRuntime
 
     decoder = Decoder(base, 48, 12, torch.float32)
     adapted = trainable_copy(decoder, TrainingSettings())
@@ -66,7 +66,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
             torch.nn.init.normal_(parameter, std=0.2)
     directory.mkdir(parents=True)
     text_version(directory, adapted, decoder, name, model)
-    return rewritten(directory, golden=Writer(directory).golden(GOLDEN[:2], 1e-3))
+    return rewritten(directory, golden=DecoderRuntime(directory).golden(GOLDEN[:2], 1e-3))
 
 
 def text_version(directory: Path, trained: Any, base: Any, name: str, model: str) -> ModelManifest:

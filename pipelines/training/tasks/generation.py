@@ -25,10 +25,10 @@ from pipelines.training.tasks.token_rows import TokenRows
 from pipelines.training.warm_start import Champion
 from schemas.settings import TrainingSettings
 from serving.inference import prompts
-from serving.inference.decoder_runtime import Writer, ends
+from serving.inference.decoder_runtime import DecoderRuntime, ends
 
 
-def encoded(base: Decoder | Writer, text: str, completion: str) -> tuple[list[int], int]:
+def encoded(base: Decoder | DecoderRuntime, text: str, completion: str) -> tuple[list[int], int]:
     """Token ids of prompt and answer, cut to what the base takes, and how many are the answer's; the last is its end."""
     prompt = prompts.prompt_of(base.tokenizer, prompts.shortened(base.tokenizer, text, base.max_length))
     found = formats.generation(prompt, completion, base.tokenizer)

@@ -1,7 +1,7 @@
-"""Log lines: one record is one line, whatever stands in it.
+"""Log format: each record is one line, whatever its content.
 
-Turns log records into lines in which a label, a text or an error from outside cannot begin another line, colour a terminal or
-move its cursor. Every process that logs sets it up. A traceback, which Python writes, keeps its lines; each is indented.
+Turns log records into lines without control characters: a label, text or error from outside cannot begin a new line, colour a
+terminal or move its cursor. Every process that logs uses it. A traceback keeps its lines, each indented.
 """
 
 import logging
@@ -13,7 +13,7 @@ MOST_CHARS = 4_000
 
 
 class OneLine(logging.Formatter):
-    """The formatter of all our logs."""
+    """The formatter of all of Ratchet's logs."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line, and its traceback below it."""

@@ -111,16 +111,16 @@ class Api:
         body = await self._parse(request, contract.PredictRequest)
         texts = [anonymise(item.text) for item in request_checks.items(body, self._settings.serving)]
         options, timeout_s = body.options or contract.Options(), self._settings.serving.timeout_s
-        most = request_checks.most_tokens(body, options, self._live.current())
+        max_new_tokens = request_checks.max_new_tokens(body, options, self._live.current())
         try:
-            if most is None:
+            if max_new_tokens is None:
                 result: InferenceResult = await request.unless_gone(
                     self._batcher.submit(texts, timeout_s), WATCH_SECONDS
                 )
             elif options.stream:
-                return await self._stream(request, body, texts[0], most, started)
+                return await self._stream(request, body, texts[0], max_new_tokens, started)
             else:
-                result = await request.unless_gone(self._generation.generate(texts, most, timeout_s))
+                result = await request.unless_gone(self._generation.generate(texts, max_new_tokens, timeout_s))
         except QueueFull as error:
             raise Refused(503, str(error), Retry_After=str(error.retry_after_s)) from error
         except (DeadlinePassed, NotReady) as error:
@@ -224,10 +224,10 @@ class Api:
         return body
 
     async def _stream(
-        self, request: Request, body: contract.PredictRequest, text: str, most: int, started: float
+        self, request: Request, body: contract.PredictRequest, text: str, max_new_tokens: int, started: float
     ) -> EventStream:
         """Return the event stream once the first piece is there, so that a refusal still has its own status."""
-        results = self._generation.stream(text, most, self._settings.serving.timeout_s)
+        results = self._generation.stream(text, max_new_tokens, self._settings.serving.timeout_s)
         first = await request.unless_gone(anext(results))
 
         async def events() -> AsyncIterator[bytes]:

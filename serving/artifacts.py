@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from schemas.manifests import ModelManifest
-from serving.atomic_write import atomic_write, sync
+from serving.atomic_write import atomic_write, replacing, sync
 from serving.model_directory import MANIFEST, ArtifactDamaged, check_name, read_manifest, sha256, verify
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -86,16 +85,16 @@ class ArtifactStore:
         with _locked(cache / f".{digest}.lock"):
             if _is_whole(target, digest):
                 return target
-            beside = cache / f".{digest}.part"
-            shutil.rmtree(beside, ignore_errors=True)  # of a process that died
+            partial = cache / f".{digest}.part"
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that died
             try:
-                self._download(digest, beside)
-                verify(beside, digest)
+                self._download(digest, partial)
+                verify(partial, digest)
                 shutil.rmtree(target, ignore_errors=True)
-                beside.rename(target)
+                partial.rename(target)
                 sync(cache)
             finally:
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
         return target
 
     def check(self, digest: str) -> None:
@@ -210,14 +209,8 @@ class ArtifactStore:
             return
         path = Path(target)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            shutil.copyfile(source, beside)
-            sync(beside)
-            beside.replace(path)
-            sync(path.parent)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _is_whole(directory: Path, digest: str) -> bool:

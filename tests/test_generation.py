@@ -47,7 +47,7 @@ def test_an_answer_stops_at_its_end_at_its_bound_and_when_nobody_waits(writer: D
     assert [piece.token for piece in pieces] == ended.tokens
     assert "".join(piece.text for piece in pieces) == ended.text
     assert pieces[-1].text == ""
-    assert [len(one.tokens) for one in writer.generate(TEXTS, 12, gone=lambda: True)] == [1, 1, 1]
+    assert [len(one.tokens) for one in writer.generate(TEXTS, 12, cancelled=lambda: True)] == [1, 1, 1]
     assert [len(one.tokens) for one in writer.generate(["hello"], 1000)] == [12], "its own bound"
     assert len(list(writer.pieces([7] * 250))) == 6, "its context holds 256"
 

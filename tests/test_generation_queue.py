@@ -150,11 +150,11 @@ async def leave(answer: object) -> None:
 async def test_what_the_model_raises_reaches_who_asked(text_version: Path) -> None:
     class Broken(DecoderRuntime):
         def generate(
-            self, texts: Sequence[str], most: int | None = None, gone: Callable[[], bool] = lambda: False
+            self, texts: Sequence[str], max_new_tokens: int | None = None, cancelled: Callable[[], bool] = lambda: False
         ) -> list[GeneratedText]:
             if texts == ["broken"]:
                 raise FloatingPointError("no number")
-            return super().generate(texts, most, gone)
+            return super().generate(texts, max_new_tokens, cancelled)
 
     broken = Broken(text_version)
     queue = GenerationQueue(lambda: (broken, 1), max_queue=9)

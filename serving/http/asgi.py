@@ -24,7 +24,7 @@ STREAM: Headers = [
     (b"x-accel-buffering", b"no"),
 ]
 GZIP = 16 + zlib.MAX_WBITS  # zlib's code for a gzip header
-MOST_GZIP_MEMBERS = 100
+MAX_GZIP_MEMBERS = 100
 
 
 class Refused(Exception):
@@ -116,7 +116,7 @@ class Request:
 def unpacked(body: bytes, limit: int) -> bytes:
     """Return the content of a gzip body (RFC 1952). Raises Refused past `limit` bytes, or if the body is not complete gzip."""
     parts, size = [], 0
-    for _ in range(MOST_GZIP_MEMBERS):
+    for _ in range(MAX_GZIP_MEMBERS):
         member = zlib.decompressobj(GZIP)
         try:
             parts.append(member.decompress(body, limit - size + 1))
@@ -130,7 +130,7 @@ def unpacked(body: bytes, limit: int) -> bytes:
         body = member.unused_data
         if not body:
             return b"".join(parts)
-    raise Refused(400, "the body is not gzip", ("body", f"at most {MOST_GZIP_MEMBERS} members"))
+    raise Refused(400, "the body is not gzip", ("body", f"at most {MAX_GZIP_MEMBERS} members"))
 
 
 def _too_large(limit: int) -> Refused:

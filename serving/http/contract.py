@@ -17,8 +17,8 @@ from schemas.targets import Task
 Shape = TypeVar("Shape", bound=BaseModel)
 
 # Limits of a parsed body, checked before validation: pydantic collects an error for each invalid value.
-MOST_KEYS, MOST_LABELS = 32, 1000
-MOST_ERRORS, MOST_NAME_CHARS = 20, 64
+MAX_KEYS, MAX_LABELS = 32, 1000
+MAX_ERRORS, MAX_NAME_CHARS = 20, 64
 # JSON may write a character as `\\uXXXX`, six bytes. The other fields of a feedback fit into FEEDBACK_BYTES.
 BYTES_PER_CHAR, FEEDBACK_BYTES = 6, 16_384
 
@@ -138,44 +138,44 @@ def feedback_bytes(max_text_chars: int, max_body_bytes: int) -> int:
     return min(max_body_bytes, FEEDBACK_BYTES + BYTES_PER_CHAR * max_text_chars)
 
 
-def read(body: bytes, shape: type[Shape], most_items: int) -> Shape:
+def read(body: bytes, shape: type[Shape], max_items: int) -> Shape:
     """Return the body as a model of type `shape`. Raises NotJson or NotValid; the work is bounded for any body."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise NotJson(str(error)) from error
-    _bounded(value, "", most_items)
+    _bounded(value, "", max_items)
     try:
         return shape.model_validate(value)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False, include_context=False)[:MOST_ERRORS]
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)[:MAX_ERRORS]
         fields = [(".".join(_name(part) for part in e["loc"]) or "body", e["msg"]) for e in wrong]
         raise NotValid(fields) from error
 
 
-def _bounded(parsed: object, path: str, most_items: int) -> None:
+def _bounded(parsed: object, path: str, max_items: int) -> None:
     """Raise NotValid for objects or lists larger than any request needs, and for lists in lists."""
     if isinstance(parsed, dict):
-        if len(parsed) > MOST_KEYS:
-            raise NotValid([(path or "body", f"at most {MOST_KEYS} keys, got {len(parsed)}")])
+        if len(parsed) > MAX_KEYS:
+            raise NotValid([(path or "body", f"at most {MAX_KEYS} keys, got {len(parsed)}")])
         for key, value in parsed.items():
             if isinstance(value, dict | list):
-                _bounded(value, f"{path}.{_name(key)}" if path else _name(key), most_items)
+                _bounded(value, f"{path}.{_name(key)}" if path else _name(key), max_items)
     elif isinstance(parsed, list):
-        most = most_items if path == "items" else MOST_LABELS
-        if len(parsed) > most:
-            raise NotValid([(path or "body", f"at most {most} values, got {len(parsed)}")])
+        limit = max_items if path == "items" else MAX_LABELS
+        if len(parsed) > limit:
+            raise NotValid([(path or "body", f"at most {limit} values, got {len(parsed)}")])
         for n, value in enumerate(parsed):
             if isinstance(value, list):
                 raise NotValid([(f"{path}.{n}".lstrip("."), "a list may not contain a list")])
             if isinstance(value, dict):
-                _bounded(value, f"{path}.{n}".lstrip("."), most_items)
+                _bounded(value, f"{path}.{n}".lstrip("."), max_items)
 
 
 def _name(part: object) -> str:
     """Return a part of a field's path, shortened: a caller's keys may be long."""
     text = str(part)
-    return text if len(text) <= MOST_NAME_CHARS else f"{text[:MOST_NAME_CHARS]}..."
+    return text if len(text) <= MAX_NAME_CHARS else f"{text[:MAX_NAME_CHARS]}..."
 
 
 def about(model_name: str) -> dict[str, object]:

@@ -22,7 +22,7 @@ def items(request: PredictRequest, serving: ServingSettings) -> list[Item]:
     return request.items
 
 
-def most_tokens(request: PredictRequest, options: Options, live: tuple[Loaded, int] | None) -> int | None:
+def max_new_tokens(request: PredictRequest, options: Options, live: tuple[Loaded, int] | None) -> int | None:
     """Return the most tokens a generated text may have; None unless the live version generates text. Raises Refused."""
     manifest = live[0].manifest if live else None
     if manifest is None or manifest.task != "generation":
@@ -38,9 +38,9 @@ def most_tokens(request: PredictRequest, options: Options, live: tuple[Loaded, i
         raise Refused(
             422, "too many items", ("items", f"`options.stream` needs exactly one item, got {len(request.items)}")
         )
-    most = options.max_new_tokens or manifest.max_new_tokens
-    if most > manifest.max_new_tokens:
+    limit = options.max_new_tokens or manifest.max_new_tokens
+    if limit > manifest.max_new_tokens:
         raise Refused(
-            422, "too many tokens", ("options.max_new_tokens", f"at most {manifest.max_new_tokens}, got {most}")
+            422, "too many tokens", ("options.max_new_tokens", f"at most {manifest.max_new_tokens}, got {limit}")
         )
-    return most
+    return limit

@@ -256,8 +256,8 @@ def _complete(outcomes: list[_Outcome]) -> None:
             request.future.set_result(outcome)
 
 
-def turn(requests: Sequence[_Request], most: int) -> list[tuple[_Request, int]]:
-    """Choose one text of each request, and more up to `most`. Return pairs of a request and the index of its text.
+def turn(requests: Sequence[_Request], max_batch: int) -> list[tuple[_Request, int]]:
+    """Choose one text of each request, and more up to `max_batch`. Return pairs of a request and the index of its text.
 
     The first request has waited longest: its shortest remaining text sets the length that the others come nearest to, so that
     they run in one call with little padding.
@@ -273,7 +273,7 @@ def turn(requests: Sequence[_Request], most: int) -> list[tuple[_Request, int]]:
 
     more = [offer(n) for n, request in enumerate(requests) if request.remaining]
     heapq.heapify(more)
-    while more and len(rows) < most:
+    while more and len(rows) < max_batch:
         _, n, index = heapq.heappop(more)
         rows.append((requests[n], requests[n].remaining.pop(index)))
         if requests[n].remaining:

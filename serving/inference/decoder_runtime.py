@@ -27,7 +27,7 @@ from serving.model_directory import verify
 MODEL = "model"  # folder of a version, in the format of save_pretrained
 BATCH = 16
 GOLDEN_TOKENS = 16
-MOST_CONTEXT = 1 << 20  # tokens, for a model whose configuration names no limit
+MAX_CONTEXT = 1 << 20  # tokens, for a model whose configuration names no limit
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class DecoderRuntime:
             local_files_only=True,
         ).eval()
         self._ends = ends(self.tokenizer, self.model)
-        self._context = int(getattr(self.model.config, "max_position_embeddings", MOST_CONTEXT))
+        self._context = int(getattr(self.model.config, "max_position_embeddings", MAX_CONTEXT))
         self._check_golden()
 
     @property
@@ -100,10 +100,10 @@ class DecoderRuntime:
         """Return the prompt's token ids; the text is cut to the model's length."""
         return prompts.encode(self.tokenizer, prompts.shortened(self.tokenizer, text, self.max_length))
 
-    def pieces(self, prompt: Sequence[int], most: int | None = None) -> Iterator[Piece]:
-        """Yield the pieces generated for a prompt's token ids, at most `most`. Closing the iterator ends the generation."""
+    def pieces(self, prompt: Sequence[int], max_new_tokens: int | None = None) -> Iterator[Piece]:
+        """Yield the generated pieces of a prompt's token ids, `max_new_tokens` at most; closing the iterator stops it."""
         stream = DecodeStream(skip_special_tokens=True)
-        for [token], [logprob] in self._steps([prompt], most):
+        for [token], [logprob] in self._steps([prompt], max_new_tokens):
             text = "" if token in self._ends else stream.step(self.tokenizer.backend_tokenizer, token) or ""
             yield Piece(text, token, logprob)
             if token in self._ends:
@@ -116,14 +116,14 @@ class DecoderRuntime:
         return GeneratedText(text, [piece.token for piece in pieces], [piece.logprob for piece in pieces])
 
     def generate(
-        self, texts: Sequence[str], most: int | None = None, gone: Callable[[], bool] = lambda: False
+        self, texts: Sequence[str], max_new_tokens: int | None = None, cancelled: Callable[[], bool] = lambda: False
     ) -> list[GeneratedText]:
         """Return a generated text for each text, run in batches of similar length.
 
         Args:
             texts: any number.
-            most: tokens of each generated text; None for the version's own limit.
-            gone: asked after every token; True ends the generation early.
+            max_new_tokens: tokens of each generated text; None for the version's own limit.
+            cancelled: called after every token; True ends the generation early.
 
         """
         encoded = [self.encode(text) for text in texts]
@@ -131,7 +131,9 @@ class DecoderRuntime:
         order = sorted(range(len(texts)), key=lambda n: len(encoded[n]))
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            generated.update(zip(rows, self._generate_batch([encoded[n] for n in rows], most, gone), strict=True))
+            generated.update(
+                zip(rows, self._generate_batch([encoded[n] for n in rows], max_new_tokens, cancelled), strict=True)
+            )
         return [generated[n] for n in range(len(texts))]
 
     def token_logprobs(self, rows: Sequence[Sequence[int]], last: Sequence[int]) -> list[list[float]]:
@@ -156,10 +158,12 @@ class DecoderRuntime:
         )
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed
-    def _steps(self, rows: Sequence[Sequence[int]], most: int | None) -> Iterator[tuple[list[int], list[float]]]:
+    def _steps(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int | None
+    ) -> Iterator[tuple[list[int], list[float]]]:
         """Yield the likeliest next token of each prompt and its log-probability, until a length limit is reached."""
         bounds = (
-            most or self.max_new_tokens,
+            max_new_tokens or self.max_new_tokens,
             self.max_new_tokens,
             self._context - max(map(len, rows)),
         )
@@ -182,18 +186,18 @@ class DecoderRuntime:
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1) if padded else mask
 
     def _generate_batch(
-        self, rows: Sequence[Sequence[int]], most: int | None, gone: Callable[[], bool]
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int | None, cancelled: Callable[[], bool]
     ) -> list[GeneratedText]:
         tokens: list[list[int]] = [[] for _ in rows]
         logprobs: list[list[float]] = [[] for _ in rows]
         unfinished = set(range(len(rows)))
-        for next_tokens, next_logprobs in self._steps(rows, most):
+        for next_tokens, next_logprobs in self._steps(rows, max_new_tokens):
             for n in sorted(unfinished):
                 tokens[n].append(next_tokens[n])
                 logprobs[n].append(next_logprobs[n])
                 if next_tokens[n] in self._ends:
                     unfinished.discard(n)
-            if not unfinished or gone():
+            if not unfinished or cancelled():
                 break
         return [GeneratedText(self._text(ids), ids, row) for ids, row in zip(tokens, logprobs, strict=True)]
 
@@ -281,9 +285,9 @@ def token_logprobs(model: Any, rows: Sequence[Sequence[int]], last: Sequence[int
 
     Only these tokens' logits are converted to float32: with a large vocabulary they take most of the memory.
     """
-    most = max(last)
+    longest = max(last)
     ids, _ = right_aligned([list(row[len(row) - n :]) for row, n in zip(rows, last, strict=True)])
-    inside = torch.arange(most)[None, :] >= most - torch.tensor(list(last))[:, None]
-    logits = last_logits(model, rows, most)[inside].float()
+    inside = torch.arange(longest)[None, :] >= longest - torch.tensor(list(last))[:, None]
+    logits = last_logits(model, rows, longest)[inside].float()
     logprobs = -functional.cross_entropy(logits, ids[inside], reduction="none")
-    return torch.zeros(len(rows), most).masked_scatter(inside, logprobs)
+    return torch.zeros(len(rows), longest).masked_scatter(inside, logprobs)

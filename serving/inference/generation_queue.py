@@ -59,11 +59,11 @@ class GenerationResult:
 @dataclass(eq=False)
 class _Request:
     texts: Sequence[str]
-    most: int | None
+    max_new_tokens: int | None
     pieces: bool
     loop: asyncio.AbstractEventLoop
     results: "asyncio.Queue[Piece | GenerationResult | Exception | None]" = field(default_factory=asyncio.Queue)
-    gone: bool = False
+    cancelled: bool = False
 
     def send(self, result: "Piece | GenerationResult | Exception | None") -> None:
         """Pass a result from the thread to the waiting coroutine; None says that the work has begun."""
@@ -99,8 +99,8 @@ class GenerationQueue:
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    async def generate(self, texts: Sequence[str], most: int | None, timeout_s: float) -> GenerationResult:
-        """Return texts of at most `most` tokens each.
+    async def generate(self, texts: Sequence[str], max_new_tokens: int | None, timeout_s: float) -> GenerationResult:
+        """Return texts of at most `max_new_tokens` tokens each.
 
         Raises:
             QueueFull: too many texts are waiting.
@@ -108,15 +108,17 @@ class GenerationQueue:
             NotReady: no decoder is live, or this worker is stopping.
 
         """
-        async with contextlib.aclosing(self._results(texts, most, timeout_s, pieces=False)) as results:
+        async with contextlib.aclosing(self._results(texts, max_new_tokens, timeout_s, pieces=False)) as results:
             async for result in results:
                 if isinstance(result, GenerationResult):
                     return result
         raise NotReady("this worker is stopping")
 
-    def stream(self, text: str, most: int | None, timeout_s: float) -> "AsyncGenerator[Piece | GenerationResult]":
+    def stream(
+        self, text: str, max_new_tokens: int | None, timeout_s: float
+    ) -> "AsyncGenerator[Piece | GenerationResult]":
         """Yield the pieces of one text as they are generated, then the result. Raises as `generate`, before the first piece."""
-        return self._results([text], most, timeout_s, pieces=True)
+        return self._results([text], max_new_tokens, timeout_s, pieces=True)
 
     def close(self) -> None:
         """Finish the running request, refuse the waiting ones, and stop the thread."""
@@ -129,9 +131,9 @@ class GenerationQueue:
         self._thread.join(5)
 
     async def _results(
-        self, texts: Sequence[str], most: int | None, timeout_s: float, *, pieces: bool
+        self, texts: Sequence[str], max_new_tokens: int | None, timeout_s: float, *, pieces: bool
     ) -> "AsyncGenerator[Piece | GenerationResult]":
-        request = _Request(texts, most, pieces, asyncio.get_running_loop())
+        request = _Request(texts, max_new_tokens, pieces, asyncio.get_running_loop())
         submitted_at = self._clock()
         self._put(request, timeout_s)
         try:
@@ -154,7 +156,7 @@ class GenerationQueue:
 
     def _leave(self, request: _Request, age_s: float, timeout_s: float) -> None:
         """Drop a request whose caller left. Only a caller who left while waiting teaches the admission its patience."""
-        request.gone = True
+        request.cancelled = True
         with self._condition, contextlib.suppress(ValueError):
             self._waiting.remove(request)
             self._admission.hung_up(age_s, timeout_s)
@@ -180,8 +182,8 @@ class GenerationQueue:
                 if self._closed:
                     return
                 request = self._waiting.popleft()
-                self._running = 0 if request.gone else len(request.texts)
-            if request.gone:
+                self._running = 0 if request.cancelled else len(request.texts)
+            if request.cancelled:
                 continue
             began_at = self._clock()
             try:
@@ -189,7 +191,7 @@ class GenerationQueue:
             except Exception as error:  # the request fails with it; the thread goes on
                 request.send(error)
             with self._condition:
-                self._admission.worked(0 if request.gone else self._running, self._clock() - began_at)
+                self._admission.worked(0 if request.cancelled else self._running, self._clock() - began_at)
                 self._running = 0
 
     def _serve(self, request: _Request) -> None:
@@ -200,12 +202,12 @@ class GenerationQueue:
         request.send(None)  # begun
         if request.pieces:
             pieces = []
-            for piece in runtime.pieces(runtime.encode(request.texts[0]), request.most):
-                if request.gone:
+            for piece in runtime.pieces(runtime.encode(request.texts[0]), request.max_new_tokens):
+                if request.cancelled:
                     return
                 pieces.append(piece)
                 request.send(piece)
             generated = [runtime.joined(pieces)]
         else:
-            generated = runtime.generate(request.texts, request.most, gone=lambda: request.gone)
+            generated = runtime.generate(request.texts, request.max_new_tokens, cancelled=lambda: request.cancelled)
         request.send(GenerationResult(runtime, generation, generated))

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from schemas.printable import one_line
 
-MOST_CHARS = 4_000
+MAX_CHARS = 4_000
 
 
 class OneLine(logging.Formatter):
@@ -17,11 +17,11 @@ class OneLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line, and its traceback below it."""
-        record.message = one_line(record.getMessage(), MOST_CHARS)
+        record.message = one_line(record.getMessage(), MAX_CHARS)
         if self.usesTime():
             record.asctime = self.formatTime(record, self.datefmt)
         trace = record.exc_text or (self.formatException(record.exc_info) if record.exc_info else "")
-        indented = [f"  {one_line(line, MOST_CHARS)}" for line in trace.splitlines()]
+        indented = [f"  {one_line(line, MAX_CHARS)}" for line in trace.splitlines()]
         return "\n".join([self.formatMessage(record), *indented])
 
 

@@ -30,9 +30,9 @@ from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.reports import GateResult
 from schemas.settings import Settings
 from schemas.targets import Task, labels_of
-from serving.artifacts import ArtifactDamaged, verify, write_manifest
 from serving.inference.encoder_runtime import Runtime
 from serving.inference.loading import open_version
+from serving.model_directory import ArtifactDamaged, verify, write_manifest
 
 log = logging.getLogger("ratchet.candidates")
 

@@ -23,8 +23,9 @@ from pipelines.round_judgement import judge
 from schemas.records import Champion, RoundRecord, RoundState
 from schemas.reports import GateReport, Verdict
 from schemas.settings import Settings
-from serving.artifacts import ArtifactStore, read_manifest
+from serving.artifacts import ArtifactStore
 from serving.atomic_write import atomic_write
+from serving.model_directory import read_manifest
 from serving.registry.marker import check
 from serving.registry.registry import ChampionMoved, Registry
 

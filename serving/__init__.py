@@ -1,9 +1,8 @@
-"""Serving answers requests: the inference API, the live model and the registry client.
+"""Serving: the inference API, the live model and the registry client.
 
-service.py is the BentoML service, api.py its routes. live.py polls the registry twice a second; a new champion is
-fetched beside the old one (artifacts.py checks every hash), its golden outputs are compared, and one reference is
-replaced. The version before stays loaded, so a rollback is immediate. A request is answered by one version.
+service.py is the BentoML service, api.py defines its routes. live.py polls the registry twice a second. It fetches a new
+champion while the old one serves, verifies every hash (artifacts.py, model_directory.py), compares the golden outputs and
+then replaces one reference. The previous version stays loaded, so a rollback is immediate. One version answers a request.
 
-Everything else hangs in the rooms below. No module here imports torch but the decoder runtime, so an encoder's Bento
-carries none.
+Only the decoder runtime imports torch, so an encoder's Bento carries none.
 """

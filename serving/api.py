@@ -1,11 +1,10 @@
-"""The HTTP contract: requests in, validated, answered or refused.
+"""The routes of the inference API: validate a request, answer it or refuse it.
 
-Turns HTTP requests into calls of the batcher and the outbox. An `Api` is an ASGI app: service.py puts it in front of
-BentoML, whose middleware costs more than our own work; tests run it bare. It deliberately knows no BentoML, no Kafka and no
-registry.
+Turns HTTP requests into calls of the micro-batcher, the generation queue and the outbox. `Api` is an ASGI app. service.py
+runs it in front of BentoML, whose middleware would cost more than the routes do; tests run it alone. It knows no BentoML,
+Kafka or registry.
 
-Every refusal is `{"error": ..., "detail": [{"field", "message"}]}` with the right status; nothing that a caller sends
-becomes a 500.
+Every refusal is `{"error": ..., "detail": [{"field", "message"}]}` with a matching status. No request content causes a 500.
 """
 
 import asyncio
@@ -26,24 +25,24 @@ from serving.http.cors import Cors
 from serving.http.feedback_values import BadFeedback, FeedbackChecker, prediction_uuid
 from serving.http.label_refresh import LabelRefresh, RegistryAway, checked_feedback
 from serving.http.metrics import Metrics
-from serving.http.responses import Answer, Answers, Event
+from serving.http.responses import Event, InferenceResult, ResponseBuilder
 from serving.http.routes import Route, Router
 from serving.inference.admission import QueueFull
 from serving.inference.batching import DeadlinePassed, MicroBatcher, NotReady
-from serving.inference.generation_queue import GenerationQueue, TextAnswer
+from serving.inference.generation_queue import GenerationQueue, GenerationResult
 from serving.live import LiveModel
 from serving.messaging.outbox import Outbox
 from serving.privacy.anonymise import anonymise
 
 log = logging.getLogger("ratchet.api")
 
-# Predictions go to the outbox together: a write and a publish cost about as much for forty events as for one.
+# Predictions wait this long to reach the outbox together: forty events cost about as much as one.
 LINGER_SECONDS = 0.1
-WATCH_SECONDS = 0.05  # from when on a caller who waits is watched: who is answered sooner need not be
+WATCH_SECONDS = 0.05  # a request that takes longer is watched for its caller's hang-up
 
 
 class Api:
-    """The routes, over the parts that the service built, as an ASGI app."""
+    """The routes as an ASGI app over the worker's model, queues and outbox."""
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class Api:
         keys: access.Keys,
         live: LiveModel,
         batcher: MicroBatcher,
-        writing: GenerationQueue,
+        generation: GenerationQueue,
         outbox: Outbox,
         metrics: Metrics,
     ) -> None:
@@ -59,7 +58,7 @@ class Api:
         self._keys = keys
         self._live = live
         self._batcher = batcher
-        self._writing = writing
+        self._generation = generation
         self._outbox = outbox
         self._metrics = metrics
         self._lingering: list[Event] = []
@@ -73,7 +72,7 @@ class Api:
         )
         self._label_refresh = LabelRefresh(live.refresh_labels)
         self._source = f"ratchet/{settings.model.name}/serving"
-        self._answers = Answers(
+        self._responses = ResponseBuilder(
             settings.model.name,
             self._source,
             keys.secret,
@@ -99,77 +98,79 @@ class Api:
         self._router = Router(routes, headers=worker, cors=Cors(serving.cors_origins))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request; on its own, without BentoML, also ASGI's life cycle."""
+        """Answer one request, or ASGI's lifespan messages when the app runs without BentoML."""
         await self._router(scope, receive, send)
 
     # --- routes -----------------------------------------------------------------------------------------------------
 
     async def predict(self, request: Request) -> tuple[int, bytes] | EventStream:
-        """Answer texts with what the champion says of them, or writes."""
+        """Answer POST /predict with the live version's predictions."""
         started = time.perf_counter()
         self._authorise(request)
         self._check_load()
-        asked = await self._parse(request, contract.PredictRequest)
-        texts = [anonymise(item.text) for item in request_checks.items(asked, self._settings.serving)]
-        options, timeout_s = asked.options or contract.Options(), self._settings.serving.timeout_s
-        most = request_checks.most_tokens(asked, options, self._live.current())
+        body = await self._parse(request, contract.PredictRequest)
+        texts = [anonymise(item.text) for item in request_checks.items(body, self._settings.serving)]
+        options, timeout_s = body.options or contract.Options(), self._settings.serving.timeout_s
+        max_new_tokens = request_checks.max_new_tokens(body, options, self._live.current())
         try:
-            if most is None:
-                answer: Answer = await request.unless_gone(self._batcher.submit(texts, timeout_s), WATCH_SECONDS)
+            if max_new_tokens is None:
+                result: InferenceResult = await request.unless_gone(
+                    self._batcher.submit(texts, timeout_s), WATCH_SECONDS
+                )
             elif options.stream:
-                return await self._streamed(request, asked, texts[0], most, started)
+                return await self._stream(request, body, texts[0], max_new_tokens, started)
             else:
-                answer = await request.unless_gone(self._writing.write(texts, most, timeout_s))
+                result = await request.unless_gone(self._generation.generate(texts, max_new_tokens, timeout_s))
         except QueueFull as error:
             raise Refused(503, str(error), Retry_After=str(error.retry_after_s)) from error
         except (DeadlinePassed, NotReady) as error:
             raise Refused(503, str(error), Retry_After="1") from error
-        return 200, self._answered(answer, asked, texts, started)
+        return 200, self._respond(result, body, texts, started)
 
     async def feedback(self, request: Request) -> tuple[int, bytes]:
-        """Take one feedback; 202 once it is safe."""
+        """Answer POST /feedback with 202 once the feedback is durable."""
         token = request.headers.get(b"x-feedback-token")
         if token is None:
             self._authorise(request)
         else:
-            self._check_alone(token.decode("latin-1"))
-        asked = await self._parse(request, contract.FeedbackRequest)
+            self._check_token_alone(token.decode("latin-1"))
+        body = await self._parse(request, contract.FeedbackRequest)
         try:
-            prediction_id = prediction_uuid(asked.prediction_id)
+            prediction_id = prediction_uuid(body.prediction_id)
             if token is not None:
-                self._open(prediction_id, token.decode("latin-1"))
+                self._check_token(prediction_id, token.decode("latin-1"))
             given = FeedbackData(
-                feedback_id=asked.feedback_id or new_id(),
+                feedback_id=body.feedback_id or new_id(),
                 prediction_id=prediction_id,
                 model_name=self._settings.model.name,
-                kind=asked.kind,
-                value=asked.value,
-                user=self._pseudonym(asked.user),
+                kind=body.kind,
+                value=body.value,
+                user=self._pseudonym(body.user),
             )
             data = await checked_feedback(self._feedback, self._label_refresh, given)
         except BadFeedback as bad:
             raise Refused(422, bad.error, (bad.field, bad.rule)) from bad
         except RegistryAway as away:
-            unknown = "a label is not known here, and the taxonomy cannot be read now: try again"
+            unknown = "the label is unknown to this worker, and the taxonomy cannot be read now: try again"
             raise Refused(503, unknown, ("value", str(away)), Retry_After="2") from away
         event = FeedbackReceived(source=self._source, subject=prediction_id, data=data)
-        self.flush()  # what is said of a prediction comes after it
-        safe = asyncio.wrap_future(self._outbox.put_feedback(event))
+        self.flush()  # a prediction's event precedes its feedback
+        durable = asyncio.wrap_future(self._outbox.put_feedback(event))
         try:
-            await asyncio.wait_for(asyncio.shield(safe), self._settings.kafka.publish_timeout_s * 2 + 2)
+            await asyncio.wait_for(asyncio.shield(durable), self._settings.kafka.publish_timeout_s * 2 + 2)
         except (ConnectionError, TimeoutError) as error:
-            raise Refused(503, f"the feedback could not be made safe: {error}", Retry_After="2") from error
-        self._metrics.feedback.labels(self._metrics.model, asked.kind).inc()
+            raise Refused(503, f"the feedback could not be stored: {error}", Retry_After="2") from error
+        self._metrics.feedback.labels(self._metrics.model, body.kind).inc()
         return 202, orjson.dumps({"feedback_id": given.feedback_id})
 
     async def model(self, request: Request) -> tuple[int, bytes]:
-        """Say what this worker serves."""
+        """Answer GET /model with the live version of this worker."""
         self._authorise(request)
         current, champion = self._live.current(), self._live.champion()
         if current is None or champion is None:
             raise Refused(503, "no champion is loaded yet", Retry_After="2")
         manifest = current[0].manifest
-        said = {
+        description = {
             "name": manifest.model_name,
             "task": manifest.task,
             "labels": manifest.labels,
@@ -179,18 +180,18 @@ class Api:
             "calibration": manifest.calibration.model_dump(exclude={"conformal": {"scores"}, "intervals": {"scores"}}),
             "worker": self._worker,
         }
-        return 200, orjson.dumps(said)
+        return 200, orjson.dumps(description)
 
     async def openapi(self, _request: Request) -> tuple[int, bytes]:
-        """The OpenAPI 3.1 document of these routes."""
+        """Answer GET /openapi.json with the OpenAPI 3.1 document."""
         return 200, self._contract
 
     async def about(self, _request: Request) -> tuple[int, bytes]:
-        """Say what answers here, and where to go on."""
+        """Answer GET / with the API's name, release and links."""
         return 200, self._about
 
     def flush(self) -> None:
-        """Hand the predictions that linger to the outbox; also the last thing before it closes."""
+        """Pass waiting prediction events to the outbox. Called once more before the outbox closes."""
         lingering, self._lingering = self._lingering, []
         self._metrics.predictions.inc(len(lingering))
         if champion := self._live.champion():
@@ -205,39 +206,41 @@ class Api:
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self.flush)
         self._lingering += events
 
-    def _answered(self, answer: Answer, asked: contract.PredictRequest, texts: list[str], started: float) -> bytes:
-        """The body; the events are on their way."""
-        body, events = self._answers.write(
-            answer,
+    def _respond(
+        self, result: InferenceResult, request: contract.PredictRequest, texts: list[str], started: float
+    ) -> bytes:
+        """Return the response's body, after its events are queued for the outbox."""
+        body, events = self._responses.build(
+            result,
             texts,
-            [{anonymise(k): anonymise(v) for k, v in item.metadata.items()} for item in asked.items],
-            user=self._pseudonym(asked.user),
-            coverage=asked.options.coverage if asked.options else None,
+            [{anonymise(k): anonymise(v) for k, v in item.metadata.items()} for item in request.items],
+            user=self._pseudonym(request.user),
+            coverage=request.options.coverage if request.options else None,
         )
         self._post(events)
-        if isinstance(answer, TextAnswer):
-            self._metrics.tokens.inc(answer.tokens)
+        if isinstance(result, GenerationResult):
+            self._metrics.tokens.inc(result.tokens)
         self._metrics.seconds.observe(time.perf_counter() - started)
         return body
 
-    async def _streamed(
-        self, request: Request, asked: contract.PredictRequest, text: str, most: int, started: float
+    async def _stream(
+        self, request: Request, body: contract.PredictRequest, text: str, max_new_tokens: int, started: float
     ) -> EventStream:
-        """Begun, so that what is refused is refused with its own status."""
-        told = self._writing.stream(text, most, self._settings.serving.timeout_s)
-        first = await request.unless_gone(anext(told))
+        """Return the event stream once the first piece is there, so that a refusal still has its own status."""
+        results = self._generation.stream(text, max_new_tokens, self._settings.serving.timeout_s)
+        first = await request.unless_gone(anext(results))
 
         async def events() -> AsyncIterator[bytes]:
-            found = first
-            async with aclosing(told):
+            result = first
+            async with aclosing(results):
                 try:
-                    while not isinstance(found, TextAnswer):
-                        if found.text:
-                            yield event("piece", {"text": found.text})
-                        found = await anext(told)
-                    yield event("answer", self._answered(found, asked, [text], started)[1:-1])
+                    while not isinstance(result, GenerationResult):
+                        if result.text:
+                            yield event("piece", {"text": result.text})
+                        result = await anext(results)
+                    yield event("answer", self._respond(result, body, [text], started)[1:-1])
                 except Exception:
-                    log.exception("a stream broke")
+                    log.exception("an event stream failed")
                     yield event("error", {"error": "internal error", "detail": []})
 
         return EventStream(request, events())
@@ -249,20 +252,24 @@ class Api:
                 401, "the API key is missing or wrong", ("Authorization", "expected Bearer <RATCHET_API_KEY>")
             )
 
-    def _check_alone(self, token: str) -> None:
-        """Refuse a token that can open nothing, before the body is read."""
+    def _check_token_alone(self, token: str) -> None:
+        """Refuse a malformed or expired token before the body is read."""
         try:
             access.check_token_alone(token)
         except access.TokenRefused as error:
             raise _token_refused(error) from error
 
-    def _open(self, prediction_id: str, token: str) -> None:
+    def _check_token(self, prediction_id: str, token: str) -> None:
         try:
             access.check_token(self._keys.secret, prediction_id, token)
         except access.TokenRefused as error:
             raise _token_refused(error) from error
         if not self._tokens.use(token):
-            raise Refused(429, "this feedback token has been used too often", ("X-Feedback-Token", "used up"))
+            raise Refused(
+                429,
+                "this feedback token has been used too often",
+                ("X-Feedback-Token", f"at most {self._tokens.limit} uses"),
+            )
 
     def _pseudonym(self, user: str | None) -> str | None:
         return None if user is None else access.pseudonym(self._keys.secret, user)

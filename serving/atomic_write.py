@@ -1,40 +1,46 @@
-"""Files that appear whole or not at all, and stay after a power cut.
+"""Atomic and durable writes of files.
 
-Turns bytes into a file: write beside it, fsync, rename, fsync the folder. Artefacts, settings, outboxes and the event
-log use it. It deliberately doesn't know what the bytes mean.
+Replaces a file by a temporary file, fsync, rename and fsync of the folder. Artefacts, settings, outboxes and the event log
+use it.
 """
 
 import contextlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
 def atomic_write(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
-    """Replace a file's content durably; text is written as UTF-8. A reader sees the old or the new content, whole.
+    """Replace a file's content durably. A reader sees either the complete old or the complete new content.
 
     Args:
         path: the file; its folder must exist.
-        content: what it shall hold.
+        content: the new content; text is written as UTF-8.
         mode: permissions of the new file, less the umask.
 
     Raises:
-        OSError: the disk refuses; the old file is unchanged and nothing is left beside it.
+        OSError: the write failed; the old file is unchanged and no temporary file is left.
 
     """
-    beside = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file to write; rename it durably to `path` unless the block fails. Raises OSError."""
+    temporary = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
         sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -47,6 +53,6 @@ def sync(path: Path) -> None:
 
 
 def sync_all(paths: Iterable[Path]) -> None:
-    """`sync` each path, in order. Raises OSError."""
+    """Sync each path to disk, in order. Raises OSError."""
     for path in paths:
         sync(path)

@@ -1,10 +1,10 @@
-"""The one reference to the live runtime, and the loop that follows the registry's champion.
+"""The live model: a reference to the runtime that serves, and a loop that follows the registry's champion.
 
-Turns "the champion is version X, generation G" into a loaded, verified, warm runtime, and replaces one reference. Each
-serving worker runs one. It deliberately trusts no message: the registry is read again and again, so a lost one costs
-nothing. What cannot be loaded is reported and the old runtime goes on.
+Turns the registry's champion into a verified, loaded runtime and replaces the reference. Each serving worker runs one. It
+polls the registry instead of trusting messages, so a lost message does no harm. If a version cannot be loaded, the error is
+reported and the old runtime continues.
 
-The version before stays loaded, so a rollback is at once. Versions are known by their digest: the same content is never
+The previous version stays loaded, so a rollback is immediate. Versions are identified by digest, so the same content is never
 loaded twice.
 """
 
@@ -29,11 +29,11 @@ from serving.registry.registry import Registry
 log = logging.getLogger("ratchet.live")
 
 HEARTBEAT_SECONDS = 5.0
-M_MMAP_THRESHOLD, MMAP_BYTES = -3, 128 * 1024  # of glibc: malloc.h, and its default
+M_MMAP_THRESHOLD, MMAP_BYTES = -3, 128 * 1024  # glibc's malloc.h, and the parameter's default
 
 
 class LiveModel:
-    """What this worker serves."""
+    """The model version that this worker serves, kept equal to the registry's champion."""
 
     def __init__(
         self, registry: Registry, store: ArtifactStore, cache: Path, *, threads: int, poll_seconds: float
@@ -55,7 +55,7 @@ class LiveModel:
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
 
     def start(self) -> None:
-        """Load the champion if there is one, else the last good version of the cache; then follow."""
+        """Load the champion, or the last good version from the cache; then start to follow the registry."""
         _glibc("mallopt", M_MMAP_THRESHOLD, MMAP_BYTES)
         self.follow()
         if self._live is None and self._last_good.exists():
@@ -63,26 +63,26 @@ class LiveModel:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop following."""
+        """Stop following the registry and wait for the thread."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(5)
 
     def current(self) -> tuple[Loaded, int] | None:
-        """The live runtime and its generation."""
+        """Return the live runtime and its generation, None if nothing is loaded."""
         return (self._live[0], self._live[1].generation) if self._live else None
 
     def champion(self) -> Champion | None:
-        """The champion that this worker serves, which the registry's may be ahead of for a moment."""
+        """Return the champion that this worker serves; the registry may name a newer one for a moment."""
         return self._live[1] if self._live else None
 
     def refresh_labels(self) -> LabelMap:
-        """Read the taxonomy again. It blocks: never call it on an event loop. Raises ConnectionError."""
+        """Read the taxonomy again and return it. Blocks: never call it on an event loop. Raises ConnectionError."""
         self.labels = self._registry.label_map()
         return self.labels
 
     def follow(self) -> None:
-        """One look at the registry: swap if its champion is not ours, and say what we serve."""
+        """Read the registry once: swap to its champion if it changed, and send a heartbeat if one is due."""
         try:
             champion = self._registry.champion()
             if champion and (self._live is None or champion.generation != self._live[1].generation):
@@ -91,14 +91,14 @@ class LiveModel:
                 self.refresh_labels()
                 self._beat()
         except ConnectionError as error:
-            log.warning("following: %s", error)
+            log.warning("cannot read the registry, the live version continues: %s", error)
 
     def _run(self) -> None:
         while not self._stop.wait(self._poll_seconds):
             try:
                 self.follow()
             except Exception:
-                log.exception("following failed; the live version goes on")
+                log.exception("following the registry failed, the live version continues")
 
     def _swap(self, champion: Champion) -> None:
         if champion.digest != self._refused:
@@ -113,12 +113,14 @@ class LiveModel:
             self._tries += 1
             self._try_at = time.monotonic() + min(60.0, 2.0**self._tries)
             self._error = f"{champion.model_version}: {error}"
-            goes_on = "the version before goes on" if self._live else "no other version is loaded: nothing is served"
-            log.error("refused %s; %s", self._error, goes_on)
+            consequence = (
+                "the live version continues" if self._live else "no other version is loaded: nothing is served"
+            )
+            log.error("refused %s; %s", self._error, consequence)
         else:
             if self._live is not None and self._live[0] is not runtime:
                 self._previous = self._live[0]
-            self._live = (runtime, champion)  # the swap: one reference
+            self._live = (runtime, champion)  # the swap replaces one reference
             self._error, self._refused = None, None
             log.info("serving %s, generation %d", champion.model_version, champion.generation)
             self._remember(champion)
@@ -126,12 +128,12 @@ class LiveModel:
         self._beat()
 
     def _warm(self, digest: str) -> Loaded | None:
-        """The live or the last runtime, if it is that one."""
+        """Return the live or the previous runtime if it has this digest."""
         loaded = [self._live[0] if self._live else None, self._previous]
         return next((runtime for runtime in loaded if runtime and runtime.digest == digest), None)
 
     def _load(self, champion: Champion) -> Loaded:
-        """Beside the live one: fetched, every hash checked, golden inputs run. Raises OSError or ValueError."""
+        """Fetch, verify and load a version while the live one serves. Raises OSError or ValueError."""
         directory = self._store.fetch(champion.digest, self._cache)
         return open_version(directory, champion.digest, threads=self._threads)
 
@@ -145,8 +147,8 @@ class LiveModel:
     def _remember(self, champion: Champion) -> None:
         try:
             atomic_write(self._last_good, champion.model_dump_json())
-        except OSError as error:  # it serves all the same; only a start without the registry would miss it
-            log.warning("the last good version is not noted: %s", error)
+        except OSError as error:  # only needed by a start without the registry
+            log.warning("cannot record the last good version: %s", error)
 
     def _serve_last_good(self) -> None:
         try:
@@ -156,16 +158,15 @@ class LiveModel:
             log.warning("the last good version cannot be served: %s", error)
         else:
             self._live = (runtime, champion)
-            log.info("the registry is away or refused: serving the last good %s", champion.model_version)
+            log.info("the champion cannot be read or loaded: serving the last good version %s", champion.model_version)
 
 
 def _glibc(function: str, *arguments: int) -> None:
-    """Call glibc's allocator, where that is what we run on.
+    """Call a function of glibc's allocator, if the process runs on glibc.
 
-    By itself it keeps most of what a version held, and would grow with every swap: it raises the size from which memory is
-    mapped, and so given back, to the largest piece ever freed. Setting the size holds it where it is; trimming gives back
-    the small pieces.
+    By default glibc raises its mmap threshold to the largest block ever freed, keeps most memory of unloaded versions, and grows
+    with every swap. Setting the threshold keeps it constant; trimming returns the small blocks.
     """
-    found = getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
-    if found is not None:
-        found(*arguments)
+    call = getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
+    if call is not None:
+        call(*arguments)

@@ -1,10 +1,9 @@
-"""The BentoML service: life cycle around the HTTP routes of api.py.
+"""The BentoML service: builds the parts of a worker from the settings, and starts and stops them.
 
-`bentoml serve serving.service:RatchetService` starts it, N workers of one process each. It turns settings into the parts
-that a worker needs. It deliberately holds no logic of its own.
+`bentoml serve serving.service:RatchetService` starts it with `serving.workers` processes. The routes are in api.py.
 
-Our routes are answered in front of BentoML's middleware (metrics of its own, tracing, a timer for each request that is
-never cancelled), which would cost more than they do; its probes and /metrics stay its own.
+front.py answers the routes before BentoML's middleware (metrics, tracing, a timer for each request), which would cost more than
+the routes do. BentoML answers its probes and /metrics.
 """
 
 import gc
@@ -40,31 +39,31 @@ EMBEDDED = "RATCHET_EMBEDDED_BROKER"
 
 
 def settings_from_environment() -> Settings:
-    """Settings of the file that RATCHET_CONFIG names, if any, and the environment."""
+    """Return the settings of the file named by RATCHET_CONFIG, if any, and of the environment."""
     config = os.environ.get("RATCHET_CONFIG")
     path = Path(config) if config else None
     return load_settings(path.read_bytes() if path else "", os.environ, root=path.parent if path else Path.cwd())
 
 
-def log_our_own() -> None:
-    """Our lines go to standard error at INFO. BentoML has set up the root logger by now, which lets warnings alone through."""
-    ours = logging.getLogger("ratchet")
-    if not ours.handlers:
-        lines = logging.StreamHandler()
-        lines.setFormatter(OneLine("%(asctime)s %(process)d %(name)s %(message)s"))
-        ours.addHandler(lines)
-        ours.setLevel(logging.INFO)
-        ours.propagate = False
+def configure_logging() -> None:
+    """Log Ratchet's records to standard error at INFO. BentoML's root logger, already set up, passes only warnings."""
+    logger = logging.getLogger("ratchet")
+    if not logger.handlers:
+        stream = logging.StreamHandler()
+        stream.setFormatter(OneLine("%(asctime)s %(process)d %(name)s %(message)s"))
+        logger.addHandler(stream)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 class Routes:
-    """Our routes as an ASGI app that exists only once the worker has built it."""
+    """The routes as an ASGI app, which the worker sets when it has built them."""
 
     def __init__(self) -> None:
         self.api: Api | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass the call on."""
+        """Pass the call on to the routes."""
         assert self.api is not None
         await self.api(scope, receive, send)
 
@@ -73,25 +72,27 @@ routes = Routes()
 
 
 class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no types
-    """A service behind our front: only what front.py passes on reaches BentoML."""
+    """A BentoML service behind `Front`, which decides what reaches BentoML."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
-        """The app that a worker runs."""
+        """Return the ASGI app that a worker runs."""
         serving = settings_from_environment().serving
         limits = Limits(
             connections=open_file_limit(serving.max_connections),
             body_bytes=serving.max_body_bytes,
             idle_s=serving.keep_alive_s,
         )
-        auto.AutoHTTPProtocol = protocol(limits)  # BentoML starts uvicorn next, and has no setting for it
+        auto.AutoHTTPProtocol = protocol(
+            limits
+        )  # BentoML starts uvicorn next and has no setting for the protocol class
         assets = Path(bentoml.__file__).parent / "_internal/server/static_content"
         return Front(routes, super().to_asgi(is_main), assets)
 
 
-circus.Arbiter = without_ports(circus.Arbiter)  # BentoML makes one of it next, in the process that starts the workers
+circus.Arbiter = without_ports(circus.Arbiter)  # BentoML instantiates it next, in the process that starts the workers
 
 
-# BentoML takes the number of workers from here alone.
+# BentoML takes the number of workers only from this decorator.
 @bentoml.service(
     name="ratchet",
     service_class=Fronted,
@@ -100,12 +101,12 @@ circus.Arbiter = without_ports(circus.Arbiter)  # BentoML makes one of it next, 
     logging={"access": {"enabled": False}},
 )
 class RatchetService:
-    """One worker: a live model, a batcher, an outbox and the routes over them."""
+    """One worker: a live model, its queues, an outbox and the routes over them."""
 
     def __init__(self) -> None:
         keep_private()
-        log_our_own()
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the other cores are the other workers'
+        configure_logging()
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the other cores belong to the other workers
         settings = settings_from_environment()
         serving = settings.serving
         keys = access.read_keys(settings.path(settings.access.keys))
@@ -116,7 +117,7 @@ class RatchetService:
         threads = serving.threads or max(1, cores // serving.workers)
         self.live = LiveModel(registry, store, cache, threads=threads, poll_seconds=serving.poll_seconds)
         self.batcher = MicroBatcher(self.live.current, max_batch=serving.max_batch, max_queue=serving.max_queue)
-        self.writing = GenerationQueue(self.live.current, max_queue=serving.max_queue)
+        self.generation = GenerationQueue(self.live.current, max_queue=serving.max_queue)
         metrics = Metrics(settings.model.name)
         self.outbox = Outbox(
             settings.path(serving.outbox),
@@ -130,20 +131,20 @@ class RatchetService:
         )
         self.live.start()
         self.outbox.start()
-        routes.api = Api(settings, keys, self.live, self.batcher, self.writing, self.outbox, metrics)
+        routes.api = Api(settings, keys, self.live, self.batcher, self.generation, self.outbox, metrics)
         gc.collect()
-        gc.freeze()  # what start-up made stays: the collector need not look at it at every full collection
+        gc.freeze()  # objects from start-up stay: full collections need not traverse them
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # bentoml has no types
     def stop(self) -> None:
-        """Let what waits be published; what cannot be stays on disk."""
+        """Finish waiting requests and publish waiting events; events that cannot be published stay on disk."""
         self.live.close()
         self.batcher.close()
-        self.writing.close()
+        self.generation.close()
         if routes.api is not None:
             routes.api.flush()
         self.outbox.close(10)
 
     def __is_ready__(self) -> bool:
-        """Whether a champion is loaded: BentoML's /readyz asks."""
+        """Return whether a champion is loaded, for BentoML's /readyz."""
         return self.live.current() is not None

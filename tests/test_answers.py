@@ -7,8 +7,8 @@ import numpy as np
 
 from schemas.events import PredictionMade, parse_event
 from serving.http.access import check_token
-from serving.http.responses import Answers
-from serving.inference.batching import Answer
+from serving.http.responses import ResponseBuilder
+from serving.inference.batching import EncoderResult
 from serving.inference.encoder_runtime import Runtime
 from tests.support.versions import copied
 
@@ -19,8 +19,8 @@ METADATA: list[dict[str, str]] = [{"channel": "ios"}, {}]
 def test_an_event_is_what_the_schema_writes_and_says_what_was_answered(version: Path, tmp_path: Path) -> None:
     runtime = Runtime(copied(version, tmp_path / "v", labels=["100 % sure", 'a "b"', "č"], golden=_none(version)))
     probabilities = runtime.probabilities(TEXTS)
-    answers = Answers("m", "ratchet/m/serving", "secret", audit_rate=0.5, token_seconds=60)
-    body, events = answers.write(Answer(runtime, 7, probabilities), TEXTS, METADATA, user="u", coverage=0.999999)
+    builder = ResponseBuilder("m", "ratchet/m/serving", "secret", audit_rate=0.5, token_seconds=60)
+    body, events = builder.build(EncoderResult(runtime, 7, probabilities), TEXTS, METADATA, user="u", coverage=0.999999)
     said = json.loads(body)
     for n, ((prediction_id, value), answer) in enumerate(zip(events, said, strict=True)):
         event = parse_event(value)
@@ -41,14 +41,14 @@ def test_an_event_is_what_the_schema_writes_and_says_what_was_answered(version: 
 
 def test_the_audit_sample_is_a_keyed_share(version: Path) -> None:
     runtime = Runtime(version)
-    answer = Answer(runtime, 1, np.tile(runtime.probabilities(["text"]), (1000, 1)))
-    answers = Answers("m", "s", "secret", audit_rate=0.3, token_seconds=60)
-    _, events = answers.write(answer, ["text"] * 1000, [{}] * 1000, user=None, coverage=None)
+    answer = EncoderResult(runtime, 1, np.tile(runtime.probabilities(["text"]), (1000, 1)))
+    builder = ResponseBuilder("m", "s", "secret", audit_rate=0.3, token_seconds=60)
+    _, events = builder.build(answer, ["text"] * 1000, [{}] * 1000, user=None, coverage=None)
     share = sum(json.loads(value)["data"]["audit"] for _, value in events) / 1000
     assert 0.2 < share < 0.4
 
 
 def _none(version: Path) -> object:
-    from serving.artifacts import read_manifest
+    from serving.model_directory import read_manifest
 
     return read_manifest(version).golden.model_copy(update={"texts": [], "probabilities": []})

@@ -19,7 +19,7 @@ from serving.http.access import write_keys
 from serving.http.asgi import ClientGone, EventStream, Request, event
 from serving.http.metrics import Metrics
 from serving.inference.batching import MicroBatcher
-from serving.inference.decoder_runtime import Writer
+from serving.inference.decoder_runtime import DecoderRuntime
 from serving.inference.generation_queue import GenerationQueue
 from serving.live import LiveModel
 from serving.messaging.outbox import Outbox
@@ -65,12 +65,12 @@ class Project:
         self.live.start()
         self.outbox = Kept(settings.path("state/outbox"), "m")
         self.batcher = MicroBatcher(self.live.current, max_batch=8, max_queue=9)
-        self.writing = GenerationQueue(self.live.current, max_queue=9)
-        self.api = Api(settings, keys, self.live, self.batcher, self.writing, self.outbox, Metrics("m"))
+        self.generation = GenerationQueue(self.live.current, max_queue=9)
+        self.api = Api(settings, keys, self.live, self.batcher, self.generation, self.outbox, Metrics("m"))
         self.headers = {"Authorization": f"Bearer {keys.api_key}"}
 
     def close(self) -> None:
-        for part in (self.live, self.batcher, self.writing, self.registry):
+        for part in (self.live, self.batcher, self.generation, self.registry):
             part.close()
         for collector in list(prometheus_client.REGISTRY._collector_to_names):
             if "ratchet" in str(getattr(collector, "_name", "")):
@@ -110,8 +110,8 @@ def test_texts_are_answered_in_order_and_leave_events(client: TestClient, projec
     answer = ask(client, "hello", "call +44 20 7946 0958", max_new_tokens=7)
     assert answer.status_code == 200, answer.text
     current = project.live.current()
-    assert current is not None and isinstance(current[0], Writer)
-    expected = current[0].write(["hello", "call <PHONE>"], 7)
+    assert current is not None and isinstance(current[0], DecoderRuntime)
+    expected = current[0].generate(["hello", "call <PHONE>"], 7)
     found = answer.json()
     assert [one["text"] for one in found] == [one.text for one in expected]
     assert all(set(one) == {"prediction_id", "text", "confidence", "model_version", "feedback_token"} for one in found)

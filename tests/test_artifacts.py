@@ -15,16 +15,8 @@ import fsspec
 import pytest
 
 from schemas.manifests import Calibration, Golden, ModelManifest
-from serving.artifacts import (
-    ArtifactDamaged,
-    ArtifactMissing,
-    ArtifactStore,
-    ArtifactStoreUnavailable,
-    read_manifest,
-    sha256,
-    verify,
-    write_manifest,
-)
+from serving.artifacts import ArtifactMissing, ArtifactStore, ArtifactStoreUnavailable
+from serving.model_directory import ArtifactDamaged, read_manifest, sha256, verify, write_manifest
 
 FILES = {"model.onnx": b"o" * 300_000, "head.safetensors": b"head", "adapter/adapter_config.json": b"{}"}
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.inference.admission import QueueFull
-from serving.inference.batching import Answer, DeadlinePassed, MicroBatcher, NotReady, _Request, cut, turn
+from serving.inference.batching import DeadlinePassed, EncoderResult, MicroBatcher, NotReady, _Request, cut, turn
 from serving.inference.encoder_runtime import Runtime
 from tests.support.fakes import toy_rows
 from tests.support.versions import copied
@@ -45,7 +45,7 @@ class Held(Runtime):
         self.calls.append(len(encoded))
         return super().run(encoded)
 
-    async def hold(self, batcher: MicroBatcher) -> "asyncio.Task[Answer]":
+    async def hold(self, batcher: MicroBatcher) -> "asyncio.Task[EncoderResult]":
         """Keep the batcher's thread busy with one text."""
         self.allow(0)
         self.entered.clear()

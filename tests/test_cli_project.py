@@ -15,7 +15,8 @@ from services.cli.main import _one_line, cli
 from services.cli.project import one_of
 from services.rounds.executor import REPOSITORY
 from services.scheduling.crontab import crontab
-from serving.artifacts import ArtifactStore, write_manifest
+from serving.artifacts import ArtifactStore
+from serving.model_directory import write_manifest
 from serving.registry.registry import Registry
 from tests.support.registries import begin, manifest
 

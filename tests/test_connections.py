@@ -228,7 +228,7 @@ def test_a_worker_whose_connections_all_work_says_that_it_is_full(port: int) -> 
 def test_refusals_are_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     connections = OpenConnections(LIMITS)
     for _ in range(1000):
-        connections.tell("400: nonsense")
+        connections.log_refusal("400: nonsense")
     assert [record.getMessage() for record in caplog.records] == ["400: nonsense"]
 
 

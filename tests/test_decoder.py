@@ -15,7 +15,7 @@ from pipelines.training.tasks.generation import Generation, encoded
 from pipelines.training.trainer import Trained, train
 from pipelines.training.warm_start import open_warm_start
 from schemas.training_settings import TrainingSettings
-from serving.inference.decoder_runtime import Writer, token_logprobs
+from serving.inference.decoder_runtime import DecoderRuntime, token_logprobs
 from tests.support.fakes import toy_rows
 
 RECIPE = TrainingSettings(epochs=3, learning_rate=2e-2, threads=1)
@@ -147,7 +147,7 @@ def test_a_round_goes_on_from_a_champion_or_trains_all_weights(
     test = examples(6, seed=3)
     champion = open_warm_start(text_version, "generation", base.sha256, RECIPE)
     start = Generation().start(base, test, RECIPE, champion)
-    writer = Writer(text_version)
+    writer = DecoderRuntime(text_version)
     assert nll(start, base, test) == pytest.approx(nll(writer.model, base, test), abs=1e-3)
     whole = fit(base, examples(24, seed=1), examples(9, seed=2), method="full", learning_rate=1e-2)
     assert whole.method == "full"

@@ -14,7 +14,8 @@ from pipelines.round_inputs import round_folder
 from pipelines.training_round import run_round
 from schemas.settings import Settings
 from schemas.training_settings import TrainingSettings
-from serving.artifacts import ArtifactStore, read_manifest
+from serving.artifacts import ArtifactStore
+from serving.model_directory import read_manifest
 from serving.registry.registry import Registry
 from tests.support.fakes import toy_rows
 

@@ -22,7 +22,7 @@ from pipelines.report import page as report_page
 from schemas.manifests import Calibration
 from schemas.reports import GateReport, GateResult, Verdict
 from schemas.training_settings import TrainingSettings
-from serving.inference.decoder_runtime import Writer
+from serving.inference.decoder_runtime import DecoderRuntime
 from tests.test_report_page import report_of
 
 N = 200
@@ -129,10 +129,10 @@ def test_the_report_speaks_of_texts() -> None:
 
 
 def test_a_version_is_evaluated_as_it_serves(text_version: Path, tiny_decoder: Path) -> None:
-    task, writer = TextEvaluator(), Writer(text_version)
+    task, writer = TextEvaluator(), DecoderRuntime(text_version)
     rows = [FileRow(f"text number {n}", ["yes", "no"][n % 2]) for n in range(6)]
     found = task.evaluate(writer, rows, split="reference")
-    assert found.answers.tolist() == [one.text.strip() for one in writer.write([row.text for row in rows])]
+    assert found.answers.tolist() == [one.text.strip() for one in writer.generate([row.text for row in rows])]
     own = likelihood(writer, rows)
     assert own.tokens.tolist() == [4, 3] * 3, "the end counts"
     assert found.report.measures["perplexity"].value == pytest.approx(own.perplexity)

@@ -13,9 +13,10 @@ from pipelines.training_round import run_round
 from schemas.records import RoundState
 from schemas.settings import Settings
 from services.projects import create_project, open_project
-from serving.artifacts import ArtifactStore, sha256
+from serving.artifacts import ArtifactStore
 from serving.messaging.outbox_store import claim, make_table, open_disk, waiting, write
 from serving.messaging.publisher import Outgoing
+from serving.model_directory import sha256
 from serving.registry.registry import Registry
 from tests.conftest import write_rows
 from tests.support.fakes import TOPICS, toy_rows

@@ -25,7 +25,7 @@ from schemas.training_settings import TrainingSettings
 from services import feedback_consumer
 from services.cli.main import cli
 from services.projects import create_project, open_project
-from serving.artifacts import read_manifest
+from serving.model_directory import read_manifest
 from tests.support.fakes import FILLERS, TOPICS, killed_round
 from tests.test_loop_tasks import Walk, only_advise
 

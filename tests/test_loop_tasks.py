@@ -75,13 +75,13 @@ class Walk:
         )  # fmt: skip
         self.live = LiveModel(self.registry, self.store, settings.path("state/cache"), threads=1, poll_seconds=60)
         self.batcher = MicroBatcher(self.live.current, max_batch=8, max_queue=500)
-        self.writing = GenerationQueue(self.live.current, max_queue=500)
+        self.generation = GenerationQueue(self.live.current, max_queue=500)
         self.api = Api(
             settings,
             read_keys(settings.path("keys.env")),
             self.live,
             self.batcher,
-            self.writing,
+            self.generation,
             self.outbox,
             Metrics("walk"),
         )
@@ -111,7 +111,7 @@ class Walk:
     def close(self) -> None:
         self.live.close()
         self.batcher.close()
-        self.writing.close()
+        self.generation.close()
         self.registry.close()
         forget_metrics()
 

@@ -10,39 +10,39 @@ from schemas.events import PredictionMade, parse_event
 from schemas.manifests import Calibration, Conformal, Golden, IntervalCalibration
 from schemas.targets import canonical
 from serving.http.contract import PREDICTIONS
-from serving.http.responses import Answers
-from serving.inference.batching import Answer
+from serving.http.responses import ResponseBuilder
+from serving.inference.batching import EncoderResult
 from serving.inference.encoder_runtime import Runtime
 from serving.inference.golden import GoldenMismatch
-from serving.inference.outputs import BY_TASK, ManyLabels, OneNumber, UnknownTask
+from serving.inference.outputs import BY_TASK, MultilabelOutputs, RegressionOutputs, UnknownTask
 from tests.support.versions import copied
 
 LABELS = ['a "b"', "100 %", "č"]
 
 
 def test_labels_in_plural_say_what_is_likelier_than_not() -> None:
-    said = ManyLabels(LABELS, Calibration(conformal=Conformal(scores=[0.1] * 80 + [0.7] * 20)))
+    outputs = MultilabelOutputs(LABELS, Calibration(conformal=Conformal(scores=[0.1] * 80 + [0.7] * 20)))
     probabilities = np.array([[0.6, 0.35, 0.9], [0.2, 0.1, 0.05]])
-    (answer, event), (none, nothing) = said.said(probabilities, 0.9)
+    (answer, event), (none, nothing) = outputs.predictions(probabilities, 0.9)
     assert answer["labels"] == ["č", 'a "b"']
     assert answer["set"] == ["č", 'a "b"', "100 %"]
     assert event["label"] == canonical("multilabel", answer["labels"])
     assert event["confidence"] == pytest.approx(0.6 * 0.65 * 0.9)
     assert (none["labels"], none["set"], nothing["label"]) == ([], [], "[]")
-    assert "set" not in next(said.said(probabilities, None))[0]
-    assert said.apply(np.array([[0.0, 100.0, -1000.0]])).tolist() == [[0.5, pytest.approx(1), pytest.approx(0)]]
-    hotter = ManyLabels(LABELS, Calibration(kind="temperature", temperature=2.0))
+    assert "set" not in next(outputs.predictions(probabilities, None))[0]
+    assert outputs.apply(np.array([[0.0, 100.0, -1000.0]])).tolist() == [[0.5, pytest.approx(1), pytest.approx(0)]]
+    hotter = MultilabelOutputs(LABELS, Calibration(kind="temperature", temperature=2.0))
     assert hotter.apply(np.log([[3.0, 1.0, 1.0]]) * 2)[0] == pytest.approx([0.75, 0.5, 0.5])
 
 
 def test_a_number_is_said_with_its_interval_and_confirmed_by_saying_it_back() -> None:
-    said = OneNumber([], Calibration(intervals=IntervalCalibration(scores=[0.5] * 18 + [2.0])))
-    [(answer, event)] = said.said(np.array([[np.float32(3.3)]]), None)
+    outputs = RegressionOutputs([], Calibration(intervals=IntervalCalibration(scores=[0.5] * 18 + [2.0])))
+    [(answer, event)] = outputs.predictions(np.array([[np.float32(3.3)]]), None)
     assert answer == {"value": 3.3, "interval": [2.8, 3.8]}
     assert (event["label"], event["confidence"]) == (canonical("regression", 3.3), 0.9)
-    [(wide, _)] = said.said(np.array([[3.3]]), 0.95)
+    [(wide, _)] = outputs.predictions(np.array([[3.3]]), 0.95)
     assert wide["interval"] == [1.3, 5.3]
-    [(unbounded, _)] = said.said(np.array([[3.3]]), 0.99)
+    [(unbounded, _)] = outputs.predictions(np.array([[3.3]]), 0.99)
     assert unbounded["interval"] == [None, None]
 
 
@@ -52,9 +52,9 @@ def test_outer_sets_hold_every_true_label() -> None:
     probabilities = draw.beta(1, 3, size=(4000, 6))
     truth = draw.random(probabilities.shape) < probabilities
     scores = np.sort(np.where(truth, 1 - probabilities, 0.0).max(axis=1)[:2000])
-    said = ManyLabels(list("abcdef"), Calibration(conformal=Conformal(scores=scores.tolist())))
+    outputs = MultilabelOutputs(list("abcdef"), Calibration(conformal=Conformal(scores=scores.tolist())))
     for coverage in (0.8, 0.95):
-        inside = said.sets(probabilities[2000:], coverage)
+        inside = outputs.sets(probabilities[2000:], coverage)
         assert (inside | ~truth[2000:]).all(axis=1).mean() == pytest.approx(coverage, abs=0.03)
 
 
@@ -62,8 +62,8 @@ def test_outer_sets_hold_every_true_label() -> None:
 def test_answer_and_event_keep_the_contract(version: Path, tmp_path: Path, task: str) -> None:
     runtime = Runtime(copied(version, tmp_path / "v", task=task, golden=Golden(texts=[], probabilities=[])))
     outputs = runtime.probabilities(["text"])
-    answers = Answers("m", "s", "secret", audit_rate=0.5, token_seconds=60)
-    body, [(_, value)] = answers.write(Answer(runtime, 1, outputs), ["text"], [{}], user=None, coverage=0.8)
+    builder = ResponseBuilder("m", "s", "secret", audit_rate=0.5, token_seconds=60)
+    body, [(_, value)] = builder.build(EncoderResult(runtime, 1, outputs), ["text"], [{}], user=None, coverage=0.8)
     [answer] = json.loads(body)
     shape = PREDICTIONS[task]  # type: ignore[index]  # a parameter
     assert set(answer) == set(shape.model_fields), shape.model_validate(answer)

@@ -15,7 +15,8 @@ from services.rounds import disk_room
 from services.rounds.disk_room import NoRoom, clear_models, disk_bytes, needed_bytes, refuse_without_room, shortage
 from services.rounds.process import lock_file, locked
 from services.rounds.prune import LOGS_BYTES, Pruned, leftovers, refuse_pruned, remove
-from serving.artifacts import ArtifactStore, write_manifest
+from serving.artifacts import ArtifactStore
+from serving.model_directory import write_manifest
 from serving.registry.registry import Registry
 from tests.support.registries import manifest
 

@@ -22,7 +22,7 @@ from schemas.events import utc_now
 from schemas.manifests import Calibration, Conformal, DatasetManifest, Golden, ModelManifest
 from schemas.records import RoundRecord, RoundState
 from schemas.reports import Robustness, RoundReport
-from serving.artifacts import verify, write_manifest
+from serving.model_directory import verify, write_manifest
 
 HOSTILE = '<script>alert("x")</script> & {{ 7 * 7 }}'
 

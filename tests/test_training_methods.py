@@ -27,7 +27,7 @@ from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.records import Pace
 from schemas.targets import Task, canonical
 from schemas.training_settings import TrainingSettings
-from serving.artifacts import write_manifest
+from serving.model_directory import write_manifest
 from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)

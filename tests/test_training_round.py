@@ -12,8 +12,9 @@ from pipelines.training_round import run_round
 from schemas.records import RoundRecord, RoundState
 from schemas.settings import Settings, render_settings
 from services.cli.rounds import rounds
-from serving.artifacts import ArtifactStore, read_manifest, verify
+from serving.artifacts import ArtifactStore
 from serving.inference.encoder_runtime import Runtime
+from serving.model_directory import read_manifest, verify
 from serving.registry.registry import ChampionMoved, NotServable, Registry, RoundOver
 from tests.support.fakes import killed_round
 

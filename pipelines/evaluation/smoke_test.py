@@ -56,7 +56,7 @@ def main(directory: str) -> None:
     runtime = open_version(Path(directory))
     texts = runtime.manifest.golden.texts or ["one text"]
     predict, queries = (
-        (runtime.probabilities, QUERIES) if isinstance(runtime, Runtime) else (runtime.write, GENERATIONS)
+        (runtime.probabilities, QUERIES) if isinstance(runtime, Runtime) else (runtime.generate, GENERATIONS)
     )
     times = []
     for n in range(queries):

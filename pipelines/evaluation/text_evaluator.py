@@ -1,6 +1,6 @@
 """Evaluator for generation: greedy texts, as the version would serve them, and the likelihood of the reference answers.
 
-Turns a `Writer` and rows into a calibration, golden outputs and `TextEvidence`. evaluators.py lists it among the tasks.
+Turns a `DecoderRuntime` and rows into a calibration, golden outputs and `TextEvidence`. evaluators.py lists it among the tasks.
 Generation is slow, so a fixed subset represents a large reference set.
 """
 
@@ -22,7 +22,7 @@ from pipelines.training.tasks.generation import encoded
 from schemas.manifests import Calibration, Golden
 from schemas.reports import Robustness
 from schemas.training_settings import TrainingSettings
-from serving.inference.decoder_runtime import Writer, scored
+from serving.inference.decoder_runtime import DecoderRuntime, scored
 
 log = logging.getLogger("ratchet.evaluation")
 
@@ -33,15 +33,15 @@ CHANGED_NATS = float(np.log(2))  # loss of log-likelihood per token at which an 
 class TextEvaluator:
     """Evaluator of generation."""
 
-    def calibrate(self, writer: Writer, rows: Sequence[FileRow], _sets: str) -> Calibration:
+    def calibrate(self, writer: DecoderRuntime, rows: Sequence[FileRow], _sets: str) -> Calibration:
         """Fit the confidence of generated texts to whether they count as accepted."""
         sampled = self.sample(rows)
-        written = writer.write([row.text for row in sampled])
+        written = writer.generate([row.text for row in sampled])
         logprobs = [one.logprobs for one in written]
         fitted = sequence_confidence.fit(logprobs, accepted([one.text for one in written], sampled))
         return Calibration(fitted_rows=fitted.fitted_rows, sequence=fitted)
 
-    def golden(self, writer: Writer, _fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
+    def golden(self, writer: DecoderRuntime, _fitted: Calibration, texts: Sequence[str], tolerance: float) -> Golden:
         """Return the beginnings of generated texts, with their token log-probabilities."""
         return writer.golden(texts, tolerance)
 
@@ -52,9 +52,9 @@ class TextEvaluator:
             log.info("texts are generated for %d of %d rows", len(sampled), len(rows))
         return sampled
 
-    def evaluate(self, writer: Writer, rows: Sequence[FileRow], *, split: str) -> Evidence:
+    def evaluate(self, writer: DecoderRuntime, rows: Sequence[FileRow], *, split: str) -> Evidence:
         """Generate a text for each row and score it against the row's answer."""
-        written = writer.write([row.text for row in rows])
+        written = writer.generate([row.text for row in rows])
         return score_text(
             [one.text.strip() for one in written],
             likelihood(writer, rows),
@@ -65,7 +65,7 @@ class TextEvaluator:
             calibration=writer.manifest.calibration,
         )
 
-    def edit_flips(self, writer: Writer, evidence: Evidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
+    def edit_flips(self, writer: DecoderRuntime, evidence: Evidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
         """Return, by kind of edit, for how many rows the generated answer becomes less than half as likely per token."""
         assert isinstance(evidence, TextEvidence)
         given = [FileRow(evidence.rows[n].text, evidence.texts[n]) for n in rows.tolist() if evidence.texts[n]]
@@ -90,7 +90,7 @@ class TextEvaluator:
         return score_text(texts, likelihood(base, rows), rows, version="nearest row", split="reference")
 
 
-def likelihood(model: Decoder | Writer, rows: Sequence[FileRow]) -> Likelihood:
+def likelihood(model: Decoder | DecoderRuntime, rows: Sequence[FileRow]) -> Likelihood:
     """Return the likelihood of the rows' answers under a model."""
     pairs = [encoded(model, row.text, row.label) for row in rows]
     logprobs = scored(model.model, [ids for ids, _ in pairs], [length for _, length in pairs])

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pipelines.models.base_files import installed_base
 from pipelines.models.encoder import NORM, BaseModelMissing, base_model_path, base_model_sha256, layer_of, shared_copy
 from schemas.training_settings import TrainingSettings
-from serving.artifacts import sha256
 from serving.inference import prompts
 from serving.inference.decoder_runtime import MODEL, compute_dtype
+from serving.model_directory import sha256
 
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 

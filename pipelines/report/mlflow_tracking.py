@@ -15,7 +15,7 @@ from typing import Any
 from schemas.manifests import ModelManifest
 from schemas.reports import RoundReport
 from schemas.settings import Settings
-from serving.artifacts import read_manifest
+from serving.model_directory import read_manifest
 
 log = logging.getLogger("ratchet.tracking")
 

@@ -20,7 +20,7 @@ from pipelines.report import page
 from schemas.manifests import DatasetManifest, ModelManifest
 from schemas.records import RoundRecord
 from schemas.reports import Flip, GateReport, Lineage, RoundReport
-from serving.artifacts import ArtifactDamaged, verify, write_manifest
+from serving.model_directory import ArtifactDamaged, verify, write_manifest
 
 MOST = 200
 COVERAGES = (0.9, 0.95, 0.99)

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.models.encoder import NORM
 from schemas.targets import Task
 from schemas.training_settings import TrainingSettings
-from serving.artifacts import read_manifest
+from serving.model_directory import read_manifest
 
 ADAPTER, WEIGHTS, HEAD = "adapter", "model.safetensors", "head.safetensors"
 

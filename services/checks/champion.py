@@ -8,7 +8,8 @@ from pathlib import Path
 
 from schemas.records import Champion
 from schemas.settings import Settings
-from serving.artifacts import ArtifactDamaged, ArtifactMissing, ArtifactStore, verify
+from serving.artifacts import ArtifactMissing, ArtifactStore
+from serving.model_directory import ArtifactDamaged, verify
 from serving.registry.registry import Registry
 
 MOST_EARLIER = 5  # earlier versions that are verified: each costs a read of all its files

@@ -1,11 +1,10 @@
-"""The HTTP contract: requests in, checked, answered or refused.
+"""HTTP: connections, requests, validation, access control and responses of the inference API.
 
-front.py lets only known paths pass; connections.py and listening.py bound connections in time, bytes and number.
-asgi.py turns a connection into a request and refusals into bytes; routes.py picks the route. access.py checks API
-keys and feedback tokens before a body is read. contract.py holds the shapes of requests and the OpenAPI document;
-request_checks.py and feedback_values.py check what depends on settings, task and taxonomy; responses.py writes
-answers and their prediction events, which share bytes.
+connections.py and listening.py limit connections in time, bytes and number; front.py passes only BentoML's probes on to BentoML.
+asgi.py reads request bodies and writes refusals; routes.py selects the route. access.py checks API keys and feedback
+tokens before a body is read. contract.py defines requests, responses and the OpenAPI document. request_checks.py and
+feedback_values.py apply settings, task and taxonomy. responses.py writes responses and prediction events.
 
-serving/api.py calls all of it. Nothing here knows BentoML, Kafka or a model. Every refusal is `{"error", "detail"}`
-with the right status.
+serving/api.py calls these modules. Nothing here imports BentoML or Kafka. Every refusal is `{"error", "detail"}` with a
+matching status.
 """

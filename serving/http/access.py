@@ -1,7 +1,8 @@
-"""Who may call: the project's API key, pseudonyms of users, and feedback tokens.
+"""Access control: the project's API key, pseudonyms of users, and feedback tokens.
 
-Turns secrets and requests into yes, no, or a keyed hash. Serving and the command line use it. It deliberately knows no
-HTTP. Hashes are HMAC-SHA-256 (RFC 2104) under the project's secret, with a purpose in front so that no two uses meet.
+Reads and writes keys.env, checks keys and tokens, and computes keyed hashes. Serving and the command line use it. Hashes are
+HMAC-SHA-256 (RFC 2104) under the project's secret; a purpose precedes each value, so that hashes for different uses never
+collide.
 """
 
 import hashlib
@@ -18,16 +19,16 @@ from serving.atomic_write import atomic_write
 
 
 class KeysMissing(FileNotFoundError):
-    """keys.env is absent, cannot be read, or lacks a key; the message names the command that makes keys."""
+    """The file keys.env is absent, unreadable, or lacks a key; the message names the command that makes keys."""
 
 
 class TokenRefused(PermissionError):
-    """The feedback token is forged, of another prediction, or expired."""
+    """The feedback token is forged, expired, or belongs to another prediction."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What keys.env holds."""
+    """The API key and the secret of keys.env."""
 
     api_key: str
     secret: str
@@ -51,7 +52,7 @@ def fresh_key() -> str:
 
 
 def write_keys(path: Path) -> Keys:
-    """Make fresh keys and write them with mode 0600; an existing file is kept and read."""
+    """Return the keys of an existing file, else make keys and write them with mode 0600."""
     if path.exists():
         return read_keys(path)
     keys = Keys(api_key=fresh_key(), secret=fresh_key())
@@ -60,30 +61,30 @@ def write_keys(path: Path) -> Keys:
 
 
 def store_keys(path: Path, keys: Keys) -> None:
-    """Write keys with comments that explain them, mode 0600, replacing the file whole or not at all."""
+    """Replace keys.env atomically, with mode 0600 and comments that explain the keys."""
     text = _COMMENTS.format(api=API_KEY, secret=SECRET, api_key=keys.api_key, secret_line=f"{SECRET}={keys.secret}")
     atomic_write(path, text, mode=0o600)
 
 
 def read_keys(path: Path) -> Keys:
-    """Read keys.env. Raises KeysMissing."""
-    found = keys_in(path)
-    missing = [name for name in (API_KEY, SECRET) if not found.get(name)]
+    """Return the keys of keys.env. Raises KeysMissing if one is absent or has an invalid character."""
+    values = keys_in(path)
+    missing = [name for name in (API_KEY, SECRET) if not values.get(name)]
     if len(missing) == 2:
         raise KeysMissing(f"{path} holds no keys: restore it, or make new ones with `ratchet access keys --renew all`")
     if missing:
         raise KeysMissing(f"{path} lacks {missing[0]}: restore it, or make a new one with `ratchet access keys`")
-    for name, value in found.items():
+    for name, value in values.items():
         if not value.isascii() or not value.isprintable() or " " in value:
             raise KeysMissing(
-                f"{path}: {name} may hold letters, digits and signs without spaces only: restore it, or make new keys "
+                f"{path}: {name} needs printable ASCII without spaces: restore it, or make new keys "
                 "with `ratchet access keys --renew all`"
             )
-    return Keys(api_key=found[API_KEY], secret=found[SECRET])
+    return Keys(api_key=values[API_KEY], secret=values[SECRET])
 
 
 def keys_in(path: Path) -> dict[str, str]:
-    """Return the keys that keys.env holds, by name; comments, `export`, quotes and line ends are a shell's.
+    """Return the keys of keys.env by name; the file's syntax is a shell's assignments.
 
     Raises:
         KeysMissing: the file is absent or cannot be read.
@@ -98,17 +99,17 @@ def keys_in(path: Path) -> dict[str, str]:
         raise KeysMissing(f"{path} is not text in UTF-8: {hint}") from error
     except OSError as error:
         raise KeysMissing(f"{path} cannot be read: {error.strerror}") from error
-    found = {}
+    values = {}
     for line in text.splitlines():
         name, equals, value = line.strip().partition("=")
         name = name.removeprefix("export ").strip()
         if equals and name in (API_KEY, SECRET):
-            found[name] = _unquoted(value.strip())
-    return found
+            values[name] = _unquoted(value.strip())
+    return values
 
 
 def _unquoted(value: str) -> str:
-    """Return a value without the quotes around it, or without the comment after it."""
+    """Return a value without its quotes, or without the comment after it."""
     if value[:1] in ("'", '"'):
         return value[1:].partition(value[0])[0]
     return value.partition(" #")[0].strip()
@@ -126,54 +127,54 @@ def _keyed(secret: str) -> hmac.HMAC:
 
 
 def keyed_hash(secret: str, purpose: str, value: str) -> bytes:
-    """32 bytes that nobody without the secret can compute."""
-    # A copy of the keyed state: hmac.digest would set up the key anew, and let the interpreter's lock go for a moment.
+    """Return the HMAC of `value` for a purpose: 32 bytes that cannot be computed without the secret."""
+    # Copying the keyed state is faster than hmac.digest, which sets up the key again and releases the GIL.
     state = _keyed(secret).copy()
     state.update(f"{purpose}\0{value}".encode())
     return state.digest()
 
 
 def pseudonym(secret: str, user: str) -> str:
-    """What stands for a user in every event: 32 hex digits."""
+    """Return the pseudonym that replaces a user in every event: 32 hex digits."""
     return keyed_hash(secret, "user", user).hex()[:32]
 
 
 def keyed_share(secret: str, purpose: str, value: str) -> float:
-    """A number in [0, 1) that is fixed for `value`: below a rate, the value is in that share."""
+    """Return a fixed number in [0, 1) for `value`; numbers below a rate select that share of values."""
     return int.from_bytes(keyed_hash(secret, purpose, value)[:8]) / 2**64
 
 
 def issue_token(secret: str, prediction_id: str, expires: int) -> str:
-    """A token that opens one prediction's feedback until the Unix second `expires`."""
+    """Return a token that permits feedback on one prediction until the Unix second `expires`."""
     return f"{expires}.{keyed_hash(secret, 'feedback', f'{prediction_id}.{expires}').hex()[:32]}"
 
 
 def check_token_alone(token: str) -> int:
-    """Return the Unix second at which `token` expires, before its prediction is known. Raises TokenRefused."""
-    found = re.fullmatch(r"([0-9]{1,12})\.[0-9a-f]{32}", token)
-    if not found:
+    """Return the Unix second at which `token` expires. Raises TokenRefused if it is malformed or expired."""
+    match = re.fullmatch(r"([0-9]{1,12})\.[0-9a-f]{32}", token)
+    if not match:
         raise TokenRefused("the feedback token is malformed")
-    if time.time() > int(found[1]):
+    if time.time() > int(match[1]):
         raise TokenRefused("the feedback token has expired")
-    return int(found[1])
+    return int(match[1])
 
 
 def check_token(secret: str, prediction_id: str, token: str) -> None:
-    """Raises TokenRefused unless `token` opens `prediction_id` now."""
+    """Raise TokenRefused unless `token` permits feedback on `prediction_id` now."""
     expires = check_token_alone(token)
     if not hmac.compare_digest(token.encode(), issue_token(secret, prediction_id, expires).encode()):
-        raise TokenRefused("the feedback token is not of this prediction")
+        raise TokenRefused("the feedback token belongs to another prediction")
 
 
 @dataclass
 class TokenUses:
-    """How often each feedback token was used in this worker; the least recent are forgotten."""
+    """Uses of each feedback token in this worker, of the 100,000 most recent tokens."""
 
     limit: int
     seen: OrderedDict[str, int]
 
     def use(self, token: str) -> bool:
-        """Count one use; False past the limit."""
+        """Count one use; return False past the limit."""
         uses = self.seen.pop(token, 0) + 1
         self.seen[token] = uses
         if len(self.seen) > 100_000:

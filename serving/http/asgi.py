@@ -1,8 +1,7 @@
-"""ASGI for the routes: requests and refusals, server-sent events, and work that stops when its caller hangs up.
+"""ASGI requests, refusals and event streams, and the cancellation of work whose caller hung up.
 
-Turns a request's messages into a body, refusals into the bytes that a caller gets, named values into an event stream (WHATWG
-HTML, section 9.2), and a connection that was left into a cancelled task. api.py answers with it. It deliberately knows no routes
-and no models.
+Turns ASGI messages into a request body, refusals into JSON, and named values into server-sent events (WHATWG HTML, section 9.2).
+api.py and routes.py use it. It knows no routes and no models.
 """
 
 import asyncio
@@ -17,19 +16,19 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 STREAM: Headers = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
-GZIP = 16 + zlib.MAX_WBITS  # zlib's way to ask for a gzip header
-MOST_GZIP_MEMBERS = 100
+GZIP = 16 + zlib.MAX_WBITS  # zlib's code for a gzip header
+MAX_GZIP_MEMBERS = 100
 
 
 class Refused(Exception):
-    """A request that gets a 4xx or a 503."""
+    """A request that is refused with a 4xx status or 503."""
 
     def __init__(self, status: int, error: str, *detail: tuple[str, str], **headers: str) -> None:
         super().__init__(error)
@@ -41,25 +40,25 @@ class Refused(Exception):
 
 
 class ClientGone(ConnectionError):
-    """The caller hung up before it was answered."""
+    """The caller hung up before the response was sent."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request; its body is read when it is asked for."""
+    """One HTTP request; `body` reads its content."""
 
     method: str
     headers: dict[bytes, bytes]
     receive: Receive = field(repr=False)
 
     async def body(self, limit: int) -> bytes:
-        """Return all of it, unpacked. Raises Refused past `limit` bytes or for an unknown coding, or ClientGone."""
+        """Return the decoded body. Raises Refused past `limit` bytes or for an unknown coding, or ClientGone."""
         coding = self.headers.get(b"content-encoding", b"").strip().lower()
         if coding not in (b"", b"identity", b"gzip", b"x-gzip"):
             reason = f"`Content-Encoding` must be gzip or absent, got {coding[:32].decode('latin-1')}"
             raise Refused(415, "unsupported coding", ("Content-Encoding", reason), Accept_Encoding="gzip, identity")
-        found = await self._received(limit)
-        return unpacked(found, limit) if coding.endswith(b"gzip") else found
+        content = await self._received(limit)
+        return unpacked(content, limit) if coding.endswith(b"gzip") else content
 
     async def _received(self, limit: int) -> bytes:
         length = self.headers.get(b"content-length", b"0")
@@ -77,10 +76,10 @@ class Request:
             if not message.get("more_body"):
                 return b"".join(chunks)
 
-    async def unless_gone(self, work: Awaitable[Found], after_s: float = 0.0) -> Found:
-        """Return what the work comes to; it is cancelled if the caller, whose body has been read, hangs up.
+    async def unless_gone(self, work: Awaitable[Result], after_s: float = 0.0) -> Result:
+        """Return the result of `work`, or cancel it if the caller hangs up. The body must have been read.
 
-        Whether it did is looked at from `after_s` seconds on: work that ends sooner costs a timer, no task.
+        The connection is watched from `after_s` seconds on: work that ends sooner costs a timer and no task.
 
         Raises:
             ClientGone: the caller hung up.
@@ -115,9 +114,9 @@ class Request:
 
 
 def unpacked(body: bytes, limit: int) -> bytes:
-    """Unpack gzip (RFC 1952) of one or more members. Raises Refused past `limit` bytes, or if it is not whole."""
+    """Return the content of a gzip body (RFC 1952). Raises Refused past `limit` bytes, or if the body is not complete gzip."""
     parts, size = [], 0
-    for _ in range(MOST_GZIP_MEMBERS):
+    for _ in range(MAX_GZIP_MEMBERS):
         member = zlib.decompressobj(GZIP)
         try:
             parts.append(member.decompress(body, limit - size + 1))
@@ -131,22 +130,22 @@ def unpacked(body: bytes, limit: int) -> bytes:
         body = member.unused_data
         if not body:
             return b"".join(parts)
-    raise Refused(400, "the body is not gzip", ("body", f"more than {MOST_GZIP_MEMBERS} members"))
+    raise Refused(400, "the body is not gzip", ("body", f"at most {MAX_GZIP_MEMBERS} members"))
 
 
 def _too_large(limit: int) -> Refused:
-    return Refused(413, "the body is too large", ("body", f"more than {limit} bytes"))
+    return Refused(413, "the body is too large", ("body", f"at most {limit} bytes"))
 
 
 @dataclass(frozen=True)
 class EventStream:
-    """A response whose parts come one by one, of a request that may be left."""
+    """A response of server-sent events."""
 
     request: Request
     events: AsyncIterator[bytes]
 
     async def send(self, send: Send, headers: Headers) -> None:
-        """All of it. Raises ClientGone."""
+        """Send the whole response. Raises ClientGone."""
         await self.request.unless_gone(self._send(send, headers))
 
     async def _send(self, send: Send, headers: Headers) -> None:
@@ -157,6 +156,6 @@ class EventStream:
 
 
 def event(name: str, value: object) -> bytes:
-    """One event; `value` becomes one line of JSON, unless it is JSON already."""
+    """Return one server-sent event; `value` is serialised to one line of JSON, bytes are taken as JSON."""
     data = value if isinstance(value, bytes) else orjson.dumps(value)
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)

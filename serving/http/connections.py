@@ -1,10 +1,10 @@
 """HTTP/1.1 connections with limits: uvicorn's protocol, bounded in time, bytes and number.
 
-Turns sockets into requests of bounded size, or into a refusal in JSON. listening.py gives it to uvicorn; one worker shares one
-`OpenConnections`. It deliberately knows no routes and no keys: everything here also holds for callers without a key.
+Turns sockets into requests of bounded size, or refuses them in JSON. listening.py passes the class to uvicorn; the connections of
+one worker share one `OpenConnections`. It knows no routes and no keys, so its limits also hold for callers without a key.
 
-A sweep each second closes what is overdue, so that a request costs no timer. Past the limit of connections a new one takes the
-place of the one that was silent longest.
+A sweep each second closes overdue connections, so a request needs no timer. Past the limit of connections, a new one replaces the
+one that has been silent longest.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ LOG_EVERY_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one connection, and all connections of one worker, may take.
+    """Limits of one connection, and of all connections of one worker.
 
-    `head_s` and `body_s` are the seconds in which a request's headers and its body have to arrive; `stalled_s` is how long a
-    caller may leave an answer unread; `linger_s` how long a refused caller may take to read the refusal. All this is looked at
-    every `sweep_s` seconds.
+    A request's headers must arrive within `head_s` seconds and its body within `body_s`. `idle_s` is the longest pause
+    between two requests, `stalled_s` the longest time that a response may stay unread. A refused caller has `linger_s`
+    seconds to read the refusal. The limits are checked every `sweep_s` seconds.
     """
 
     connections: int = 1000
@@ -55,7 +55,7 @@ class Unacceptable(Exception):
 
 
 class OpenConnections:
-    """The connections of one worker: who was silent longest, who is overdue, and one log line a minute for refusals."""
+    """The connections of one worker, ordered by silence; logs refusals at most once a minute."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -63,43 +63,43 @@ class OpenConnections:
         self.idle: dict[Connection, None] = {}  # between two requests, longest first
         self._everyone: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
-        self._refusals, self._told_at = 0, -LOG_EVERY_S
+        self._refusals, self._logged_at = 0, -LOG_EVERY_S
 
     def __len__(self) -> int:
-        """How many are open."""
+        """Return the number of open connections."""
         return len(self._everyone)
 
     def add(self, connection: "Connection") -> None:
-        """Take a new connection in; past the limit, close the one that was silent longest, or refuse the new one."""
+        """Add a new connection. Past the limit, close the one that has been silent longest, or refuse the new one."""
         self._everyone.add(connection)
         self.silent[connection] = None
         if self._sweeping is None:
             self._sweeping = connection.loop.call_later(self.limits.sweep_s, self._sweep, connection.loop)
         if len(self._everyone) > self.limits.connections:
             longest = next(iter(self.silent if len(self.silent) > 1 else self.idle or self.silent))
-            if longest is connection:  # all others have a request under way
+            if longest is connection:  # all others are serving a request
                 connection.transport.write(_refusal(503, "too many connections: try again later"))
                 connection.transport.close()
             else:
                 longest.transport.abort()
             self.remove(longest)
-            self.tell(f"more than {self.limits.connections} connections: closed the one that was silent longest")
+            self.log_refusal(f"at most {self.limits.connections} connections: closed the one that was silent longest")
 
     def remove(self, connection: "Connection") -> None:
-        """Forget a connection."""
+        """Remove a connection that was lost or closed."""
         self._everyone.discard(connection)
         self.silent.pop(connection, None)
         self.idle.pop(connection, None)
 
-    def tell(self, what: str) -> None:
-        """Log a refusal, at most once in LOG_EVERY_S, with the number of those not logged."""
+    def log_refusal(self, reason: str) -> None:
+        """Log a refusal, at most once in LOG_EVERY_S seconds, with the number of refusals not logged."""
         now = time.monotonic()
-        if now - self._told_at < LOG_EVERY_S:
+        if now - self._logged_at < LOG_EVERY_S:
             self._refusals += 1
             return
         more = f" (and {self._refusals} refusals since the last such line)" if self._refusals else ""
-        log.warning("%s%s", what, more)
-        self._refusals, self._told_at = 0, now
+        log.warning("%s%s", reason, more)
+        self._refusals, self._logged_at = 0, now
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
@@ -109,35 +109,35 @@ class OpenConnections:
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. listening.py makes the class that a worker uses."""
+    """One connection. listening.py derives the class that a worker uses."""
 
     opened: ClassVar[OpenConnections]
 
-    deadline = 0.0  # of what is awaited from the caller: headers, body or the next request
+    deadline = 0.0  # for what the caller sends next: headers, body or a new request
     stalled_at: float | None = None
     lingering = False
     reading = reading_head = fresh = False
     received = head_bytes = body_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start to wait for a request."""
+        """Start the deadline of the first request."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self.timeout_keep_alive = self.opened.limits.idle_s  # type: ignore[assignment]
         self.deadline = self.loop.time() + self.opened.limits.head_s
         self.opened.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Remove the connection from the open ones."""
         self.opened.remove(self)
         super().connection_lost(exc)
 
     def check(self, now: float) -> None:
-        """Close or refuse the caller that is overdue at `now` (seconds of the loop's clock)."""
+        """Close the connection or refuse its request if it is overdue at `now`, in seconds of the event loop's clock."""
         if self.stalled_at is not None:
             if now - self.stalled_at > self.opened.limits.stalled_s:
                 self.transport.abort()
         elif self.transport.is_closing():
-            self.stalled_at = now  # closes once the caller has read what is left
+            self.stalled_at = now  # it closes once the caller has read the rest
         elif now > self.deadline:
             if self.lingering:
                 self.transport.abort()
@@ -149,7 +149,7 @@ class Connection(HttpToolsProtocol):
     # --- what arrives -------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse; refuse what is malformed or too large."""
+        """Parse received bytes; refuse a malformed or too large request."""
         if self.lingering:
             return
         self._unset_keepalive_if_required()
@@ -164,35 +164,35 @@ class Connection(HttpToolsProtocol):
                 self.refuse(400, "the request is not valid HTTP/1.1")
             return
         self.received = len(data) if self.fresh else self.received + len(data)
-        # What is neither headers nor body (chunk sizes, trailers) may not be more than both.
+        # Bytes outside headers and body (chunk sizes, trailers) may not outnumber both together.
         if self.reading and self.received > self.opened.limits.head_bytes + 2 * self.body_bytes:
             self.refuse(431 if self.reading_head else 400, "the headers or chunk sizes are too large")
 
     def on_message_begin(self) -> None:
-        """Start to count a request."""
+        """Reset the counters and the deadline for a new request."""
         super().on_message_begin()
         self.reading = self.reading_head = self.fresh = True
         self.head_bytes = self.body_bytes = 0
         self.deadline = self.loop.time() + self.opened.limits.head_s
 
     def on_url(self, url: bytes) -> None:
-        """Take a part of the address. Raises Unacceptable past the limit."""
+        """Collect a part of the URL. Raises Unacceptable past the limit."""
         super().on_url(url)
         if len(self.url) > self.opened.limits.url_bytes:
-            raise Unacceptable(414, f"the address is longer than {self.opened.limits.url_bytes} bytes")
+            raise Unacceptable(414, f"the URL is longer than {self.opened.limits.url_bytes} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; trailers, which come after a body, are left out. Raises Unacceptable past the limits."""
+        """Collect a header; trailers are ignored. Raises Unacceptable past the limits."""
         if not self.reading_head:
             return
         self.head_bytes += len(name) + len(value)
         limits = self.opened.limits
         if self.head_bytes > limits.head_bytes or len(self.headers) >= limits.headers:
-            raise Unacceptable(431, f"more than {limits.headers} headers, or {limits.head_bytes} bytes of them")
+            raise Unacceptable(431, f"at most {limits.headers} headers of {limits.head_bytes} bytes together")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request. Raises Unacceptable for upgrades and for too many requests that wait for an earlier answer."""
+        """Start the request. Raises Unacceptable for an upgrade, or past the limit of pipelined requests."""
         if self.parser.should_upgrade():
             raise Unacceptable(400, "upgrades (websocket, h2c) and CONNECT are not supported: send plain HTTP/1.1")
         super().on_headers_complete()
@@ -204,14 +204,14 @@ class Connection(HttpToolsProtocol):
         self.deadline = self.loop.time() + self.opened.limits.body_s
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body; one that nobody reads any more, up to the limit."""
+        """Collect a part of the body. Once the response is sent, at most `body_bytes` more are read."""
         self.body_bytes += len(body)
         if self.cycle.response_complete and self.body_bytes > self.opened.limits.body_bytes:
             self._linger()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Wait for nothing from the caller, or for the next request if this one is answered already."""
+        """Stop the deadline, or wait for the next request if the response is already sent."""
         super().on_message_complete()
         self.reading, self.deadline = False, float("inf")
         if self.cycle.response_complete:
@@ -220,7 +220,7 @@ class Connection(HttpToolsProtocol):
     # --- what leaves --------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, if it is not there already."""
+        """Wait for the next request unless it has arrived already."""
         pipelined = bool(self.pipeline)
         super().on_response_complete()
         if not pipelined and not self.reading:
@@ -232,20 +232,22 @@ class Connection(HttpToolsProtocol):
             self.opened.idle[self] = None
 
     def pause_writing(self) -> None:
-        """Note when the caller stopped to read."""
+        """Record when the caller stopped reading."""
         self.stalled_at = self.loop.time()
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """The caller reads again."""
+        """Record that the caller reads again."""
         self.stalled_at = None
         super().resume_writing()
 
     def refuse(self, status: int, error: str) -> None:
-        """Answer in JSON and close; without an answer where one has been begun already."""
-        self.opened.tell(f"{status}: {error}")
+        """Send a refusal in JSON and close. If a response has begun already, close without one."""
+        self.opened.log_refusal(f"{status}: {error}")
         cycle = self.cycle
-        if self.reading and not self.reading_head and cycle.response_complete:  # answered before its body was there
+        if (
+            self.reading and not self.reading_head and cycle.response_complete
+        ):  # the response was sent before the body arrived
             self._linger()
             return
         if cycle is not None and not cycle.response_complete:
@@ -258,7 +260,7 @@ class Connection(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Say that nothing more is answered and discard what comes: to close at once might lose the answer on its way."""
+        """End the sending side and discard what arrives: closing at once could lose the response on its way."""
         self.lingering = True
         self.deadline = self.loop.time() + self.opened.limits.linger_s
         if self.transport.can_write_eof():

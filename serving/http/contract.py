@@ -1,7 +1,7 @@
-"""The shapes of the HTTP contract, and the OpenAPI document that publishes them.
+"""The HTTP contract: shapes of requests and responses, and the OpenAPI document that publishes them.
 
-Turns a request's bytes into a validated value, or into the fields that are wrong. api.py asks. It deliberately knows no
-settings: limits that an operator sets are api.py's.
+Turns a request's bytes into a validated model, or raises the list of invalid fields. api.py calls it. Limits that an operator
+sets are checked by request_checks.py.
 """
 
 import tomllib
@@ -16,10 +16,10 @@ from schemas.targets import Task
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
-# Bounds of a parsed body, checked before it is validated: pydantic collects an error for each value that is wrong.
-MOST_KEYS, MOST_LABELS = 32, 1000
-MOST_ERRORS, MOST_NAME_CHARS = 20, 64
-# JSON may write a character as `\\uXXXX`, six bytes; what is beside the text of a feedback is small.
+# Limits of a parsed body, checked before validation: pydantic collects an error for each invalid value.
+MAX_KEYS, MAX_LABELS = 32, 1000
+MAX_ERRORS, MAX_NAME_CHARS = 20, 64
+# JSON may write a character as `\\uXXXX`, six bytes. The other fields of a feedback fit into FEEDBACK_BYTES.
 BYTES_PER_CHAR, FEEDBACK_BYTES = 6, 16_384
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -35,20 +35,20 @@ class Item(BaseModel):
 
 
 class Options(BaseModel):
-    """What else to answer."""
+    """Options of a prediction request."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     coverage: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="adds `set`: labels, likeliest first, that hold the truth with this probability; of a number: what its "
-        "interval holds the truth with, else 0.9",
+        description="probability that the prediction set holds the true label; adds `set`, likeliest first. For regression: "
+        "the probability that the interval holds the true value, 0.9 if absent",
     )
-    max_new_tokens: int | None = Field(None, ge=1, description="of a model that writes: tokens of an answer, at most")
+    max_new_tokens: int | None = Field(None, ge=1, description="generation: most tokens of a generated text")
     stream: bool = Field(
         False,
-        description="of a model that writes, one item: an event stream of `piece` ({text}), as they are written, then `answer`",
+        description="generation, one item: respond with an event stream of `piece` ({text}) events, then one `answer`",
     )
 
 
@@ -72,16 +72,16 @@ class FeedbackRequest(BaseModel):
     feedback_id: Short | None = None
 
 
-class Answered(BaseModel):
-    """What every answer of POST /predict has."""
+class PredictionResponse(BaseModel):
+    """Fields of every item in a response of POST /predict."""
 
     prediction_id: str
     model_version: str
     feedback_token: str
 
 
-class LabelPrediction(Answered):
-    """One answer of POST /predict: classification."""
+class LabelPrediction(PredictionResponse):
+    """One item of POST /predict's response: classification."""
 
     label: str
     confidence: float
@@ -89,29 +89,31 @@ class LabelPrediction(Answered):
     set: list[str] | None = None
 
 
-class LabelsPrediction(Answered):
-    """One answer of POST /predict: multilabel."""
+class LabelsPrediction(PredictionResponse):
+    """One item of POST /predict's response: multilabel."""
 
-    labels: list[str] = Field(description="those likelier than not, likeliest first")
+    labels: list[str] = Field(description="labels with a probability above 0.5, likeliest first")
     probabilities: dict[str, float]
-    set: list[str] | None = Field(None, description="holds all true labels with the probability that was asked for")
+    set: list[str] | None = Field(None, description="holds all true labels with probability `options.coverage`")
 
 
-class NumberPrediction(Answered):
-    """One answer of POST /predict: regression."""
+class NumberPrediction(PredictionResponse):
+    """One item of POST /predict's response: regression."""
 
     value: float
-    interval: tuple[float | None, float | None] = Field(description="null: too few rows were fitted to bound that end")
+    interval: tuple[float | None, float | None] = Field(
+        description="an end is null if too few calibration rows bound it"
+    )
 
 
-class TextPrediction(Answered):
-    """One answer of POST /predict: generation."""
+class TextPrediction(PredictionResponse):
+    """One item of POST /predict's response: generation."""
 
     text: str
     confidence: float = Field(description="calibrated probability that people accept the text")
 
 
-PREDICTIONS: dict[Task, type[Answered]] = {
+PREDICTIONS: dict[Task, type[PredictionResponse]] = {
     "classification": LabelPrediction,
     "multilabel": LabelsPrediction,
     "regression": NumberPrediction,
@@ -120,11 +122,11 @@ PREDICTIONS: dict[Task, type[Answered]] = {
 
 
 class NotJson(ValueError):
-    """The bytes are not JSON."""
+    """The body is not valid JSON."""
 
 
 class NotValid(ValueError):
-    """Not of the shape; `fields` are pairs of a field's path and what is wrong with it."""
+    """The body breaks the contract; `fields` are pairs of a field's path and the rule it breaks."""
 
     def __init__(self, fields: list[tuple[str, str]]) -> None:
         super().__init__("the request is not valid")
@@ -132,63 +134,63 @@ class NotValid(ValueError):
 
 
 def feedback_bytes(max_text_chars: int, max_body_bytes: int) -> int:
-    """Return how many bytes a body of POST /feedback may have: enough for the longest text, as JSON."""
+    """Return the largest body of POST /feedback in bytes: enough for the longest text as JSON."""
     return min(max_body_bytes, FEEDBACK_BYTES + BYTES_PER_CHAR * max_text_chars)
 
 
-def read(body: bytes, shape: type[Shape], most_items: int) -> Shape:
-    """Return a request of that shape. Raises NotJson or NotValid; the work is bounded whatever the body holds."""
+def read(body: bytes, shape: type[Shape], max_items: int) -> Shape:
+    """Return the body as a model of type `shape`. Raises NotJson or NotValid; the work is bounded for any body."""
     try:
-        found = orjson.loads(body)
+        value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise NotJson(str(error)) from error
-    _bounded(found, "", most_items)
+    _bounded(value, "", max_items)
     try:
-        return shape.model_validate(found)
+        return shape.model_validate(value)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False, include_context=False)[:MOST_ERRORS]
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)[:MAX_ERRORS]
         fields = [(".".join(_name(part) for part in e["loc"]) or "body", e["msg"]) for e in wrong]
         raise NotValid(fields) from error
 
 
-def _bounded(found: object, path: str, most_items: int) -> None:
-    """Refuse objects of more keys, and lists of more values, than any request has; a list is never in a list."""
-    if isinstance(found, dict):
-        if len(found) > MOST_KEYS:
-            raise NotValid([(path or "body", f"{len(found)} keys, at most {MOST_KEYS}")])
-        for key, value in found.items():
+def _bounded(parsed: object, path: str, max_items: int) -> None:
+    """Raise NotValid for objects or lists larger than any request needs, and for lists in lists."""
+    if isinstance(parsed, dict):
+        if len(parsed) > MAX_KEYS:
+            raise NotValid([(path or "body", f"at most {MAX_KEYS} keys, got {len(parsed)}")])
+        for key, value in parsed.items():
             if isinstance(value, dict | list):
-                _bounded(value, f"{path}.{_name(key)}" if path else _name(key), most_items)
-    elif isinstance(found, list):
-        most = most_items if path == "items" else MOST_LABELS
-        if len(found) > most:
-            raise NotValid([(path or "body", f"{len(found)}, at most {most}")])
-        for n, value in enumerate(found):
+                _bounded(value, f"{path}.{_name(key)}" if path else _name(key), max_items)
+    elif isinstance(parsed, list):
+        limit = max_items if path == "items" else MAX_LABELS
+        if len(parsed) > limit:
+            raise NotValid([(path or "body", f"at most {limit} values, got {len(parsed)}")])
+        for n, value in enumerate(parsed):
             if isinstance(value, list):
-                raise NotValid([(f"{path}.{n}".lstrip("."), "a list in a list")])
+                raise NotValid([(f"{path}.{n}".lstrip("."), "a list may not contain a list")])
             if isinstance(value, dict):
-                _bounded(value, f"{path}.{n}".lstrip("."), most_items)
+                _bounded(value, f"{path}.{n}".lstrip("."), max_items)
 
 
 def _name(part: object) -> str:
-    """Return a part of a field's path, shortened: callers choose the names of their keys."""
+    """Return a part of a field's path, shortened: a caller's keys may be long."""
     text = str(part)
-    return text if len(text) <= MOST_NAME_CHARS else f"{text[:MOST_NAME_CHARS]}..."
+    return text if len(text) <= MAX_NAME_CHARS else f"{text[:MAX_NAME_CHARS]}..."
 
 
 def about(model_name: str) -> dict[str, object]:
-    """Return what GET / says: what this is, and where to go on; links are relative, for whatever prefix a proxy adds."""
+    """Return the body of GET /: name, model, release and links. Links are relative, so they work behind a proxy's prefix."""
     links = {"docs": "docs", "contract": "openapi.json", "model": "model", "ready": "readyz", "metrics": "metrics"}
     return {"name": "Ratchet inference API", "model": model_name, "version": _release(), "links": links}
 
 
 def _release() -> str:
-    file = Path(__file__).parent.parent / "pyproject.toml"
+    file = Path(__file__).parents[2] / "pyproject.toml"
     return str(tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"]) if file.exists() else "unknown"
 
 
 def openapi_document(task: Task) -> dict[str, object]:
-    """OpenAPI 3.1 of the routes, as a project of this task answers them."""
+    """Return the OpenAPI 3.1 document of the routes for a project of this task."""
     prediction = PREDICTIONS[task]
     bodies: dict[Literal["/predict", "/feedback"], tuple[type[BaseModel], str, object]] = {
         "/predict": (
@@ -228,14 +230,17 @@ def openapi_document(task: Task) -> dict[str, object]:
         for path, (shape, status, answer) in bodies.items()
     }
     paths["/model"] = {
-        "get": {"responses": {"200": {"description": "what this worker serves"}}, "security": [{"key": []}]}
+        "get": {
+            "responses": {"200": {"description": "the live model version of this worker"}},
+            "security": [{"key": []}],
+        }
     }
     security = {"key": {"type": "http", "scheme": "bearer"}}
     info = {"title": "Ratchet inference API", "version": "1"}
     return {
         "openapi": "3.1.0",
         "info": info,
-        "servers": [{"url": "."}],  # relative to this document, for whatever prefix a proxy adds
+        "servers": [{"url": "."}],  # relative to this document, so it works behind a proxy's prefix
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": security},
     }

@@ -1,7 +1,7 @@
-"""Cross-origin requests (WHATWG Fetch, "CORS protocol"): which pages in a browser may read our answers.
+"""Cross-origin resource sharing (WHATWG Fetch, "CORS protocol"): which web pages may read responses.
 
-Turns a request's Origin into response headers. api.py asks. It deliberately knows no routes. Browsers are told no
-credentials: keys and feedback tokens travel in headers that a page sets itself.
+Turns a request's Origin into response headers. api.py passes it to the router. Credentials mode stays off: keys and feedback
+tokens travel in headers that a page sets itself.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,14 +14,14 @@ REMEMBERED_S = b"600"
 
 
 class Cors:
-    """The origins of one project; none: no header is ever added."""
+    """CORS policy of one project; without origins it adds no header."""
 
     def __init__(self, origins: Collection[str]) -> None:
         self._origins = frozenset(origin.encode("latin-1", "ignore") for origin in origins)
         self._any = b"*" in self._origins
 
     def headers(self, request: Mapping[bytes, bytes]) -> Headers:
-        """Return the headers of an answer to a request with these headers."""
+        """Return the CORS headers of the response to a request with these headers."""
         if not self._origins:
             return []
         vary: Headers = [] if self._any else [(b"vary", b"Origin")]
@@ -36,7 +36,7 @@ class Cors:
         return self._any or origin.lower() in self._origins
 
     def preflight(self, request: Mapping[bytes, bytes], methods: bytes) -> Headers:
-        """Return what the answer to a preflight request adds to `headers`; nothing if it is none, or its origin may not call."""
+        """Return the further headers of a preflight response; none if it is no preflight or its origin may not call."""
         origin = request.get(b"origin")
         if origin is None or b"access-control-request-method" not in request or not self.allows(origin):
             return []

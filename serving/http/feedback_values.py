@@ -1,11 +1,10 @@
-"""The one checker of feedback: what arrives over HTTP and what arrives in Kafka passes the same rules.
+"""Validation of feedback: the same rules for HTTP and for Kafka.
 
-Turns `FeedbackData` as somebody sent it into the `FeedbackData` that is stored, or raises `BadFeedback` naming field and rule.
-api.py answers 422 with it, the feedback consumer writes a dead letter. It deliberately does not know whether the prediction
-exists: the event log finds out.
+Turns `FeedbackData` as received into the `FeedbackData` that is stored, or raises `BadFeedback` naming field and rule. api.py
+answers 422 with it, the feedback consumer writes a dead letter. Whether the prediction exists is checked later, by the event log.
 
-What a sender types freely does not reach the log: texts are anonymised, users are pseudonyms, and a feedback_id that is no UUID
-becomes one by a keyed hash. All three leave alone what has passed them before.
+Free text of a sender never reaches the log: texts are anonymised, users become pseudonyms, and a feedback_id that is no UUID is
+replaced by a keyed hash. All three are idempotent.
 """
 
 import re
@@ -25,7 +24,7 @@ _PSEUDONYM = re.compile(r"[0-9a-f]{32}")
 
 
 class BadFeedback(ValueError):
-    """Feedback that breaks a rule: `error` in short, the `field`, and the `rule`."""
+    """Feedback that breaks a rule; has a short `error`, the `field`, and the `rule`."""
 
     def __init__(self, error: str, field: str, rule: str) -> None:
         super().__init__(f"data.{field}: {rule}")
@@ -33,18 +32,18 @@ class BadFeedback(ValueError):
 
 
 class LabelNotInUse(BadFeedback):
-    """A correction names a label that the taxonomy does not have, or has retired."""
+    """A correction names a label that the taxonomy lacks or has retired."""
 
 
 class FeedbackChecker:
-    """The rules of one project.
+    """Checker with the rules of one project.
 
     Args:
-        model_name: whose feedback it is.
-        task: of its model.
-        secret: the project's secret, read when it is needed.
-        max_chars: of a comment, or of a text that corrects one.
-        labels: the taxonomy as last read.
+        model_name: the project's model.
+        task: the model's task.
+        secret: returns the project's secret.
+        max_chars: longest comment, or correction of a generated text.
+        labels: returns the taxonomy's labels as last read.
 
     """
 
@@ -61,7 +60,7 @@ class FeedbackChecker:
         self._secret, self._labels = secret, labels
 
     def checked(self, data: FeedbackData) -> FeedbackData:
-        """Return the feedback as it is stored. Raises BadFeedback."""
+        """Return the feedback in the form that is stored. Raises BadFeedback."""
         if data.model_name != self._model_name:
             raise BadFeedback("another model's feedback", "model_name", f"expected {self._model_name}")
         if data.user is not None and not 0 < len(data.user) <= MAX_USER_CHARS:
@@ -76,7 +75,7 @@ class FeedbackChecker:
         return data.model_copy(update=changed)
 
     def _value(self, data: FeedbackData) -> FeedbackValue:
-        """The value by its kind: free text anonymised, the id that a retraction names as it is stored."""
+        """Return the checked value: free text anonymised, a retraction's feedback id in its stored form."""
         value = data.value
         if data.kind == "correction":
             return self._target(value)
@@ -95,7 +94,7 @@ class FeedbackChecker:
         return self._text(value) if data.kind == "comment" else value
 
     def _target(self, value: GivenValue) -> FeedbackValue:
-        """A correction in its canonical form: present names of labels, in order and once each; texts anonymised."""
+        """Return a correction in canonical form: current label names, sorted, without duplicates; texts anonymised."""
         try:
             target = targets.canonical(self._task, value)
         except targets.BadTarget as error:
@@ -115,7 +114,7 @@ class FeedbackChecker:
 
 
 def prediction_uuid(given: str) -> str:
-    """Return a prediction's id in its one spelling. Raises BadFeedback."""
+    """Return a prediction's id as a lower-case UUID. Raises BadFeedback."""
     try:
         return str(uuid.UUID(given))
     except ValueError as error:
@@ -123,12 +122,12 @@ def prediction_uuid(given: str) -> str:
 
 
 def is_pseudonym(user: str) -> bool:
-    """Whether a user is named as access.pseudonym does."""
+    """Return whether a user is already a pseudonym of access.pseudonym."""
     return _PSEUDONYM.fullmatch(user) is not None
 
 
 def feedback_uuid(secret: Callable[[], str], given: str) -> str:
-    """Return the id that a feedback is stored under: a UUID as it is, anything else as a UUIDv8 by a keyed hash.
+    """Return the stored id of a feedback: a UUID unchanged, anything else as a UUIDv8 from its keyed hash.
 
     Source of the layout: RFC 9562, section 5.8.
     """

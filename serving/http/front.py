@@ -1,9 +1,9 @@
-"""The one door: which paths go to the routes, to the documentation and to BentoML, and nothing else passes.
+"""The front of a worker: dispatch each path to the routes, the documentation or BentoML.
 
-Turns BentoML's app and the routes into the app that a worker serves. service.py builds it. It deliberately knows no settings.
+Turns BentoML's app and the routes into the app that a worker serves. service.py builds it.
 
-BentoML keeps a metric series for each path that it sees. So only its four probes are passed on, by exact path, GET or HEAD,
-without the caller's headers and query; whatever else arrives is answered, or refused, by the routes.
+BentoML keeps a metric series for each path that it sees. Therefore it gets only its four probes: by exact path, with GET or HEAD,
+without the caller's headers and query. The routes answer, or refuse, all other requests.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ App = Callable[[Message, Receive, Send], Any]
 
 
 class Front:
-    """What a worker serves.
+    """The ASGI app that a worker serves.
 
     Args:
-        routes: answers our paths, and refuses all that nobody knows.
-        bento: BentoML's app, for its probes and the life cycle.
-        assets: folder of the Swagger UI that BentoML carries.
+        routes: answers the API's paths and refuses unknown ones.
+        bento: BentoML's app, for its probes and ASGI's lifespan messages.
+        assets: folder of the Swagger UI in BentoML's package.
         clock: monotonic seconds.
 
     """
@@ -44,8 +44,8 @@ class Front:
     def __init__(self, routes: App, bento: App, assets: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._routes = routes
         self._bento = bento
-        self._metrics = Remembered(bento, METRICS_FRESH_S, clock)
-        # By name, so that no path of a caller ever reaches the file system.
+        self._metrics = Cached(bento, METRICS_FRESH_S, clock)
+        # A fixed table: no path from a request reaches the file system.
         self._docs: dict[str, Callable[[], Response]] = {
             "/docs": lambda: HTMLResponse(DOCS_PAGE.format(base="./")),
             "/docs/": lambda: HTMLResponse(DOCS_PAGE.format(base="../")),
@@ -54,7 +54,7 @@ class Front:
         }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one call, or pass it on."""
+        """Answer one call, or pass it to the app of its path."""
         if scope["type"] == "lifespan":
             await self._bento(scope, receive, send)
         elif scope["type"] != "http":
@@ -70,8 +70,8 @@ class Front:
             await self._routes(scope, receive, send)
 
 
-class Remembered:
-    """An app whose answer is given again for some seconds: metrics cost more to make than to ask for."""
+class Cached:
+    """An app whose response is cached for `fresh_s` seconds, because metrics are expensive to collect."""
 
     def __init__(self, app: App, fresh_s: float, clock: Callable[[], float]) -> None:
         self._app = app
@@ -82,7 +82,7 @@ class Remembered:
         self._making = asyncio.Lock()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer with what was made last, or make it anew."""
+        """Send the cached response, after renewing it if it is too old."""
         async with self._making:
             if self._clock() - self._made_at > self._fresh_s:
                 messages: list[Message] = []

@@ -1,9 +1,9 @@
-"""The taxonomy, read again when feedback names a label that is not known yet.
+"""Refreshing the taxonomy: read it again when feedback names an unknown label.
 
-Turns a blocking read of the registry into one that the event loop can wait for. api.py checks feedback through it.
+Turns a blocking read of the registry into one that the event loop can await. api.py checks feedback with it.
 
-Reads run in a thread, one at a time and at most one each second, and callers wait for a bounded time: a registry that hangs costs
-predictions nothing, and feedback with an unknown label costs one thread, however much of it comes.
+Reads run in a thread, one at a time and at most one each second, and callers wait for a bounded time. A registry that hangs does
+not delay predictions, and feedback with unknown labels occupies at most one thread.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ WAIT_S = 2.0
 
 
 class RegistryAway(ConnectionError):
-    """The taxonomy cannot be read in time."""
+    """The taxonomy could not be read in time."""
 
 
 class LabelRefresh:
-    """Reads of one worker.
+    """Reader of the taxonomy for one worker.
 
     Args:
-        read: the taxonomy's labels, from the registry; may block. Raises ConnectionError.
+        read: reads the labels from the registry; may block. Raises ConnectionError.
         clock: monotonic seconds.
-        wait_s: seconds a caller waits at most.
+        wait_s: longest wait of a caller.
 
     """
 
@@ -42,7 +42,7 @@ class LabelRefresh:
         self._read_at = -EVERY_S
 
     async def labels(self) -> LabelMap:
-        """Return the labels as they were a second ago at most. Raises RegistryAway."""
+        """Return the labels, read at most a second ago. Raises RegistryAway."""
         if self._reading is None and self._clock() - self._read_at < EVERY_S:
             return self._known
         if self._reading is None:
@@ -56,7 +56,7 @@ class LabelRefresh:
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         reading: asyncio.Future[LabelMap] = loop.create_future()
         self._reading = reading
-        reading.add_done_callback(lambda done: done.exception())  # nobody may wait for it any more
+        reading.add_done_callback(lambda done: done.exception())  # retrieved here, because nobody may be waiting for it
 
         def end(labels: LabelMap | None, error: Exception | None) -> None:
             self._reading = None
@@ -77,16 +77,16 @@ class LabelRefresh:
             except RuntimeError:
                 return  # the loop has ended
 
-        # A daemon thread: the process does not wait at its end for a registry that hangs.
+        # A daemon thread: a registry that hangs does not delay the end of the process.
         threading.Thread(target=work, name="label-refresh", daemon=True).start()
 
 
 async def checked_feedback(checker: FeedbackChecker, refresh: LabelRefresh, data: FeedbackData) -> FeedbackData:
-    """Return feedback as it is stored; the taxonomy is read once more before a label is refused.
+    """Return the feedback in the form that is stored; read the taxonomy again before refusing a label.
 
     Raises:
         BadFeedback: the feedback breaks a rule.
-        RegistryAway: a label is not known here and the taxonomy cannot be read.
+        RegistryAway: a label is unknown and the taxonomy cannot be read.
 
     """
     try:

@@ -1,7 +1,7 @@
-"""How a worker takes connections in: its share of them, and as many as it has files for.
+"""Accepting connections: share them between workers, and keep their number below the limit of open files.
 
-Turns limits into the protocol class that uvicorn makes connections with. service.py calls it. It deliberately knows no HTTP:
-what one connection may do is connections.py's.
+Turns limits into the protocol class that uvicorn uses. service.py calls it. connections.py holds the limits of a single
+connection.
 """
 
 import asyncio
@@ -11,34 +11,36 @@ from typing import ClassVar
 
 from serving.http.connections import Connection, Limits, OpenConnections
 
-SPARE_FILES = 256  # of the model, the outbox, the registry and the broker
+SPARE_FILES = 256  # for the model, the outbox, the registry and the broker
 ACCEPT_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1e-4, 2e-3
 PAUSED_SHARE, PAUSED_BURST_SECONDS = 0.02, 0.05
 
 
-class Patient(Connection):
-    """A connection that gives other workers their share, with a pause after each new one, the longer the more are open.
+class SharedConnection(Connection):
+    """A connection after which the worker pauses, so that other workers accept the next ones.
 
-    Workers accept from one socket. Without the pause the one that wakes first takes a whole burst of connections, and keeps
-    them for as long as they live, while the others have nothing to do. The pause stops the loop, though not the model: callers
-    who open a connection for every request may spend PAUSED_SHARE of it that way, beyond a burst.
+    Workers accept from one socket. Without the pause, the first to wake takes a whole burst of connections and keeps them,
+    while the others stay idle. The pause grows with the open connections. It blocks the event loop, not the model; its share
+    of the time is at most PAUSED_SHARE, beyond a burst.
     """
 
     credit: ClassVar[float] = PAUSED_BURST_SECONDS
     credited_at: ClassVar[float] = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let another worker have the next one."""
+        """Pause, so that another worker accepts the next connection."""
         super().connection_made(transport)
         now = time.monotonic()
-        credit = min(PAUSED_BURST_SECONDS, Patient.credit + PAUSED_SHARE * (now - Patient.credited_at))
+        credit = min(
+            PAUSED_BURST_SECONDS, SharedConnection.credit + PAUSED_SHARE * (now - SharedConnection.credited_at)
+        )
         pause = min(LONGEST_PAUSE_SECONDS, ACCEPT_PAUSE_SECONDS * len(self.connections), credit)
-        Patient.credit, Patient.credited_at = credit - pause, now
+        SharedConnection.credit, SharedConnection.credited_at = credit - pause, now
         time.sleep(pause)
 
 
 def open_file_limit(wanted: int) -> int:
-    """Raise this process's limit of open files as far as it may; return how many of `wanted` connections fit below it."""
+    """Raise this process's limit of open files as far as allowed; return how many of `wanted` connections fit below it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -47,6 +49,6 @@ def open_file_limit(wanted: int) -> int:
     return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - SPARE_FILES))
 
 
-def protocol(limits: Limits) -> type[Patient]:
-    """A class of connections that share these limits, for one event loop."""
-    return type("Bounded", (Patient,), {"opened": OpenConnections(limits)})
+def protocol(limits: Limits) -> type[SharedConnection]:
+    """Return a protocol class whose connections share these limits, for one event loop."""
+    return type("Bounded", (SharedConnection,), {"opened": OpenConnections(limits)})

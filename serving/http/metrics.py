@@ -1,13 +1,13 @@
-"""What a worker counts of itself, for Prometheus.
+"""Prometheus metrics of a worker.
 
-BentoML's /metrics shows them beside its own. api.py counts, the outbox reports. It deliberately knows neither.
+api.py and the outbox update them; BentoML's /metrics shows them beside its own.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
 
 
 class Metrics:
-    """Prometheus metrics of one worker; made in the worker, never at import."""
+    """Prometheus metrics of one worker; created in the worker, never at import."""
 
     def __init__(self, model: str) -> None:
         self.predictions = Counter("ratchet_predictions", "items answered", ["model"]).labels(model)
@@ -18,13 +18,13 @@ class Metrics:
         self.waiting = Gauge("ratchet_outbox_waiting", "events on disk", ["model"], multiprocess_mode="livesum").labels(
             model
         )
-        self.tokens = Counter("ratchet_written_tokens", "tokens of written answers", ["model"]).labels(model)
+        self.tokens = Counter("ratchet_written_tokens", "tokens of generated texts", ["model"]).labels(model)
         self.dropped = Gauge(
             "ratchet_outbox_dropped", "predictions dropped", ["model"], multiprocess_mode="livesum"
         ).labels(model)
         self.model = model
 
     def outbox(self, waiting: int, dropped: int) -> None:
-        """What the outbox last counted."""
+        """Set the outbox's gauges to its latest counts."""
         self.waiting.set(waiting)
         self.dropped.set(dropped)

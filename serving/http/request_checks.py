@@ -1,7 +1,6 @@
-"""Checks of a prediction request that depend on settings and on the live version.
+"""Checks of a prediction request against the settings and the live version.
 
-Turns a well-formed request into what may be asked of this project, or into a refusal. api.py calls them. It deliberately knows no
-HTTP beyond a status and no queue.
+Turns a well-formed request into its items and token limit, or raises `Refused`. api.py calls them before it queues a request.
 """
 
 from schemas.serving_settings import ServingSettings
@@ -10,34 +9,38 @@ from serving.http.contract import Item, Options, PredictRequest
 from serving.inference.loading import Loaded
 
 
-def items(asked: PredictRequest, serving: ServingSettings) -> list[Item]:
-    """Return the items, of acceptable number and length, none empty. Raises Refused."""
-    if len(asked.items) > serving.max_items:
-        raise Refused(422, "too many items", ("items", f"{len(asked.items)}, at most {serving.max_items}"))
-    for n, item in enumerate(asked.items):
+def items(request: PredictRequest, serving: ServingSettings) -> list[Item]:
+    """Return the request's items. Raises Refused if there are too many, or a text is empty or too long."""
+    if len(request.items) > serving.max_items:
+        raise Refused(422, "too many items", ("items", f"at most {serving.max_items} items, got {len(request.items)}"))
+    for n, item in enumerate(request.items):
         if len(item.text) > serving.max_text_chars:
-            reason = f"{len(item.text)}, at most {serving.max_text_chars}"
+            reason = f"at most {serving.max_text_chars} characters, got {len(item.text)}"
             raise Refused(422, "a text is too long", (f"items.{n}.text", reason))
         if not item.text.strip():
-            raise Refused(422, "a text is empty", (f"items.{n}.text", "only white space"))
-    return asked.items
+            raise Refused(422, "a text is empty", (f"items.{n}.text", "needs a character other than white space"))
+    return request.items
 
 
-def most_tokens(asked: PredictRequest, options: Options, live: tuple[Loaded, int] | None) -> int | None:
-    """Return how many tokens an answer may have if the live version writes, else None. Raises Refused."""
+def max_new_tokens(request: PredictRequest, options: Options, live: tuple[Loaded, int] | None) -> int | None:
+    """Return the most tokens a generated text may have; None unless the live version generates text. Raises Refused."""
     manifest = live[0].manifest if live else None
     if manifest is None or manifest.task != "generation":
         if options.stream or options.max_new_tokens:
             field = "stream" if options.stream else "max_new_tokens"
-            raise Refused(422, "this model writes no text", (f"options.{field}", "of models that write"))
+            raise Refused(422, "this model generates no text", (f"options.{field}", "only for the task generation"))
         return None
     if options.coverage is not None:
-        raise Refused(422, "a text has no set", ("options.coverage", "of models with labels or numbers"))
-    if options.stream and len(asked.items) > 1:
         raise Refused(
-            422, "too many items", ("items", f"`options.stream` needs exactly one item, got {len(asked.items)}")
+            422, "a generated text has no prediction set", ("options.coverage", "not for the task generation")
         )
-    most = options.max_new_tokens or manifest.max_new_tokens
-    if most > manifest.max_new_tokens:
-        raise Refused(422, "too many tokens", ("options.max_new_tokens", f"at most {manifest.max_new_tokens}"))
-    return most
+    if options.stream and len(request.items) > 1:
+        raise Refused(
+            422, "too many items", ("items", f"`options.stream` needs exactly one item, got {len(request.items)}")
+        )
+    limit = options.max_new_tokens or manifest.max_new_tokens
+    if limit > manifest.max_new_tokens:
+        raise Refused(
+            422, "too many tokens", ("options.max_new_tokens", f"at most {manifest.max_new_tokens}, got {limit}")
+        )
+    return limit

@@ -1,8 +1,8 @@
-"""Outputs into bytes: what the caller gets, and the event that says so.
+"""Responses and prediction events: one inference result, written once for the caller and once for the event log.
 
-Turns one `Answer` of a queue into the answers of its texts and their `PredictionMade` events. api.py calls it on every
-request. It deliberately knows no HTTP, no queue, no broker, and no task: what is said of a text is outputs.py's. An event here
-is bytes that schemas/events.py reads (a test holds the two equal).
+Turns an `InferenceResult` into the body of POST /predict and a `PredictionMade` event for each text. api.py calls it on every
+request. It knows no HTTP, queue or broker; the fields of a prediction come from outputs.py. Events are written as bytes, without
+pydantic; a test holds them equal to what schemas/events.py writes.
 """
 
 import time
@@ -14,35 +14,35 @@ import orjson
 from schemas.events import new_id, utc_now
 from schemas.manifests import ModelManifest
 from serving.http import access
-from serving.inference.outputs import Said
+from serving.inference.outputs import Prediction
 
 Event = tuple[str, bytes]
 
 
-class Answer(Protocol):
-    """What a queue gave: outputs or texts, of one version."""
+class InferenceResult(Protocol):
+    """The result of one request, from batching.py or generation_queue.py, by one model version."""
 
     @property
     def manifest(self) -> ModelManifest:
-        """Of the version that gave it."""
+        """Return the manifest of the version that produced it."""
 
     @property
     def generation(self) -> int:
-        """As that version was live."""
+        """Return the live generation that produced it."""
 
-    def said(self, coverage: float | None) -> Iterable[Said]:
-        """What answer and event say of each text; `coverage` is what the caller asked for."""
+    def predictions(self, coverage: float | None) -> Iterable[Prediction]:
+        """Return the prediction of each text; `coverage` is the request's, None if it has none."""
 
 
-class Answers:
-    """Writes answers and events of one model.
+class ResponseBuilder:
+    """Builder of the responses and events of one model.
 
     Args:
         model_name: the project's model.
-        source: of the events.
-        secret: of tokens and of the audit sample.
+        source: the events' `source`.
+        secret: the project's secret, for feedback tokens and the audit sample.
         audit_rate: share of predictions marked for labelling.
-        token_seconds: life of a feedback token.
+        token_seconds: lifetime of a feedback token.
 
     """
 
@@ -53,42 +53,42 @@ class Answers:
         self._audit_rate = audit_rate
         self._token_seconds = token_seconds
 
-    def write(
+    def build(
         self,
-        answer: Answer,
+        result: InferenceResult,
         texts: Sequence[str],
         metadata: Sequence[Mapping[str, str]],
         *,
         user: str | None,
         coverage: float | None,
     ) -> tuple[bytes, list[Event]]:
-        """The body of the answer, and (prediction id, event) of each text.
+        """Return the response's body, and the prediction id and event of each text.
 
         Args:
-            answer: of batching.py or generation_queue.py.
-            texts: anonymised, in its order.
-            metadata: anonymised, of each text.
-            user: already a pseudonym.
-            coverage: of the set of labels, or the interval, that is asked for.
+            result: the predictions of all texts.
+            texts: anonymised, in the result's order.
+            metadata: of each text, anonymised.
+            user: a pseudonym, None if the request names no user.
+            coverage: requested for the prediction set or the interval, None if not requested.
 
         """
         body, events = [], []
         expires = int(time.time()) + self._token_seconds
-        version, task = answer.manifest.model_version, answer.manifest.task
-        for text, described, (shown, kept) in zip(texts, metadata, answer.said(coverage), strict=True):
+        version, task = result.manifest.model_version, result.manifest.task
+        for text, item, (response, event) in zip(texts, metadata, result.predictions(coverage), strict=True):
             prediction_id = new_id()
             token = access.issue_token(self._secret, prediction_id, expires)
-            body.append({"prediction_id": prediction_id, "model_version": version, **shown, "feedback_token": token})
+            body.append({"prediction_id": prediction_id, "model_version": version, **response, "feedback_token": token})
             data = {
                 "prediction_id": prediction_id,
                 "model_version": version,
-                **kept,
+                **event,
                 "model_name": self._model_name,
-                "generation": answer.generation,
+                "generation": result.generation,
                 "task": task,
                 "text": text,
                 "user": user,
-                "metadata": described,
+                "metadata": item,
                 "audit": access.keyed_share(self._secret, "audit", prediction_id) < self._audit_rate,
             }
             events.append((prediction_id, self._event(prediction_id, data)))

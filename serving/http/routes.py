@@ -1,7 +1,7 @@
-"""Which path and method is answered by what: the ASGI side of the routes.
+"""The router: call the route of a path and method, and send its response over ASGI.
 
-Turns one ASGI call into a call of a route, and what the route returns or raises into a response. api.py holds the routes.
-It deliberately knows no models and no keys.
+Turns one ASGI call into a call of a route, and the route's result or exception into a response. api.py defines the routes. It
+knows no models and no keys.
 """
 
 import logging
@@ -14,19 +14,19 @@ from serving.http.cors import Cors
 
 log = logging.getLogger("ratchet.api")
 
-Answered = tuple[int, bytes] | EventStream
-Route = Callable[[Request], Awaitable[Answered]]
+Response = tuple[int, bytes] | EventStream
+Route = Callable[[Request], Awaitable[Response]]
 
 JSON = (b"content-type", b"application/json")
 
 
 class Router:
-    """Routes by path, each with its one method; GET answers HEAD too, and every path answers OPTIONS.
+    """Routes by path, each with one method. A GET route also answers HEAD, and every path answers OPTIONS.
 
     Args:
-        routes: method and route of each path; one slash more at the end of a path is the same path.
-        headers: of every answer.
-        cors: what browsers may read.
+        routes: method and route of each path; a trailing slash in a request's path is ignored.
+        headers: sent with every response.
+        cors: the project's CORS policy.
 
     """
 
@@ -36,7 +36,7 @@ class Router:
         self._cors = cors
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request; without BentoML, also ASGI's life cycle."""
+        """Answer one request, or ASGI's lifespan messages when the app runs without BentoML."""
         if scope["type"] == "lifespan":
             while (await receive())["type"] != "lifespan.shutdown":
                 await send({"type": "lifespan.startup.complete"})
@@ -45,11 +45,11 @@ class Router:
         request = Request(scope.get("method", ""), dict(scope["headers"]), receive)
         headers = [*self._headers, *self._cors.headers(request.headers)]
         try:
-            answer = await self._answer(scope, request, headers)
-            if isinstance(answer, EventStream):
-                await answer.send(send, headers)
+            response = await self._respond(scope, request, headers)
+            if isinstance(response, EventStream):
+                await response.send(send, headers)
                 return
-            status, body = answer
+            status, body = response
         except Refused as refused:
             status, body = refused.status, refused.body
             headers += [(name.lower().encode(), value.encode()) for name, value in refused.headers.items()]
@@ -63,12 +63,12 @@ class Router:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
 
-    async def _answer(self, scope: Message, request: Request, headers: Headers) -> Answered:
+    async def _respond(self, scope: Message, request: Request, headers: Headers) -> Response:
         path = scope["path"]
-        found = self._routes.get(path) or self._routes.get(path.removesuffix("/"))
-        if scope["type"] != "http" or found is None:
+        entry = self._routes.get(path) or self._routes.get(path.removesuffix("/"))
+        if scope["type"] != "http" or entry is None:
             raise Refused(404, "Not Found")
-        method, route = found
+        method, route = entry
         if request.method == method or (request.method == "HEAD" and method == "GET"):
             return await route(request)
         methods = f"{method}, HEAD, OPTIONS" if method == "GET" else f"{method}, OPTIONS"

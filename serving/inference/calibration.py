@@ -1,7 +1,7 @@
 """Apply a fitted calibration: logits in, probabilities and prediction sets out.
 
-outputs.py calls the functions of its task on every batch, and those for sets and intervals where a caller asks for coverage;
-pipelines/calibration/maps.py, conformal.py and intervals.py fit what they apply. It deliberately cannot fit.
+outputs.py calls these functions on every batch, and those for sets and intervals where a request gives a coverage. The parameters
+are fitted in pipelines/calibration: maps.py, conformal.py and intervals.py. numpy is all that is needed here.
 """
 
 from collections.abc import Sequence
@@ -14,26 +14,27 @@ from schemas.manifests import Calibration, Conformal, IntervalCalibration, Seque
 
 Floats = NDArray[np.float64]
 
-GOLDEN_COVERAGE = 0.9  # of the sets among a version's golden outputs
+GOLDEN_COVERAGE = 0.9  # of the prediction sets among a version's golden outputs
 
 
 def softmax(logits: Floats) -> Floats:
-    """[n, k] -> [n, k], rows sum to 1."""
+    """Return the softmax of each row: [n, k] -> [n, k], rows sum to 1."""
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """[n, k] -> [n, k], the logarithms of `softmax`."""
+    """Return the logarithms of `softmax`: [n, k] -> [n, k]."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def apply(calibration: Calibration, logits: NDArray[np.floating]) -> Floats:
-    """Calibrated probabilities: [n, k] -> [n, k], rows sum to 1.
+    """Return calibrated probabilities: [n, k] -> [n, k], rows sum to 1.
 
-    Temperature and vector scaling are Guo et al. (2017), platt is Platt (1999), isotonic is Zadrozny & Elkan (2002). The
-    last two are for two labels. Logits count up to a constant in each row, so logarithms of probabilities will do.
+    Temperature and vector scaling: Guo et al. (2017); platt: Platt (1999); isotonic: Zadrozny & Elkan (2002). The last two
+    need two labels. The result does not change if a constant is added to a row, so logarithms of probabilities may be given
+    as logits.
     """
     exact = logits.astype(np.float64)
     match calibration.kind:
@@ -52,7 +53,7 @@ def apply(calibration: Calibration, logits: NDArray[np.floating]) -> Floats:
 
 
 def apply_to_each(calibration: Calibration, logits: NDArray[np.floating]) -> Floats:
-    """Calibrated probabilities of labels that do not exclude each other: [n, k] -> [n, k].
+    """Return calibrated probabilities of labels that do not exclude each other: [n, k] -> [n, k].
 
     One temperature (Guo et al. 2017), or for each label a scale and a shift (Platt 1999), inside the sigmoid.
     """
@@ -63,16 +64,16 @@ def apply_to_each(calibration: Calibration, logits: NDArray[np.floating]) -> Flo
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """[...] -> [...]."""
+    """Return the logistic sigmoid of each element; the shape is kept."""
     return np.asarray(1 / (1 + np.exp(-np.clip(logits, -500, 500))))
 
 
 def scores(method: str, probabilities: Floats) -> Floats:
-    """How badly each label fits each row: [n, k] -> [n, k].
+    """Return the nonconformity score of each label in each row: [n, k] -> [n, k].
 
-    lac: 1 - p (Sadinle, Lei & Wasserman 2019). aps: the probability of the labels above this one (Romano, Sesia & Candès 2020,
-    with u = 1 instead of a draw: the same text always gets the same set, and the top label's score of 0 keeps it from being
-    empty).
+    lac: 1 - p (Sadinle, Lei & Wasserman 2019). aps: the total probability of the likelier labels (Romano, Sesia & Candès
+    2020, with u = 1 instead of a random draw: the same text always gets the same set, and the top label's score of 0 keeps
+    the set non-empty).
     """
     if method == "lac":
         return 1 - probabilities
@@ -84,7 +85,7 @@ def scores(method: str, probabilities: Floats) -> Floats:
 
 
 def threshold(ascending: Sequence[float], coverage: float) -> float:
-    """The score that bounds a fresh one with at least this probability: infinite if n scores are too few for that.
+    """Return the score that bounds a new one with at least this probability; infinite if there are too few scores.
 
     It is the ceil((n + 1) coverage)-th smallest (Vovk, Gammerman & Shafer 2005).
     """
@@ -93,10 +94,10 @@ def threshold(ascending: Sequence[float], coverage: float) -> float:
 
 
 def prediction_sets(conformal: Conformal | None, probabilities: Floats, coverage: float) -> NDArray[np.bool_]:
-    """Which labels are in each row's set: [n, k] -> [n, k]. The most probable label always is.
+    """Return which labels are in each row's prediction set: [n, k] -> [n, k]. The most probable label always is.
 
-    A set holds the truth with at least this probability; with too few scores for that it is every label. A model that came
-    without scores gets the labels that together reach `coverage`, which promises nothing.
+    A set holds the true label with at least this probability; it holds every label if there are too few scores. A model without
+    scores gets the likeliest labels that together reach `coverage`, without a guarantee.
     """
     if conformal is None or not conformal.scores:
         inside = scores("aps", probabilities) < coverage
@@ -107,11 +108,11 @@ def prediction_sets(conformal: Conformal | None, probabilities: Floats, coverage
 
 
 def outer_sets(conformal: Conformal | None, probabilities: Floats, coverage: float) -> NDArray[np.bool_]:
-    """Which labels are in each row's set, where several can be true: [n, k] -> [n, k].
+    """Return which labels are in each row's prediction set, if several can be true: [n, k] -> [n, k].
 
     A set holds all true labels with at least this probability (Cauchois, Gupta & Duchi 2021): the score of a row is that of
-    its least likely true label, 1 - p. A model that came without scores gets the labels that are likelier than 1 - coverage,
-    which promises nothing.
+    its least likely true label, 1 - p. A model without scores gets the labels likelier than 1 - coverage, without a
+    guarantee.
     """
     limit = threshold(conformal.scores, coverage) if conformal is not None and conformal.scores else coverage
     return np.asarray(1 - probabilities <= limit)
@@ -120,18 +121,18 @@ def outer_sets(conformal: Conformal | None, probabilities: Floats, coverage: flo
 def intervals(
     fitted: IntervalCalibration, mean: Floats, spread: Floats | None, coverage: float
 ) -> tuple[Floats, Floats]:
-    """Lower and upper ends around predictions [n] that hold the truth with at least this probability; spread None: 1."""
+    """Return lower and upper ends [n] of prediction intervals with this coverage around `mean` [n]; spread None means 1."""
     half = threshold(fitted.scores, coverage) * (np.ones_like(mean) if spread is None else spread)
     return mean - half, mean + half
 
 
 def mean_logprob(token_logprobs: Sequence[Sequence[float]]) -> Floats:
-    """Mean log-probability of a token of each text, 0 for an empty one: n texts -> [n]."""
+    """Return the mean token log-probability of each text, 0 for an empty one: n texts -> [n]."""
     return np.array([sum(tokens) / len(tokens) if len(tokens) else 0.0 for tokens in token_logprobs])
 
 
 def sequence_confidence(fitted: SequenceCalibration, token_logprobs: Sequence[Sequence[float]]) -> Floats:
-    """Probability that each text is accepted: n texts -> [n]."""
+    """Return the calibrated probability that people accept each text: n texts -> [n]."""
     means = mean_logprob(token_logprobs)
     if fitted.kind == "none":
         return np.asarray(np.exp(means))

@@ -1,7 +1,7 @@
-"""One loaded model version: texts in, calibrated outputs out: probabilities, or for a regression numbers.
+"""The encoder runtime: one loaded model version that turns texts into calibrated probabilities, or numbers for a regression.
 
-Loads a verified directory into an immutable `Runtime` on ONNX Runtime. live.py swaps it, batching.py runs it, evaluation
-scores through it, so that what is gated is what serves. It deliberately knows no registry, queue or HTTP.
+Loads a verified directory into an immutable `Runtime` on ONNX Runtime. live.py swaps it, batching.py runs it, and evaluation
+scores with it, so the gates judge the same artefact that serves. It knows no registry, queue or HTTP.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from schemas.manifests import ModelManifest
-from serving.artifacts import verify
 from serving.inference.calibration import GOLDEN_COVERAGE
 from serving.inference.golden import GoldenMismatch
 from serving.inference.outputs import outputs_of
+from serving.model_directory import verify
 
 
 class Runtime:
@@ -27,13 +27,13 @@ class Runtime:
 
         Args:
             directory: a model version directory.
-            digest: its address, checked if given.
-            threads: of ONNX Runtime, within one operator.
+            digest: the version's digest, checked if given.
+            threads: ONNX Runtime's threads within one operator.
 
         Raises:
             ArtifactDamaged: a hash differs.
             GoldenMismatch: the golden outputs differ.
-            UnknownTask: it is of a task that cannot be served.
+            UnknownTask: the manifest's task cannot be served.
 
         """
         self.manifest: ModelManifest = verify(directory, digest)
@@ -46,13 +46,13 @@ class Runtime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Spinning threads would burn the cores that the other worker and the round need.
+        # Spinning threads would take CPU time from the other workers and the training round.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(
             directory / "model.onnx",
             options,
             providers=["CPUExecutionProvider"],
-            # Its fused kernel is not vectorised: a sixth of an fp32 model's time, a quarter of an int8 one's.
+            # This fused kernel is not vectorised: it takes a sixth of an fp32 model's time, a quarter of an int8 model's.
             disabled_optimizers=["SkipLayerNormFusion"],
         )
         self.columns = int(self._session.get_outputs()[0].shape[-1])
@@ -60,28 +60,28 @@ class Runtime:
 
     @property
     def version(self) -> str:
-        """The model version's name."""
+        """Return the model version's name."""
         return self.manifest.model_version
 
     @property
     def labels(self) -> list[str]:
-        """Label of each column."""
+        """Return the label of each output column."""
         return self.manifest.labels
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, truncated to the model's length."""
+        """Return the token ids of each text, truncated to the model's length."""
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
 
     def run(self, encoded: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """Calibrated outputs [n, k] of token ids; rows are padded to the longest, so batch equal lengths."""
+        """Return calibrated outputs [n, k] of token ids. Rows are padded to the longest: batch rows of similar length."""
         return self.outputs.apply(self._run(encoded))
 
     def probabilities(self, texts: Sequence[str], batch: int = 32) -> NDArray[np.float64]:
-        """Calibrated outputs [n, k] of any number of texts, run in batches of similar length."""
+        """Return calibrated outputs [n, k] of any number of texts, run in batches of similar length."""
         return self.outputs.apply(self.logits(texts, batch))
 
     def logits(self, texts: Sequence[str], batch: int = 32) -> NDArray[np.float64]:
-        """The same before calibration."""
+        """Return the logits [n, k] of any number of texts, before calibration."""
         encoded = self.encode(texts)
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         result = np.zeros((len(encoded), self.columns))
@@ -97,8 +97,8 @@ class Runtime:
         for row, tokens in enumerate(encoded):
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        found: NDArray[np.float32] = self._session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
-        return found
+        logits: NDArray[np.float32] = self._session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+        return logits
 
     def _check_golden(self) -> None:
         golden = self.manifest.golden
@@ -107,6 +107,6 @@ class Runtime:
             if not difference <= golden.tolerance:
                 raise GoldenMismatch(f"{self.version}: golden outputs differ by {difference:.2g}")
             inside = self.outputs.sets(np.array(golden.probabilities), GOLDEN_COVERAGE)
-            # A version that was made without sets has none to hold.
+            # Versions made before prediction sets were recorded have no golden sets.
             if golden.sets and [np.flatnonzero(row).tolist() for row in inside] != golden.sets:
                 raise GoldenMismatch(f"{self.version}: golden prediction sets differ")

@@ -1,10 +1,10 @@
-"""One generation at a time: requests that want text wait their turn on a worker's one thread.
+"""The generation queue: requests for generated text run one at a time on a worker's thread.
 
-Turns each request's texts into answers, or into the pieces of one as they are written. api.py asks; it runs what live.py holds.
-It deliberately knows no HTTP, no registry and no torch.
+Turns each request's texts into a `GenerationResult`, or one text into pieces as the model generates them. api.py submits
+requests; live.py supplies the runtime. It knows no HTTP, no registry and no torch.
 
-A request runs on the one version that is live as its work begins: no answer mixes versions. Its texts are written together.
-Whoever stops listening stops the work at the next token.
+A request runs on the version that is live when its work begins, so no result mixes versions. All its texts are generated
+together. A request whose caller leaves stops at the next token.
 """
 
 import asyncio
@@ -21,62 +21,62 @@ from serving.inference.admission import Admission, QueueFull
 from serving.inference.batching import DeadlinePassed, NotReady
 from serving.inference.encoder_runtime import Runtime
 from serving.inference.loading import Loaded
-from serving.inference.outputs import Said
+from serving.inference.outputs import Prediction
 from serving.privacy.anonymise import anonymise
 
 if TYPE_CHECKING:
-    from serving.inference.decoder_runtime import Piece, Writer, Written
+    from serving.inference.decoder_runtime import DecoderRuntime, GeneratedText, Piece
 
 
 @dataclass(frozen=True)
-class TextAnswer:
-    """What was written to each text of a request, and the version and generation that wrote it."""
+class GenerationResult:
+    """The generated texts of one request, and the runtime and live generation that produced them."""
 
-    runtime: "Writer"
+    runtime: "DecoderRuntime"
     generation: int
-    written: list["Written"]
+    generated: list["GeneratedText"]
 
     @property
     def manifest(self) -> ModelManifest:
-        """Of the version."""
+        """Return the version's manifest."""
         return self.runtime.manifest
 
     @property
     def tokens(self) -> int:
-        """How many were written."""
-        return sum(len(one.tokens) for one in self.written)
+        """Return the number of generated tokens."""
+        return sum(len(text.tokens) for text in self.generated)
 
-    def said(self, _coverage: float | None) -> Iterator[Said]:
-        """The text and how likely people accept it. What was written goes into the event as what was asked does: anonymised."""
-        confidence = self.runtime.confidence([one.logprobs for one in self.written])
-        for one, sure in zip(self.written, confidence, strict=True):
+    def predictions(self, _coverage: float | None) -> Iterator[Prediction]:
+        """Yield each text with its confidence. The event holds the text anonymised, as it holds the request's text."""
+        confidences = self.runtime.confidence([text.logprobs for text in self.generated])
+        for text, confidence in zip(self.generated, confidences, strict=True):
             yield (
-                {"text": one.text, "confidence": sure},
-                {"label": anonymise(one.text.strip()), "confidence": sure, "probabilities": {}},
+                {"text": text.text, "confidence": confidence},
+                {"label": anonymise(text.text.strip()), "confidence": confidence, "probabilities": {}},
             )
 
 
 @dataclass(eq=False)
 class _Request:
     texts: Sequence[str]
-    most: int | None
+    max_new_tokens: int | None
     pieces: bool
     loop: asyncio.AbstractEventLoop
-    told: "asyncio.Queue[Piece | TextAnswer | Exception | None]" = field(default_factory=asyncio.Queue)
-    gone: bool = False
+    results: "asyncio.Queue[Piece | GenerationResult | Exception | None]" = field(default_factory=asyncio.Queue)
+    cancelled: bool = False
 
-    def tell(self, what: "Piece | TextAnswer | Exception | None") -> None:
-        """From the thread to whoever waits."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who waited
-            self.loop.call_soon_threadsafe(self.told.put_nowait, what)
+    def send(self, result: "Piece | GenerationResult | Exception | None") -> None:
+        """Pass a result from the thread to the waiting coroutine; None says that the work has begun."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
+            self.loop.call_soon_threadsafe(self.results.put_nowait, result)
 
 
 class GenerationQueue:
     """One worker's queue and thread.
 
     Args:
-        current: the live version and its generation, asked as work begins.
-        max_queue: texts waiting before QueueFull; an idle queue takes a request of any size.
+        current: returns the live runtime and its generation; called when work begins.
+        max_queue: most waiting texts before QueueFull; an empty queue takes a request of any size.
         clock: monotonic seconds.
 
     """
@@ -92,62 +92,71 @@ class GenerationQueue:
         self._max_queue = max_queue
         self._clock = clock
         self._waiting: deque[_Request] = deque()
-        self._writing = 0  # texts of the answer at hand
+        self._running = 0  # texts of the request that runs
         self._admission = Admission(clock)
         self._condition = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    async def write(self, texts: Sequence[str], most: int | None, timeout_s: float) -> TextAnswer:
-        """Answers of `most` tokens at most, if work begins within `timeout_s`. Raises QueueFull, DeadlinePassed or NotReady."""
-        async with contextlib.aclosing(self._ask(texts, most, timeout_s, pieces=False)) as told:
-            async for found in told:
-                if isinstance(found, TextAnswer):
-                    return found
+    async def generate(self, texts: Sequence[str], max_new_tokens: int | None, timeout_s: float) -> GenerationResult:
+        """Return texts of at most `max_new_tokens` tokens each.
+
+        Raises:
+            QueueFull: too many texts are waiting.
+            DeadlinePassed: the work did not begin within `timeout_s` seconds.
+            NotReady: no decoder is live, or this worker is stopping.
+
+        """
+        async with contextlib.aclosing(self._results(texts, max_new_tokens, timeout_s, pieces=False)) as results:
+            async for result in results:
+                if isinstance(result, GenerationResult):
+                    return result
         raise NotReady("this worker is stopping")
 
-    def stream(self, text: str, most: int | None, timeout_s: float) -> "AsyncGenerator[Piece | TextAnswer]":
-        """The pieces of one answer as they are written, then all of it; raises as `write`, before the first."""
-        return self._ask([text], most, timeout_s, pieces=True)
+    def stream(
+        self, text: str, max_new_tokens: int | None, timeout_s: float
+    ) -> "AsyncGenerator[Piece | GenerationResult]":
+        """Yield the pieces of one text as they are generated, then the result. Raises as `generate`, before the first piece."""
+        return self._results([text], max_new_tokens, timeout_s, pieces=True)
 
     def close(self) -> None:
-        """Finish the answer at hand, refuse what waits, and stop the thread."""
+        """Finish the running request, refuse the waiting ones, and stop the thread."""
         with self._condition:
             self._closed = True
             for request in self._waiting:
-                request.tell(NotReady("this worker is stopping"))
+                request.send(NotReady("this worker is stopping"))
             self._waiting.clear()
             self._condition.notify()
         self._thread.join(5)
 
-    async def _ask(
-        self, texts: Sequence[str], most: int | None, timeout_s: float, *, pieces: bool
-    ) -> "AsyncGenerator[Piece | TextAnswer]":
-        request = _Request(texts, most, pieces, asyncio.get_running_loop())
-        asked_at = self._clock()
+    async def _results(
+        self, texts: Sequence[str], max_new_tokens: int | None, timeout_s: float, *, pieces: bool
+    ) -> "AsyncGenerator[Piece | GenerationResult]":
+        request = _Request(texts, max_new_tokens, pieces, asyncio.get_running_loop())
+        submitted_at = self._clock()
         self._put(request, timeout_s)
         try:
             async with asyncio.timeout(timeout_s) as waiting:
-                begun = await request.told.get()
-            found = begun or await request.told.get()
-            while not isinstance(found, Exception):
-                assert found is not None
-                yield found
-                if isinstance(found, TextAnswer):
+                begun = await request.results.get()
+            result = begun or await request.results.get()
+            while not isinstance(result, Exception):
+                assert result is not None
+                yield result
+                if isinstance(result, GenerationResult):
                     return
-                found = await request.told.get()
-            raise found
+                result = await request.results.get()
+            raise result
         except TimeoutError as error:
             if waiting.expired():
                 raise DeadlinePassed("the deadline passed before the work began") from error
             raise
         finally:
-            self._leave(request, self._clock() - asked_at, timeout_s)
+            self._leave(request, self._clock() - submitted_at, timeout_s)
 
     def _leave(self, request: _Request, age_s: float, timeout_s: float) -> None:
-        """Forget a request whose caller left; who leaves in the middle of an answer says nothing of the queue."""
-        request.gone = True
+        """Drop a request whose caller left. Only a caller who left while waiting teaches the admission its patience."""
+        request.cancelled = True
         with self._condition, contextlib.suppress(ValueError):
             self._waiting.remove(request)
             self._admission.hung_up(age_s, timeout_s)
@@ -159,7 +168,9 @@ class GenerationQueue:
             waiting = sum(len(other.texts) for other in self._waiting)
             if waiting and waiting + len(request.texts) > self._max_queue:
                 raise QueueFull(f"{waiting} texts are waiting")
-            self._admission.check(waiting + self._writing // 2, timeout_s)  # on average half of it is done
+            self._admission.check(
+                waiting + self._running // 2, timeout_s
+            )  # on average, half of the running request is done
             self._waiting.append(request)
             self._condition.notify()
 
@@ -171,32 +182,32 @@ class GenerationQueue:
                 if self._closed:
                     return
                 request = self._waiting.popleft()
-                self._writing = 0 if request.gone else len(request.texts)
-            if request.gone:
+                self._running = 0 if request.cancelled else len(request.texts)
+            if request.cancelled:
                 continue
             began_at = self._clock()
             try:
-                self._answer(request)
-            except Exception as error:  # whatever the model raises belongs to this request, not to the thread
-                request.tell(error)
+                self._serve(request)
+            except Exception as error:  # the request fails with it; the thread goes on
+                request.send(error)
             with self._condition:
-                self._admission.worked(0 if request.gone else self._writing, self._clock() - began_at)
-                self._writing = 0
+                self._admission.worked(0 if request.cancelled else self._running, self._clock() - began_at)
+                self._running = 0
 
-    def _answer(self, request: _Request) -> None:
-        writer, generation = self._current() or (None, 0)
-        if writer is None or isinstance(writer, Runtime):
-            request.tell(NotReady("no champion that writes is loaded yet"))
+    def _serve(self, request: _Request) -> None:
+        runtime, generation = self._current() or (None, 0)
+        if runtime is None or isinstance(runtime, Runtime):
+            request.send(NotReady("no champion that generates text is loaded yet"))
             return
-        request.tell(None)  # begun
+        request.send(None)  # begun
         if request.pieces:
-            found = []
-            for piece in writer.pieces(writer.encode(request.texts[0]), request.most):
-                if request.gone:
+            pieces = []
+            for piece in runtime.pieces(runtime.encode(request.texts[0]), request.max_new_tokens):
+                if request.cancelled:
                     return
-                found.append(piece)
-                request.tell(piece)
-            written = [writer.whole(found)]
+                pieces.append(piece)
+                request.send(piece)
+            generated = [runtime.joined(pieces)]
         else:
-            written = writer.write(request.texts, request.most, gone=lambda: request.gone)
-        request.tell(TextAnswer(writer, generation, written))
+            generated = runtime.generate(request.texts, request.max_new_tokens, cancelled=lambda: request.cancelled)
+        request.send(GenerationResult(runtime, generation, generated))

@@ -1,8 +1,8 @@
-"""Golden outputs: what a version answered to a few inputs when it was made.
+"""Golden outputs: a version's outputs for a few inputs, recorded when it was made.
 
-encoder and decoder runtimes check them as they load. It deliberately knows neither.
+The encoder and the decoder runtime compare them when they load a version.
 """
 
 
 class GoldenMismatch(ValueError):
-    """The artefact does not answer its own golden inputs as it did when it was made."""
+    """The loaded artefact's outputs for the golden inputs differ from the recorded ones by more than the tolerance."""

@@ -1,10 +1,11 @@
-"""What a model's outputs mean, by task: logits become honest numbers, and these become what is said of a text.
+"""Outputs by task: logits become calibrated probabilities or numbers, and these become predictions.
 
-`outputs_of` turns a manifest into `Outputs`. The runtime applies them to every batch, http/responses.py writes what
-they say into the answer and its event, gates look at the same. It deliberately knows no texts, no ids and no HTTP.
+`outputs_of` turns a manifest into the `Outputs` of its task. The encoder runtime applies them to every batch, http/responses.py
+writes their predictions into response and event, and the gates judge the same values. It knows no texts, no ids and no HTTP.
 
-What an event says is the same for all tasks: `label`, the canonical text of the answer (schemas/targets.py), its
-`confidence`, and `probabilities` where there are labels.
+The event has the same fields for all tasks: `label`, the prediction in its canonical text form (schemas/targets.py),
+`confidence`, and `probabilities` if the task has labels. The event log stores `label` as the column `predicted_label`; code
+that reads the log uses that name. In the API's response, `label` is the field of a classification alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,47 +21,48 @@ from schemas.targets import canonical
 from serving.inference import calibration
 
 Floats = NDArray[np.float64]
-# Fields of the answer, and fields of the event's data.
-Said = tuple[dict[str, object], dict[str, object]]
+# Fields of the response, and fields of the event's data.
+Prediction = tuple[dict[str, object], dict[str, object]]
 
-INTERVAL_COVERAGE = 0.9  # of a number's interval where a caller asks for no other
+INTERVAL_COVERAGE = 0.9  # of a number's interval, if the request gives none
 
 
 class UnknownTask(ValueError):
-    """A model version of a task that this code cannot serve."""
+    """The manifest names a task that this release cannot serve."""
 
 
 class Outputs(Protocol):
-    """Of one model version."""
+    """The outputs of one model version."""
 
     def apply(self, logits: NDArray[np.floating]) -> Floats:
-        """What the model's raw outputs [n, k] come to: calibrated probabilities, or numbers, [n, k]."""
+        """Return calibrated probabilities, or numbers, [n, k] from the model's logits [n, k]."""
 
     def sets(self, outputs: Floats, coverage: float) -> NDArray[np.bool_]:
-        """Which labels are in each row's prediction set [n, k]; without labels there are no columns."""
+        """Return which labels are in each row's prediction set [n, k]; k is 0 for a task without labels."""
 
-    def said(self, outputs: Floats, coverage: float | None) -> Iterator[Said]:
-        """What answer and event say of each row; `coverage` is what the caller asked for."""
+    def predictions(self, outputs: Floats, coverage: float | None) -> Iterator[Prediction]:
+        """Yield each row's prediction; `coverage` is the request's, None if it has none."""
 
 
-class OneLabel:
-    """Classification. The probabilities of every label are most of answer and event: they are written once, as float32, which
-    is all that a float32 model knows, and go into both as they are.
+class ClassificationOutputs:
+    """Outputs of a classification.
+
+    The probabilities are most bytes of response and event. They are serialised once, as float32, and shared by both.
     """
 
     def __init__(self, labels: Sequence[str], fitted: Calibration) -> None:
         self._labels, self._fitted, self._template = labels, fitted, _template(labels)
 
     def apply(self, logits: NDArray[np.floating]) -> Floats:
-        """Probabilities that sum to 1."""
+        """Return probabilities; each row sums to 1."""
         return calibration.apply(self._fitted, logits)
 
     def sets(self, outputs: Floats, coverage: float) -> NDArray[np.bool_]:
-        """Sets that hold the one true label."""
+        """Return sets that hold the one true label."""
         return calibration.prediction_sets(self._fitted.conformal, outputs, coverage)
 
-    def said(self, outputs: Floats, coverage: float | None) -> Iterator[Said]:
-        """The likeliest label; with a coverage also the set, likeliest first."""
+    def predictions(self, outputs: Floats, coverage: float | None) -> Iterator[Prediction]:
+        """Yield the likeliest label; with a coverage also the set, likeliest first."""
         for n, probabilities in enumerate(outputs.astype(np.float32)):
             numbers = _numbers(probabilities)
             best = int(probabilities.argmax())
@@ -76,22 +78,22 @@ class OneLabel:
                 yield {**event, "set": _likeliest_first(self._labels, outputs[n], inside)}, event
 
 
-class ManyLabels:
-    """Multilabel: every label by itself, said where it is likelier than not."""
+class MultilabelOutputs:
+    """Outputs of a multilabel task: each label with a probability above 0.5 is predicted."""
 
     def __init__(self, labels: Sequence[str], fitted: Calibration) -> None:
         self._labels, self._fitted, self._template = labels, fitted, _template(labels)
 
     def apply(self, logits: NDArray[np.floating]) -> Floats:
-        """A probability for each label."""
+        """Return an independent probability for each label."""
         return calibration.apply_to_each(self._fitted, logits)
 
     def sets(self, outputs: Floats, coverage: float) -> NDArray[np.bool_]:
-        """Sets that hold all true labels."""
+        """Return sets that hold all true labels."""
         return calibration.outer_sets(self._fitted.conformal, outputs, coverage)
 
-    def said(self, outputs: Floats, coverage: float | None) -> Iterator[Said]:
-        """The labels, likeliest first. Confidence is that all of them are right and none is missing, were they independent."""
+    def predictions(self, outputs: Floats, coverage: float | None) -> Iterator[Prediction]:
+        """Yield the predicted labels, likeliest first. Confidence: all are right and none is missing, taken as independent."""
         for n, probabilities in enumerate(outputs.astype(np.float32)):
             shown = orjson.Fragment(self._template % tuple(_numbers(probabilities)))
             labels = _likeliest_first(self._labels, probabilities, probabilities > 0.5)
@@ -110,49 +112,51 @@ class ManyLabels:
             )
 
 
-class OneNumber:
-    """Regression: a number in the unit of its targets, with the interval that holds the truth."""
+class RegressionOutputs:
+    """Outputs of a regression: a number in the unit of its targets, with a prediction interval."""
 
     def __init__(self, _labels: Sequence[str], fitted: Calibration) -> None:
         self._intervals = fitted.intervals or IntervalCalibration()
 
     def apply(self, logits: NDArray[np.floating]) -> Floats:
-        """The numbers [n, 1] as they are: what was fitted is their intervals."""
+        """Return the numbers [n, 1] unchanged; only their intervals are calibrated."""
         return logits.astype(np.float64)
 
     def sets(self, outputs: Floats, coverage: float) -> NDArray[np.bool_]:  # noqa: ARG002 - as the protocol has it
-        """None."""
+        """Return no columns: a number has no labels."""
         return np.zeros((len(outputs), 0), dtype=bool)
 
-    def said(self, outputs: Floats, coverage: float | None) -> Iterator[Said]:
-        """The number and its interval; an end is null where the fitted rows are too few to bound it.
+    def predictions(self, outputs: Floats, coverage: float | None) -> Iterator[Prediction]:
+        """Yield the number and its interval; an end is null if the calibration rows are too few to bound it.
 
-        The event's confidence is what the interval promises.
+        The event's confidence is the interval's coverage.
         """
-        wanted = coverage or INTERVAL_COVERAGE
-        ends = calibration.intervals(self._intervals, outputs[:, 0], None, wanted)
+        chosen = coverage or INTERVAL_COVERAGE
+        ends = calibration.intervals(self._intervals, outputs[:, 0], None, chosen)
         for number, low, high in zip(outputs[:, 0].tolist(), *(end.tolist() for end in ends), strict=True):
             value = _six_digits(number)
             answer = {"value": value, "interval": [_six_digits(end) if isfinite(end) else None for end in (low, high)]}
-            yield answer, {"label": canonical("regression", value), "confidence": wanted, "probabilities": {}}
+            yield answer, {"label": canonical("regression", value), "confidence": chosen, "probabilities": {}}
 
 
 BY_TASK: Mapping[str, Callable[[Sequence[str], Calibration], Outputs]] = {
-    "classification": OneLabel,
-    "multilabel": ManyLabels,
-    "regression": OneNumber,
+    "classification": ClassificationOutputs,
+    "multilabel": MultilabelOutputs,
+    "regression": RegressionOutputs,
 }
 
 
 def outputs_of(manifest: ModelManifest) -> Outputs:
-    """Of a model version. Raises UnknownTask."""
+    """Return the outputs of a model version's task. Raises UnknownTask."""
     if manifest.task not in BY_TASK:
-        raise UnknownTask(f"{manifest.model_version}: its task {manifest.task!r} cannot be served")
+        raise UnknownTask(
+            f"{manifest.model_version}: `task` is {manifest.task!r}, this release serves {', '.join(BY_TASK)}"
+        )
     return BY_TASK[manifest.task](manifest.labels, manifest.calibration)
 
 
 def _template(labels: Sequence[str]) -> bytes:
-    """{label: probability} in JSON, with a `%b` for each probability."""
+    """Return a JSON object of {label: probability} with `%b` in place of each probability."""
     keys = (orjson.dumps(label).replace(b"%", b"%%") for label in labels)
     return b"{" + b",".join(key + b":%b" for key in keys) + b"}"
 
@@ -168,5 +172,5 @@ def _likeliest_first(
 
 
 def _six_digits(number: float) -> float:
-    """All that a float32 model knows, so that a caller who sends it back confirms it."""
+    """Return six significant digits, float32's precision. A caller who sends the number back then confirms it exactly."""
     return float(f"{number:.6g}")

@@ -1,20 +1,19 @@
-"""What stands before an answer that is to be written.
+"""Prompts of a causal language model.
 
-Turns a text into the prompt of a causal language model: a conversation where its tokenizer knows how to write one, else
-the text itself. serving/inference/decoder_runtime.py answers prompts, pipelines/training/tasks/generation.py learns from
-them, so both read the same. It deliberately knows tokenizers alone, no model and no torch.
+Turns a text into a prompt: a conversation if the tokenizer has a chat template, else the text itself. decoder_runtime.py and
+pipelines/training/tasks/generation.py call it, so serving and training use the same prompts. It knows no model and no torch.
 """
 
 from typing import Any
 
 
 def prompt_of(tokenizer: Any, text: str) -> str | list[dict[str, str]]:
-    """A conversation for the tokenizer's chat template, or the text if it has none."""
+    """Return a conversation for the tokenizer's chat template, or the text if it has none."""
     return [{"role": "user", "content": text}] if tokenizer.chat_template else text
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of the prompt, up to where the answer begins."""
+    """Return the prompt's token ids, up to where the generated text begins."""
     prompt = prompt_of(tokenizer, text)
     if not isinstance(prompt, str):
         prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
@@ -22,16 +21,16 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def shortened(tokenizer: Any, text: str, length: int) -> str:
-    """The text without so much of its end that its prompt has `length` tokens at most; empty if nothing fits."""
+    """Cut the text's end until its prompt has at most `length` tokens; return an empty text if nothing fits."""
     excess = len(encode(tokenizer, text)) - length
-    own = _ids(tokenizer, text) if excess > 0 else []
-    while excess > 0 and own:
-        own = own[:-excess]
-        text = tokenizer.decode(own)  # cut tokens may join differently, hence again
+    ids = _ids(tokenizer, text) if excess > 0 else []
+    while excess > 0 and ids:
+        ids = ids[:-excess]
+        text = tokenizer.decode(ids)  # the cut text may be tokenised differently, hence the loop
         excess = len(encode(tokenizer, text)) - length
     return text
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -1,12 +1,12 @@
-"""The fast tier of anonymisation: typed placeholders for what identifies a person.
+"""Anonymisation by patterns: typed placeholders replace what identifies a person.
 
 Turns a text into the same text with `<EMAIL>`, `<PHONE>`, `<CARD>`, `<IBAN>`, `<IP>`, `<CREDENTIALS>`, `<NATIONAL_ID>`
-(national_ids.py). Serving calls it once, before the model and before any event; the dataset calls it on files. It
-deliberately knows no names or places, and leaves order numbers, dates and amounts alone: cards and IBANs must pass their
-check digits, IPv6 addresses must parse, and bare digits are a phone number only after a word such as "call".
+(national_ids.py). Serving calls it before the model and before any event; the dataset build calls it on files. Names and
+addresses are not recognised. Order numbers, dates and amounts stay: cards and IBANs must pass their check digits, IPv6
+addresses must parse, and bare digits are a phone number only after a word such as "call".
 
-The cost is linear in the text, whoever wrote it: every repeat is bounded, or possessive (`++`) and begun only where its
-run begins.
+The time is linear in the text's length, for hostile texts too: every repeat is bounded, or possessive (`++`) and anchored at the
+start of its run.
 """
 
 import re
@@ -18,7 +18,7 @@ from serving.privacy.national_ids import replace_national_ids
 PASSES = 4
 
 _DIGIT = re.compile(r"\d")
-# What every card, IBAN and phone number holds, and most texts do not: six digits close to one another.
+# A cheap filter: every card, IBAN and phone number has six digits close to one another; most texts do not.
 _MANY_DIGITS = re.compile(r"\d(?:[ \u00a0\u202f\u2011()./-]{0,4}\d){5}")
 _LETTERS_DIGIT = re.compile(r"[A-Za-z]{5}\d")
 _CREDENTIALS = re.compile(r"(?<=://)(?:(?![^\s/?#@]*<[A-Z_]{2,11}>)[^\s/?#@]++@)++")
@@ -56,7 +56,7 @@ _PHONE = re.compile(
     re.VERBOSE,
 )
 
-# Bare digits are a phone number where a word says so, in some languages of Europe.
+# Bare digits are a phone number after a word that says so, in several European languages.
 _CALL = re.compile(
     r"""
     \b(?:phone|telephone|mobile|cell|call|ring|text|fax|whatsapp|sms|tel|tlf|reach|dial|contact
@@ -83,8 +83,8 @@ _IBAN_DIGITS = {ord(letter): str(n) for n, letter in enumerate("ABCDEFGHIJKLMNOP
 
 
 def anonymise(text: str) -> str:
-    """The text with placeholders. Idempotent; linear in the text's length."""
-    # What is glued to a placeholder can show itself only once that is there; nothing found is the end at once.
+    """Return the text with placeholders. Idempotent; linear in the text's length."""
+    # A replacement can expose another match beside its placeholder, hence several passes.
     for _ in range(PASSES):
         before, text = text, _once(text)
         if text == before:
@@ -113,20 +113,20 @@ def _once(text: str) -> str:
 
 
 def _replace(pattern: re.Pattern[str], placeholder: str, end: Callable[[re.Match[str]], int | None], text: str) -> str:
-    """Put the placeholder for each match up to `end(match)`; where that is None the search goes on a character later."""
+    """Replace each match up to `end(match)`; if that is None, search again from the next character."""
     parts, done, position = [], 0, 0
     while match := pattern.search(text, position):
-        found = end(match)
-        if found is None:
+        stop = end(match)
+        if stop is None:
             position = match.start() + 1
         else:
             parts += [text[done : match.start()], placeholder]
-            done = position = found
+            done = position = stop
     return "".join([*parts, text[done:]])
 
 
 def _email(match: re.Match[str]) -> str:
-    """The placeholder, unless the domain is a number as in "apples@3.50"."""
+    """Return the placeholder, unless the domain is a number as in "apples@3.50"."""
     number = match[1].replace(".", "").isdecimal() and match[1].count(".") != 3
     return match[0] if number else "<EMAIL>"
 
@@ -136,7 +136,7 @@ def _called(match: re.Match[str]) -> str:
 
 
 def _ipv6(match: re.Match[str]) -> str:
-    """The placeholder, if all of it is an address; without a digit it is somebody's C++: `abc::def`."""
+    """Return the placeholder if the whole match is an address. Without a digit it may be C++: `abc::def`."""
     candidate, rest = match[0], ""
     if candidate.endswith(":") and not candidate.endswith("::"):
         candidate, rest = candidate[:-1], ":"
@@ -151,19 +151,19 @@ def _ipv6(match: re.Match[str]) -> str:
 
 
 def _iban_end(match: re.Match[str]) -> int | None:
-    """Where the country's length ends, if that ends a word and the remainder modulo 97 is 1 (ISO 13616)."""
+    """Return the end at the country's length, if a word ends there and the remainder modulo 97 is 1 (ISO 13616)."""
     length = _IBAN_LENGTHS.get(match[0][:2].upper(), 99)
-    places = [n for n, character in enumerate(match[0]) if character.isalnum()][:length]
-    end = match.start() + places[-1] + 1
-    if len(places) < length or re.match(r"\w", match.string[end : end + 1]):
+    positions = [n for n, character in enumerate(match[0]) if character.isalnum()][:length]
+    end = match.start() + positions[-1] + 1
+    if len(positions) < length or re.match(r"\w", match.string[end : end + 1]):
         return None
-    compact = "".join(match[0][n] for n in places).upper()
+    compact = "".join(match[0][n] for n in positions).upper()
     number = (compact[4:] + compact[:4]).translate(_IBAN_DIGITS)
     return end if int(number) % 97 == 1 else None
 
 
 def _card_end(match: re.Match[str]) -> int | None:
-    """Its end, if the check digit is right (Luhn: ISO/IEC 7812-1, annex B)."""
+    """Return the match's end if the check digit is right (Luhn: ISO/IEC 7812-1, annex B)."""
     digits = [int(character) for character in reversed(match[0]) if character.isdecimal()]
     doubled = [d * 2 - 9 * (d > 4) for d in digits[1::2]]
     return match.end() if (sum(digits[::2]) + sum(doubled)) % 10 == 0 else None

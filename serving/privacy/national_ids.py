@@ -1,8 +1,8 @@
 """National identity and tax numbers, by the countries that issue them.
 
-Turns a text into the same text with `<NATIONAL_ID>`. anonymise.py calls it on texts that hold digits. It deliberately finds
-only what a shape with letters or separators, check digits, or a naming word in front tells from an order number:
-numbers of nine bare digits (Dutch BSN, Canadian SIN) need the word.
+Turns a text into the same text with `<NATIONAL_ID>`. anonymise.py calls it on texts with digits. To spare order numbers, it
+replaces only numbers with letters or separators, with valid check digits, or after a naming word. Nine bare digits (Dutch BSN,
+Canadian SIN) need the word.
 
 Sources of shapes and check digits: the issuing authorities' published rules, as collected in python-stdnum's documentation.
 """
@@ -33,7 +33,7 @@ _SHAPES = {
 }
 _SHAPED = re.compile("(?<![\\w.+-])(?:" + "|".join(f"(?P<{k}>{s})" for k, s in _SHAPES.items()) + r")(?![\w]|[-.]\d)")
 
-# A naming word, and a number of six to eighteen characters in its neighbourhood.
+# A naming word, followed closely by a number of six to eighteen characters.
 _NAMED = re.compile(
     r"""(?ix)
     \b(?:s\.?s\.?n\.?|social\ (?:security|insurance)|national\ (?:insurance|id\w*)|identity\ (?:card|number)|tax\ (?:id|file)\w*
@@ -49,7 +49,7 @@ _ENOUGH_DIGITS = 6
 
 
 def replace_national_ids(text: str) -> str:
-    """The text with a placeholder for each number found."""
+    """Return the text with a placeholder for each national identity number."""
     return _NAMED.sub(_named, _SHAPED.sub(_shaped, text))
 
 

@@ -1,5 +1,5 @@
-"""The process: what every process of ours sets up before anything else.
+"""Process set-up: file permissions, log format and BentoML's process manager.
 
-private_files.py closes files and folders to other users; log_lines.py makes one record one line, whatever stands in
-it; process_manager.py takes the control ports from BentoML's process manager, so that no local user can command it.
+private_files.py closes new files and folders to other users; log_lines.py formats every log record as one line;
+process_manager.py removes the control ports of BentoML's process manager, so that no local user can command it.
 """

@@ -1,7 +1,7 @@
-"""Log lines: one record is one line, whatever stands in it.
+"""Log format: each record is one line, whatever its content.
 
-Turns log records into lines in which a label, a text or an error from outside cannot begin another line, colour a terminal or
-move its cursor. Every process that logs sets it up. A traceback, which Python writes, keeps its lines; each is indented.
+Turns log records into lines without control characters: a label, text or error from outside cannot begin a new line, colour a
+terminal or move its cursor. Every process that logs uses it. A traceback keeps its lines, each indented.
 """
 
 import logging
@@ -9,19 +9,19 @@ from typing import TextIO
 
 from schemas.printable import one_line
 
-MOST_CHARS = 4_000
+MAX_CHARS = 4_000
 
 
 class OneLine(logging.Formatter):
-    """The formatter of all our logs."""
+    """The formatter of all of Ratchet's logs."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line, and its traceback below it."""
-        record.message = one_line(record.getMessage(), MOST_CHARS)
+        record.message = one_line(record.getMessage(), MAX_CHARS)
         if self.usesTime():
             record.asctime = self.formatTime(record, self.datefmt)
         trace = record.exc_text or (self.formatException(record.exc_info) if record.exc_info else "")
-        indented = [f"  {one_line(line, MOST_CHARS)}" for line in trace.splitlines()]
+        indented = [f"  {one_line(line, MAX_CHARS)}" for line in trace.splitlines()]
         return "\n".join([self.formatMessage(record), *indented])
 
 

@@ -1,7 +1,7 @@
-"""Private files: what our processes write can be read by their own user alone.
+"""Private files: only the process's user can read what it writes.
 
-Turns a process's file mode creation mask into 0600 for files and 0700 for folders. Every entry point calls it first, so that no
-writer has to think of modes: texts, registry, event log, logs and reports all hold what people wrote.
+Sets the process's umask, so that new files have mode 0600 and folders 0700. Every entry point calls it first: registry, event
+log, logs and reports hold texts that people wrote.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ OTHERS = 0o077
 
 
 def keep_private() -> None:
-    """Give files that this process and its children make no permission for group and others."""
+    """Deny group and others all access to files that this process and its children create."""
     os.umask(OTHERS)
 
 
 def close_folders(folders: Iterable[Path]) -> None:
-    """Take the permissions of group and others from folders that an earlier version or another program made."""
+    """Remove the permissions of group and others from existing folders; skip those that cannot be changed."""
     for folder in folders:
-        with contextlib.suppress(OSError):  # another user's, or not there: then it is not ours to close
+        with contextlib.suppress(OSError):  # another user's, or absent
             mode = folder.stat().st_mode & 0o777
             if folder.is_dir() and mode & OTHERS:
                 folder.chmod(mode & ~OTHERS)

@@ -39,7 +39,7 @@ def check(registry: Registry, store: ArtifactStore) -> None:
 
     """
     if (marker := _read(registry, store)) and (fault := _fault(marker, registry)):
-        raise RegistryLost(f"{fault}, according to {store.place_of(_name(registry))}: {WAY_OUT}")
+        raise RegistryLost(f"{fault}, according to {store.path_of(_name(registry))}: {WAY_OUT}")
 
 
 def keep(registry: Registry, store: ArtifactStore) -> None:
@@ -74,7 +74,7 @@ def _read(registry: Registry, store: ArtifactStore) -> Marker | None:
     try:
         return Marker.model_validate_json(content) if content is not None else None
     except ValidationError as error:
-        path = store.place_of(_name(registry))
+        path = store.path_of(_name(registry))
         raise RegistryLost(f"{path} cannot be read: restore it from a backup, or remove it") from error
 
 

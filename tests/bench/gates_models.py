@@ -27,8 +27,8 @@ from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import train
 from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.training_settings import TrainingSettings
-from serving.artifacts import write_manifest
 from serving.inference.encoder_runtime import Runtime
+from serving.model_directory import write_manifest
 
 SEEDS = 5
 TRAIN, JUDGE, CALIBRATE_A_LABEL = 2000, 2000, 13

@@ -23,7 +23,8 @@ import numpy as np
 import psutil
 
 from pipelines.calibration.maps import row_nll
-from serving.artifacts import ArtifactStore, read_manifest
+from serving.artifacts import ArtifactStore
+from serving.model_directory import read_manifest
 from tests.bench import serve_bare, serve_baseline, serve_generation
 from tests.bench.report import Figure, write
 from tests.bench.serve_load import RATCHET_BODY, REPOSITORY, Load, bank_texts, memory, module, percentile, tree, wrk

@@ -27,10 +27,11 @@ from pipelines.training_round import run_round
 from schemas.records import WorkerHeartbeat
 from schemas.settings import Settings, load_settings
 from services.projects import create_project
-from serving.artifacts import ArtifactStore, read_manifest, write_manifest
+from serving.artifacts import ArtifactStore
 from serving.http.access import read_keys
 from serving.inference.encoder_runtime import Runtime
 from serving.messaging.publisher import Topics, embedded_broker_command, ensure_topics
+from serving.model_directory import read_manifest, write_manifest
 from serving.registry.registry import Registry
 from tests.bench.serve_load import Body, bank_texts, module, server
 from tests.conftest import write_rows

@@ -30,7 +30,7 @@ from pipelines.training.tasks.generation import Generation, encoded
 from pipelines.training.trainer import train
 from schemas.training_settings import TrainingSettings
 from services.projects import TEXT_TRAINING
-from serving.inference.decoder_runtime import Writer
+from serving.inference.decoder_runtime import DecoderRuntime
 from tests.bench.report import Figure
 from tests.support.versions import text_version
 
@@ -97,12 +97,12 @@ def written_by(model: object, base: Decoder, asked: dict[str, list[str]]) -> Ans
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         text_version(directory, model, base, "bench", "bench")
-        writer = Writer(directory, threads=RECIPE.threads or 2)
+        writer = DecoderRuntime(directory, threads=RECIPE.threads or 2)
     rows = [encoded(base, question, answer) for question, given in asked.items() for answer in given]
     said = writer.token_logprobs([ids for ids, _ in rows], [length for _, length in rows])
     losses, counts = iter([-sum(one) for one in said]), iter([len(one) for one in said])
     return Answered(
-        [one.text.strip() for one in writer.write(list(asked))],
+        [one.text.strip() for one in writer.generate(list(asked))],
         np.array([sum(next(losses) for _ in given) for given in asked.values()]),
         np.array([sum(next(counts) for _ in given) for given in asked.values()], dtype=np.float64),
     )

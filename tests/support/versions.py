@@ -11,8 +11,9 @@ import numpy as np
 
 from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.training_settings import TrainingSettings
-from serving.artifacts import ArtifactStore, read_manifest, write_manifest
+from serving.artifacts import ArtifactStore
 from serving.inference.encoder_runtime import Runtime
+from serving.model_directory import read_manifest, write_manifest
 from serving.registry.registry import Registry
 
 GOLDEN = ["oven and butter", "a goal for the team", "the bank and the loan of many people"]
@@ -55,7 +56,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
     import torch
 
     from pipelines.models.decoder import Decoder, trainable_copy
-    from serving.inference.decoder_runtime import Writer
+    from serving.inference.decoder_runtime import DecoderRuntime
 
     decoder = Decoder(base, 48, 12, torch.float32)
     adapted = trainable_copy(decoder, TrainingSettings())
@@ -65,7 +66,7 @@ def tiny_text_version(directory: Path, base: Path, name: str, *, seed: int = 0, 
             torch.nn.init.normal_(parameter, std=0.2)
     directory.mkdir(parents=True)
     text_version(directory, adapted, decoder, name, model)
-    return rewritten(directory, golden=Writer(directory).golden(GOLDEN[:2], 1e-3))
+    return rewritten(directory, golden=DecoderRuntime(directory).golden(GOLDEN[:2], 1e-3))
 
 
 def text_version(directory: Path, trained: Any, base: Any, name: str, model: str) -> ModelManifest:

@@ -24,10 +24,10 @@ from pipelines.training.tasks.token_rows import TokenRows
 from pipelines.training.warm_start import WarmStart
 from schemas.training_settings import TrainingSettings
 from serving.inference import prompts
-from serving.inference.decoder_runtime import Writer, ends
+from serving.inference.decoder_runtime import DecoderRuntime, ends
 
 
-def encoded(base: Decoder | Writer, text: str, completion: str) -> tuple[list[int], int]:
+def encoded(base: Decoder | DecoderRuntime, text: str, completion: str) -> tuple[list[int], int]:
     """Return the token ids of prompt and completion, cut to the base model's limits, and the completion's length."""
     prompt = prompts.prompt_of(base.tokenizer, prompts.shortened(base.tokenizer, text, base.max_length))
     example = formats.generation(prompt, completion, base.tokenizer)

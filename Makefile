@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 COMPILE = env -u UV_FIND_LINKS -u UV_TORCH_BACKEND .lock/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
 	--strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
-.PHONY: install demo test e2e attack lint format lock schemas docs clean
+.PHONY: install demo test e2e attack folders lint format lock schemas docs clean
 
 # Quick if nothing changed, else it makes .venv anew.
 install:
@@ -37,6 +37,10 @@ bench-%: install
 # Measure what callers without a key can cost: memory, /metrics and other callers' p99, before and during each attack.
 attack: install
 	$(BIN)/python -m tests.bench.attack
+
+# Twenty folder names through the whole walk on a tiny model.
+folders: install
+	$(BIN)/python -m tests.bench.folders
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -43,7 +43,7 @@ COMMAND = """#!/bin/sh
 ' '''
 import sys
 sys.path.insert(0, {root!r})
-from services.cli import main
+from services.cli.main import main
 main()
 """
 

@@ -199,7 +199,7 @@ class Api:
         for prediction_id, made in lingering:
             self._outbox.put_prediction_bytes(prediction_id, made)
 
-    # --- parts of the above -----------------------------------------------------------------------------------------
+    # --- steps of the routes ----------------------------------------------------------------------------------------
 
     def _post(self, events: list[Event]) -> None:
         if not self._lingering:

@@ -98,7 +98,7 @@ async def test_one_at_a_time_in_order_on_the_version_live_as_work_begins(text_ve
 async def test_an_encoder_writes_nothing() -> None:
     encoder = Runtime.__new__(Runtime)
     queue = GenerationQueue(lambda: (encoder, 1), max_queue=9)
-    with pytest.raises(NotReady, match="writes"):
+    with pytest.raises(NotReady, match="generates text"):
         await queue.generate(["b"], 2, 10)
     queue.close()
 

@@ -38,7 +38,7 @@ def test_keys_are_read_as_people_leave_them(text: str, tmp_path: Path) -> None:
         (b"RATCHET_API_KEY=a\n", r"keys\.env lacks RATCHET_SECRET: .*`ratchet access keys`$"),
         (b"RATCHET_API_KEY=\nRATCHET_SECRET=b\n", r"keys\.env lacks RATCHET_API_KEY"),
         (b"\xff\xfe\x00", r"keys\.env is not text in UTF-8"),
-        ("RATCHET_API_KEY=schlüssel\nRATCHET_SECRET=b".encode(), r"RATCHET_API_KEY may hold letters"),
+        ("RATCHET_API_KEY=schlüssel\nRATCHET_SECRET=b".encode(), r"RATCHET_API_KEY needs printable ASCII"),
     ],
 )
 def test_what_is_wrong_with_keys_is_one_line_with_the_command(raw: bytes | None, said: str, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class Connection(HttpToolsProtocol):
             else:
                 self.transport.close()
 
-    # --- what arrives -------------------------------------------------------------------------------------------------
+    # --- receiving ------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes; refuse a malformed or too large request."""
@@ -217,7 +217,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._await_next()
 
-    # --- what leaves --------------------------------------------------------------------------------------------------
+    # --- sending -----------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
         """Wait for the next request unless it has arrived already."""

@@ -1,6 +1,5 @@
 """Fixtures that several test modules share: a project folder, a registry, a tiny base model, a broker process."""
 
-import csv
 import os
 import subprocess
 import uuid
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, Settings, TrainingSettings
-from tests.support.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until
+from tests.support.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until, write_rows
 
 if TYPE_CHECKING:
     from serving.registry.registry import Registry
@@ -57,16 +56,6 @@ def text_version(tmp_path_factory: pytest.TempPathFactory, tiny_decoder: Path) -
 def model_name() -> str:
     """A model name that no other test uses, so that topics don't meet."""
     return f"m-{uuid.uuid4().hex[:12]}"
-
-
-def write_rows(path: Path, rows: list[tuple[str, str]], column: str = "label") -> Path:
-    """Write rows as a CSV with the columns text and, unless said, label."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", column])
-        writer.writerows(rows)
-    return path
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ from serving.artifacts import ArtifactStore, sha256
 from serving.messaging.outbox_store import claim, make_table, open_disk, waiting, write
 from serving.messaging.publisher import Outgoing
 from serving.registry.registry import Registry
-from tests.conftest import write_rows
-from tests.support.fakes import TOPICS, toy_rows
-from tests.test_features import append, prediction_row, said
+from tests.support.fakes import TOPICS, toy_rows, write_rows
+from tests.support.stored_rows import append, prediction_row, said
 
 NAMES = [
     f" my shop {unicodedata.normalize('NFD', 'größe')} 店 🛒 ",

@@ -1,6 +1,6 @@
 """The walk of a model that writes: a tiny decoder that can talk learns to answer as its people do.
 
-In one process, but for the broker, with the parts of test_loop_tasks.py.
+In one process, but for the broker, with the parts of support/walks.py.
 """
 
 import csv
@@ -26,7 +26,7 @@ from services.cli.main import cli
 from services.projects import create_project, open_project
 from serving.artifacts import read_manifest
 from tests.support.fakes import FILLERS, TOPICS, killed_round
-from tests.test_loop_tasks import Walk, only_advise
+from tests.support.walks import Walk, only_advise
 
 
 def pairs(n: int, seed: int, answer: str) -> list[tuple[str, str]]:

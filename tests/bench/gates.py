@@ -37,7 +37,7 @@ from serving.inference import calibration as applied
 from serving.registry.registry import Registry
 from tests.bench.gates_models import KEPT, SEEDS, TRAIN, Answers, answers, split
 from tests.bench.report import Figure, write
-from tests.conftest import write_rows
+from tests.support.fakes import write_rows
 
 RUNS = 1000
 SLICES, SLICE_ROWS, CHURN = 10, 300, 0.07

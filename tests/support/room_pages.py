@@ -1,6 +1,6 @@
 """The index of rooms, docs/rooms.md, made of the packages' own docstrings.
 
-`make docs` writes it; tests/test_docs.py holds the file equal and each page short. It imports nothing of the product.
+`make docs` writes it; tests/test_docs.py holds the file equal and each page short. It imports none of the packages.
 """
 
 import ast
@@ -10,8 +10,8 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("services", "pipelines", "serving", "schemas")
 HEAD = """# Rooms
 
-One page a room, as it stands in the room's `__init__.py`. Imports run one way, `services → pipelines → serving → schemas`, and no circle
-exists among files or folders; import-linter holds both. Made by `make docs`; do not edit.
+One page a room, as it stands in the room's `__init__.py`. Imports run one way, `services → pipelines → serving → schemas`,
+and no circle exists among files or folders; import-linter holds both. Made by `make docs`; do not edit.
 """
 
 

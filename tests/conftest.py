@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from schemas.settings import AccessSettings, DatasetSettings, ModelSettings, Settings, TrainingSettings
+from schemas.settings import (
+    AccessSettings,
+    DatasetSettings,
+    ModelSettings,
+    ServingSettings,
+    Settings,
+    TrainingSettings,
+)
 from tests.support.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until, write_rows
 
 if TYPE_CHECKING:
@@ -73,6 +80,12 @@ def settings(tmp_path: Path, tiny_base: Path, model_name: str) -> Settings:
         training=TrainingSettings(epochs=2, threads=1),
         access=AccessSettings(),
     )
+
+
+@pytest.fixture
+def full_precision(settings: Settings) -> Settings:
+    """The project without quantisation: half the time of a round, for tests of what comes before and after it."""
+    return settings.model_copy(update={"serving": ServingSettings(artifact="fp32")})
 
 
 @pytest.fixture

@@ -75,7 +75,8 @@ def test_a_name_that_delta_cannot_open_is_refused_at_init_in_one_line(name: str,
         EventLog(str(tmp_path / name / "events"))
 
 
-def test_a_round_promotes_in_such_a_folder(settings: Settings) -> None:
+def test_a_round_promotes_in_such_a_folder(full_precision: Settings) -> None:
+    settings = full_precision
     root = settings.root / "a[b] größe 100% #1? {x} *'\"店"
     root.mkdir()
     shutil.move(settings.root / "data", root / "data")

@@ -4,6 +4,7 @@ The walks of several labels, of numbers and of texts use them.
 """
 
 import threading
+from collections.abc import Callable
 
 from pipelines.feature_store.store import FeatureStore
 from pipelines.training_round import run_round
@@ -49,13 +50,13 @@ class Walk:
             Metrics("walk"),
         )
 
-    def round(self, features: FeatureStore | None) -> RoundRecord:
+    def round(self, features: FeatureStore | None, progress: Callable[..., None] = lambda *_: None) -> RoundRecord:
         cut = features.current_cut() if features else {}
         claimed = self.registry.unfinished_round() or self.registry.claim_round(reason="test", cut=cut, token=None)
         assert claimed is not None
         done = run_round(
             claimed.round_id, settings=self.settings, registry=self.registry, store=self.store, features=features,
-            token=None, progress=lambda *_: None,
+            token=None, progress=progress,
         )  # fmt: skip
         self.live.follow()
         return done

@@ -25,7 +25,9 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 def main() -> int:
     """Print every breach and return the exit status."""
-    listed = subprocess.run(["git", "ls-files", "schemas", "serving", "pipelines", "services"], capture_output=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "schemas", "serving", "pipelines", "services"], capture_output=True, check=True
+    )
     files = [Path(line) for line in listed.stdout.decode().splitlines() if line.endswith(".py")]
     breaches = [*_folders(files), *(breach for file in files for breach in _module(file))]
     if len(LONG) > 3:

@@ -25,6 +25,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/structure.py
 
 # Take a labelled file (RATCHET_E2E_DATA, else BBC News) through init, up, feedback and a round; then kill each process.
 e2e: install

@@ -1,6 +1,5 @@
 """Fixtures that several test modules share: a project folder, a registry, a tiny base model, a broker process."""
 
-import csv
 import os
 import subprocess
 import uuid
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from schemas.serving_settings import ServingSettings
 from schemas.setting_groups import AccessSettings, DatasetSettings, ModelSettings
 from schemas.settings import Settings
 from schemas.training_settings import TrainingSettings
-from tests.support.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until
+from tests.support.fakes import TOPICS, free_port, tiny_base_model, tiny_causal_model, toy_rows, wait_until, write_rows
 
 if TYPE_CHECKING:
     from serving.registry.registry import Registry
@@ -61,16 +61,6 @@ def model_name() -> str:
     return f"m-{uuid.uuid4().hex[:12]}"
 
 
-def write_rows(path: Path, rows: list[tuple[str, str]], column: str = "label") -> Path:
-    """Write rows as a CSV with the columns text and, unless said, label."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", column])
-        writer.writerows(rows)
-    return path
-
-
 @pytest.fixture
 def settings(tmp_path: Path, tiny_base: Path, model_name: str) -> Settings:
     """A project's settings on a tiny model: data/seed.csv and data/reference.csv written, keys made."""
@@ -86,6 +76,12 @@ def settings(tmp_path: Path, tiny_base: Path, model_name: str) -> Settings:
         training=TrainingSettings(epochs=2, threads=1),
         access=AccessSettings(),
     )
+
+
+@pytest.fixture
+def full_precision(settings: Settings) -> Settings:
+    """The project without quantisation: half the time of a round, for tests of what comes before and after it."""
+    return settings.model_copy(update={"serving": ServingSettings(artifact="fp32")})
 
 
 @pytest.fixture

@@ -25,8 +25,7 @@ from serving.live import LiveModel
 from serving.messaging.outbox import Outbox
 from serving.messaging.publisher import Topics
 from serving.registry.registry import Registry
-from tests.conftest import write_rows
-from tests.support.fakes import TOPICS, forget_metrics, free_port, toy_rows
+from tests.support.fakes import TOPICS, forget_metrics, free_port, toy_rows, write_rows
 
 LATER = 4_000_000_000
 SOME_ID = "01900000-0000-7000-8000-000000000000"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import prometheus_client
 import pytest
 from starlette.testclient import TestClient
 
@@ -25,7 +24,7 @@ from serving.live import LiveModel
 from serving.messaging.outbox import Outbox
 from serving.messaging.publisher import Topics
 from serving.registry.registry import Registry
-from tests.support.fakes import free_port
+from tests.support.fakes import forget_metrics, free_port
 from tests.support.versions import copied, promote, tiny_text_version
 
 
@@ -72,9 +71,7 @@ class Project:
     def close(self) -> None:
         for part in (self.live, self.batcher, self.generation, self.registry):
             part.close()
-        for collector in list(prometheus_client.REGISTRY._collector_to_names):
-            if "ratchet" in str(getattr(collector, "_name", "")):
-                prometheus_client.REGISTRY.unregister(collector)
+        forget_metrics()
 
     def events(self) -> list[PredictionMade]:
         self.api.flush()

@@ -17,6 +17,7 @@ import pytest
 from schemas.manifests import Calibration, Golden, ModelManifest
 from serving.artifacts import ArtifactMissing, ArtifactStore, ArtifactStoreUnavailable
 from serving.model_directory import ArtifactDamaged, read_manifest, sha256, verify, write_manifest
+from tests.support.fakes import REPOSITORY
 
 FILES = {"model.onnx": b"o" * 300_000, "head.safetensors": b"head", "adapter/adapter_config.json": b"{}"}
 
@@ -302,7 +303,7 @@ artifacts.verify = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if str(_[0]).
 artifacts._is_whole = lambda *_: False
 artifacts.ArtifactStore({url!r}).fetch({digest!r}, Path({str(cache)!r}))
 """
-    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=False, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False, timeout=60)
 
     assert killed.returncode == -signal.SIGKILL
     assert (cache / f".{digest}.part").is_dir()
@@ -329,7 +330,7 @@ def _upload(*arguments):
 ArtifactStore._upload = _upload
 ArtifactStore({url!r}).put(Path({str(version)!r}))
 """
-    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=False, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False, timeout=60)
 
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / "store" / digest).is_dir()

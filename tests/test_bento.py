@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.support.fakes import REPOSITORY
 
 
 def test_a_bento_holds_serving_and_schemas_alone(tmp_path: Path) -> None:

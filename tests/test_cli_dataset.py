@@ -10,8 +10,7 @@ from schemas.settings import Settings, load_settings
 from services.cli.main import cli
 from services.projects import create_project
 from serving.registry.registry import Registry
-from tests.conftest import write_rows
-from tests.support.fakes import toy_rows
+from tests.support.fakes import toy_rows, write_rows
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -23,9 +22,7 @@ from tests.support.dataset_rounds import (
     sides_in_use,
     similar_pairs,
 )
-from tests.support.fakes import toy_rows
-
-REPOSITORY = Path(__file__).parent.parent
+from tests.support.fakes import REPOSITORY, toy_rows
 
 
 def test_over_20_rounds_nothing_leaks_and_no_row_changes_side() -> None:
@@ -83,7 +80,7 @@ def test_a_round_that_is_run_again_is_the_same_round() -> None:
 def test_another_process_and_another_order_give_the_same_fingerprint() -> None:
     code = (
         "import sys; from tests.support.dataset_rounds import Simulation\n"
-        "s = Simulation(seed=4, rows=80); s._more(); rows = sorted(s.given, key=lambda r: r.text)\n"
+        "s = Simulation(seed=4, rows=80); s.grow(); rows = sorted(s.given, key=lambda r: r.text)\n"
         "print(s.build(rows).manifest.fingerprint)"
     )
     found = set()
@@ -100,7 +97,7 @@ def test_another_process_and_another_order_give_the_same_fingerprint() -> None:
         )
         found.add(done.stdout.strip())
     here = Simulation(seed=4, rows=80)
-    here._more()
+    here.grow()
     assert found == {here.build(here.given).manifest.fingerprint}
 
 

@@ -5,9 +5,9 @@ ruff's PLW1514 sees calls whose receiver it knows to be a path; this sees the re
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.support.fakes import REPOSITORY
+
 SOURCES = sorted(
     path
     for name in ("schemas", "serving", "pipelines", "services", "tests")

@@ -1,7 +1,6 @@
 """The event log on real Delta tables: a row and its position are one commit, whoever writes."""
 
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,28 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.feature_store.event_log import SCHEMAS, ConcurrentCommitError, EventLog
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def rows(start: int, stop: int, *, topic_id: str = "t", partition: int = 0) -> pa.Table:
-    """Feedback at offsets start..stop-1 of one partition."""
-    made = [
-        {
-            "feedback_id": f"{topic_id}-{partition}-{offset}",
-            "prediction_id": f"p{offset}",
-            "kind": "correction",
-            "value": '"a"',
-            "event_timestamp": NOW,
-            "created_timestamp": NOW,
-            "topic_id": topic_id,
-            "partition": partition,
-            "offset": offset,
-        }
-        for offset in range(start, stop)
-    ]
-    return pa.Table.from_pylist(made, schema=SCHEMAS["feedback"])
+from pipelines.feature_store.event_log import ConcurrentCommitError, EventLog
+from tests.support.stored_rows import rows
 
 
 def stored(log: EventLog) -> list[str]:

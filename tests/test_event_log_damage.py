@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from pipelines.feature_store.event_log import EventLog, snapshot
 from pipelines.feature_store.event_log_repair import DAMAGED
 from pipelines.feature_store.event_log_tail import EventLogDamaged
-from tests.test_event_log import rows
+from tests.support.stored_rows import rows
 
 BATCH, COMMITS = 20, 6
 SENT = BATCH * COMMITS

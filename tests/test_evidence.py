@@ -22,7 +22,7 @@ from schemas.manifests import Calibration, IntervalCalibration
 from schemas.reports import GateReport, GateResult, Verdict
 from schemas.targets import canonical
 from serving.inference import calibration as applied
-from tests.test_report_page import report_of
+from tests.support.reports import report_of
 
 LABELS = ["a", "b", "c", "d"]
 

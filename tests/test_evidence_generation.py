@@ -23,7 +23,7 @@ from schemas.manifests import Calibration
 from schemas.reports import GateReport, GateResult, Verdict
 from schemas.training_settings import TrainingSettings
 from serving.inference.decoder_runtime import DecoderRuntime
-from tests.test_report_page import report_of
+from tests.support.reports import report_of
 
 N = 200
 ANSWERS = [

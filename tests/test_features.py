@@ -3,11 +3,9 @@
 import json
 import random
 import threading
-from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from pipelines.feature_store.definitions import ENTITIES, TIMES, definitions
@@ -16,8 +14,7 @@ from pipelines.feature_store.store import FeatureStore, FeedbackRow, default_fea
 from schemas.events import PredictionData, PredictionMade
 from schemas.setting_groups import FeatureStoreSettings, ModelSettings
 from schemas.settings import Settings
-
-START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+from tests.support.stored_rows import START, append, prediction_row, said
 
 
 def project(root: Path) -> Settings:
@@ -28,56 +25,6 @@ def project(root: Path) -> Settings:
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
     return FeatureStore(project(tmp_path))
-
-
-def prediction_row(number: int, **changes: object) -> dict[str, object]:
-    row: dict[str, object] = {
-        "prediction_id": f"p{number}",
-        "model_version": "v1",
-        "generation": 1,
-        "text": f"text {number}",
-        "predicted_label": "a",
-        "confidence": 0.5,
-        "probabilities": '{"a": 0.5}',
-        "metadata": '{"channel": "ios"}',
-        "audit": False,
-        "event_timestamp": START,
-        "created_timestamp": START,
-        "topic_id": "P",
-        "partition": 0,
-        "offset": number,
-    }
-    return row | changes
-
-
-def said(
-    feedback_id: str,
-    prediction: int,
-    value: object,
-    offset: int,
-    *,
-    kind: str = "correction",
-    user: str | None = None,
-    seconds: float = 10,
-    topic_id: str = "F",
-    stored: float = 0,
-) -> dict[str, object]:
-    return {
-        "feedback_id": feedback_id,
-        "prediction_id": f"p{prediction}",
-        "kind": kind,
-        "value": json.dumps(value),
-        "user": user,
-        "event_timestamp": START + timedelta(seconds=seconds),
-        "created_timestamp": START + timedelta(seconds=100 + stored),
-        "topic_id": topic_id,
-        "partition": 0,
-        "offset": offset,
-    }
-
-
-def append(store: FeatureStore, name: str, rows: Iterable[dict[str, object]]) -> None:
-    store.log.append(name, pa.Table.from_pylist(list(rows), schema=SCHEMAS[name]))
 
 
 def effective(store: FeatureStore, cut: dict[str, int] | None = None) -> dict[str, object]:

@@ -18,9 +18,8 @@ from serving.messaging.outbox_store import claim, make_table, open_disk, waiting
 from serving.messaging.publisher import Outgoing
 from serving.model_directory import sha256
 from serving.registry.registry import Registry
-from tests.conftest import write_rows
-from tests.support.fakes import TOPICS, toy_rows
-from tests.test_features import append, prediction_row, said
+from tests.support.fakes import TOPICS, toy_rows, write_rows
+from tests.support.stored_rows import append, prediction_row, said
 
 NAMES = [
     f" my shop {unicodedata.normalize('NFD', 'größe')} 店 🛒 ",
@@ -77,7 +76,8 @@ def test_a_name_that_delta_cannot_open_is_refused_at_init_in_one_line(name: str,
         EventLog(str(tmp_path / name / "events"))
 
 
-def test_a_round_promotes_in_such_a_folder(settings: Settings) -> None:
+def test_a_round_promotes_in_such_a_folder(full_precision: Settings) -> None:
+    settings = full_precision
     root = settings.root / "a[b] größe 100% #1? {x} *'\"店"
     root.mkdir()
     shutil.move(settings.root / "data", root / "data")

@@ -10,7 +10,7 @@ import pytest
 from serving.http.asgi import ClientGone, Message, Request
 from serving.inference.admission import Admission, QueueFull
 from serving.inference.batching import MicroBatcher
-from tests.test_batching import TEXTS, Clock, Held
+from tests.support.inference import TEXTS, Clock, Held
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from schemas.labels import LabelMap
 from schemas.records import Label
 from serving.http.feedback_values import FeedbackChecker, LabelNotInUse
 from serving.http.label_refresh import LabelRefresh, RegistryAway, checked_feedback
-from tests.test_batching import Clock
+from tests.support.inference import Clock
 
 pytestmark = pytest.mark.anyio
 OLD, NEW = LabelMap([Label(name="cooking")]), LabelMap([Label(name="cooking"), Label(name="new")])

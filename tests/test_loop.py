@@ -22,12 +22,10 @@ from services.projects import create_project, running_up
 from serving.http.access import read_keys
 from serving.messaging.publisher import Topics
 from serving.registry.registry import Registry
-from tests.conftest import write_rows
-from tests.support.fakes import free_port, toy_rows, wait_until
+from tests.support.fakes import REPOSITORY, free_port, toy_rows, wait_until, write_rows
 from tests.support.kafka_tools import read_all
 from tests.support.pii import found_in, secrets_of_people
 
-REPOSITORY = Path(__file__).parent.parent
 SECRETS = secrets_of_people(40)
 
 

@@ -1,6 +1,6 @@
 """The walk of a model that writes: a tiny decoder that can talk learns to answer as its people do.
 
-In one process, but for the broker, with the parts of test_loop_tasks.py.
+In one process, but for the broker, with the parts of support/walks.py.
 """
 
 import csv
@@ -26,8 +26,8 @@ from services import feedback_consumer
 from services.cli.main import cli
 from services.projects import create_project, open_project
 from serving.model_directory import read_manifest
-from tests.support.fakes import FILLERS, TOPICS, killed_round
-from tests.test_loop_tasks import Walk, only_advise
+from tests.support.fakes import FILLERS, TOPICS
+from tests.support.walks import Walk, only_advise
 
 
 def pairs(n: int, seed: int, answer: str) -> list[tuple[str, str]]:
@@ -92,9 +92,14 @@ def walk(tmp_path: Path, talking: Path, broker: str, monkeypatch: pytest.MonkeyP
 
 
 def test_the_walk(walk: Walk) -> None:
-    claimed = walk.registry.claim_round(reason="test", cut={}, token=None)
+    def stop(step: str, *_: object) -> None:
+        if step == "evaluation":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        walk.round(None, stop)
+    claimed = walk.registry.unfinished_round()
     assert claimed is not None
-    killed_round(claimed.round_id, walk.settings.root / "ratchet.toml", "training")
     made = round_folder(walk.settings, claimed.round_id) / "version/model/model.safetensors"
     trained_at = made.stat().st_mtime_ns
     first = walk.round(None)

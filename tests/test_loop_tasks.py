@@ -6,7 +6,6 @@ In one process, but for the broker; `ratchet up` around the same parts is test_l
 import csv
 import json
 import random
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,15 @@ import pytest
 from click.testing import CliRunner
 from starlette.testclient import TestClient
 
-from pipelines.feature_store.store import FeatureStore
 from pipelines.round_inputs import round_folder
-from pipelines.training_round import run_round
-from schemas.records import RoundRecord, RoundState
-from schemas.settings import Settings, SettingsError, load_settings
+from schemas.records import RoundState
+from schemas.settings import SettingsError, load_settings
 from schemas.targets import COLUMNS, Task
 from services import feedback_consumer
 from services.cli.main import cli
-from services.feedback_consumer import Consumer, run
 from services.projects import ProjectError, create_project
-from serving.api import Api
-from serving.artifacts import ArtifactStore
-from serving.http.access import read_keys
-from serving.http.metrics import Metrics
-from serving.inference.batching import MicroBatcher
-from serving.inference.generation_queue import GenerationQueue
-from serving.live import LiveModel
-from serving.messaging.outbox import Outbox
-from serving.messaging.publisher import Topics, ensure_topics
-from serving.registry.registry import Registry
-from tests.support.fakes import FILLERS, TOPICS, forget_metrics
+from tests.support.fakes import FILLERS, TOPICS
+from tests.support.walks import Walk, only_advise
 
 STARS = dict(zip(TOPICS, (1.5, 3.0, 5.5), strict=True))
 Row = tuple[str, Any]
@@ -58,71 +45,6 @@ def write(path: Path, task: Task, given: list[Row]) -> Path:
         writer.writerow(["text", COLUMNS[task]])
         writer.writerows((text, "|".join(target) if task == "multilabel" else target) for text, target in given)
     return path
-
-
-class Walk:
-    """A project's parts, as the processes would hold them."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.topics = settings, Topics.of(settings.model.name)
-        self.registry = Registry(settings.registry_url, settings.model.name)
-        self.store = ArtifactStore(settings.location(settings.artifacts.url))
-        bootstrap = str(settings.kafka.bootstrap_servers)
-        ensure_topics(bootstrap, self.topics.names(), partitions=1, replication_factor=1, timeout_s=5)
-        self.outbox = Outbox(
-            settings.path("state/outbox"), bootstrap=bootstrap, topics=self.topics, write_ahead=False,
-            stored_positions=self.registry.positions, max_bytes=10_000_000, timeout_s=5,
-        )  # fmt: skip
-        self.live = LiveModel(self.registry, self.store, settings.path("state/cache"), threads=1, poll_seconds=60)
-        self.batcher = MicroBatcher(self.live.current, max_batch=8, max_queue=500)
-        self.generation = GenerationQueue(self.live.current, max_queue=500)
-        self.api = Api(
-            settings,
-            read_keys(settings.path("keys.env")),
-            self.live,
-            self.batcher,
-            self.generation,
-            self.outbox,
-            Metrics("walk"),
-        )
-
-    def round(self, features: FeatureStore | None) -> RoundRecord:
-        cut = features.current_cut() if features else {}
-        claimed = self.registry.unfinished_round() or self.registry.claim_round(reason="test", cut=cut, token=None)
-        assert claimed is not None
-        done = run_round(
-            claimed.round_id, settings=self.settings, registry=self.registry, store=self.store, features=features,
-            token=None, progress=lambda *_: None,
-        )  # fmt: skip
-        self.live.follow()
-        return done
-
-    def stored(self) -> FeatureStore:
-        """All that was said so far, stored by a consumer that then ends."""
-        self.api.flush()
-        self.outbox.close(10)
-        features, stop = FeatureStore(self.settings), threading.Event()
-        consumer = Consumer(self.settings, self.registry, features)
-        stop.set()
-        run(consumer, stop, 0.2)
-        consumer.reset()
-        return features
-
-    def close(self) -> None:
-        self.live.close()
-        self.batcher.close()
-        self.generation.close()
-        self.registry.close()
-        forget_metrics()
-
-
-def only_advise(settings: Settings, *gates: str) -> None:
-    """Gates that block nothing in this project."""
-    policy = settings.path("policy.toml")
-    text = policy.read_text(encoding="utf-8")
-    for gate in gates:
-        text = text.replace(f"[{gate}]\nblocking = true", f"[{gate}]\nblocking = false")
-    policy.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture

@@ -5,78 +5,19 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, parse_event
-from serving.messaging.outbox import Outbox, OutboxUnavailable
+from schemas.events import parse_event
+from serving.messaging.outbox import OutboxUnavailable
 from serving.messaging.outbox_store import waiting
-from serving.messaging.publisher import MAX_MESSAGE_BYTES, Topics, ensure_topics
+from serving.messaging.publisher import MAX_MESSAGE_BYTES
 from tests.support.fakes import free_port, wait_until
 from tests.support.kafka_tools import own_broker, read_all
+from tests.support.outboxes import TOPICS, feedback, make_topics, outbox, prediction, published
 
-TOPICS = Topics.of("m")
 REPOSITORY = Path(__file__).parent.parent
-
-
-def nothing_stored() -> dict[str, int]:
-    return {}
-
-
-def prediction(identity: str, text: str = "text") -> PredictionMade:
-    data = PredictionData(
-        prediction_id=identity,
-        model_name="m",
-        model_version="v",
-        generation=1,
-        text=text,
-        label="a",
-        confidence=0.5,
-    )
-    return PredictionMade(source="test", subject=identity, data=data)
-
-
-def feedback(identity: str, value: str = "b") -> FeedbackReceived:
-    data = FeedbackData(feedback_id=identity, prediction_id="p", model_name="m", kind="correction", value=value)
-    return FeedbackReceived(source="test", subject="p", data=data)
-
-
-def outbox(
-    folder: Path,
-    bootstrap: str,
-    *,
-    write_ahead: bool = True,
-    stored: Callable[[], dict[str, int]] = nothing_stored,
-    max_bytes: int = 100_000_000,
-    observe: Callable[[int, int], None] | None = None,
-) -> Outbox:
-    made = Outbox(
-        folder,
-        bootstrap=bootstrap,
-        topics=TOPICS,
-        write_ahead=write_ahead,
-        stored_positions=stored,
-        max_bytes=max_bytes,
-        timeout_s=2,
-        observe=observe,
-    )
-    made.start()
-    return made
-
-
-def make_topics(bootstrap: str) -> dict[str, str]:
-    return ensure_topics(bootstrap, TOPICS.names(), partitions=2, replication_factor=1, timeout_s=5)
-
-
-def published(bootstrap: str, topic: str) -> Counter[str]:
-    """How often each event's subject-specific id lies in a topic."""
-    found = Counter[str]()
-    for record in read_all(bootstrap, topic):
-        event = parse_event(record.value)
-        found[event.data.feedback_id if isinstance(event, FeedbackReceived) else event.subject] += 1
-    return found
 
 
 def test_write_ahead_answers_while_the_broker_is_away_and_publishes_in_order_when_it_comes(tmp_path: Path) -> None:
@@ -165,7 +106,7 @@ def test_what_a_killed_worker_answered_for_is_published_by_the_next(tmp_path: Pa
     script = f"""
 import os, signal
 from pathlib import Path
-from tests.test_outbox import feedback, outbox
+from tests.support.outboxes import feedback, outbox
 box = outbox(Path({str(tmp_path)!r}), "127.0.0.1:{free_port()}")
 for answer in [box.put_feedback(feedback(f"f{{i}}")) for i in range(200)]:
     answer.result(timeout=10)

@@ -11,9 +11,9 @@ import pytest
 
 from serving.messaging.outbox import OutboxUnavailable
 from serving.messaging.outbox_store import waiting
-from tests.support.fakes import free_port, wait_until
+from tests.support.fakes import REPOSITORY, free_port, wait_until
 from tests.support.kafka_tools import own_broker
-from tests.test_outbox import REPOSITORY, TOPICS, feedback, make_topics, outbox, prediction, published
+from tests.support.outboxes import TOPICS, feedback, make_topics, outbox, prediction, published
 
 EVENTS = 400
 PAGE = 4096
@@ -109,9 +109,9 @@ def test_a_file_in_use_that_is_empty_or_gone_is_said(
 FULL_DISK = """
 import json, resource, signal, sys
 from pathlib import Path
-from tests.fakes import free_port, wait_until
-from tests.test_outbox import feedback, outbox, prediction
-from serving.outbox import OutboxUnavailable
+from tests.support.fakes import free_port, wait_until
+from tests.support.outboxes import feedback, outbox, prediction
+from serving.messaging.outbox import OutboxUnavailable
 folder, started = Path(sys.argv[1]), sys.argv[2] == "started"
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.compression.packing import Layout, PackedModel
 from pipelines.models.encoder import Encoder, TextModel, layers_of
-from tests.test_training_methods import other_base
+from tests.support.versions import other_base
 
 TEXTS = ["short", "a text that is somewhat longer than the first", "two words", " ".join(["long"] * 40), ""]
 

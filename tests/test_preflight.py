@@ -15,8 +15,7 @@ from services.checks.preflight import BrokenProject, problems
 from services.cli.main import cli
 from services.projects import ProjectError, create_project, open_project
 from services.rounds.executor import REPOSITORY
-from tests.conftest import write_rows
-from tests.support.fakes import toy_rows
+from tests.support.fakes import toy_rows, write_rows
 
 
 @pytest.fixture(scope="module")

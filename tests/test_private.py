@@ -12,10 +12,7 @@ import pytest
 from schemas.printable import one_line
 from serving.process.log_lines import OneLine
 from serving.process.private_files import close_folders
-from tests.conftest import write_rows
-from tests.support.fakes import toy_rows
-
-REPOSITORY = Path(__file__).parent.parent
+from tests.support.fakes import REPOSITORY, toy_rows, write_rows
 
 START_ARBITER = """
 import psutil

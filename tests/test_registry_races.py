@@ -7,13 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.registry.registry import ChampionMoved, Registry
 from tests.support import registries
+from tests.support.fakes import REPOSITORY
 from tests.support.registries import add_versions, begin
 
 url, clock, registry = registries.url, registries.clock, registries.registry
@@ -154,7 +154,7 @@ from serving.registry.registry import Registry
 AuditLog.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Registry({url!r}, "m").promote("v1", expected=None, token=None, actor="gates", round_id={record.round_id!r})
 """
-    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=False, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False, timeout=60)
 
     assert killed.returncode == -signal.SIGKILL
     assert registry.champion() is None

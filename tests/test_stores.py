@@ -18,7 +18,7 @@ from pipelines.feature_store.store import FeatureStore, default_feature_store_ya
 from schemas.setting_groups import FeatureStoreSettings
 from schemas.settings import Settings
 from tests.support.events import feedback, pid, prediction
-from tests.test_event_log import NOW, rows
+from tests.support.stored_rows import NOW, rows
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

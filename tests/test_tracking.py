@@ -35,10 +35,10 @@ def run(settings: Settings, registry: Registry) -> Any:
     )
 
 
-def test_a_round_is_logged_once_and_the_aliases_follow(settings: Settings, registry: Registry) -> None:
+def test_a_round_is_logged_once_and_the_aliases_follow(full_precision: Settings, registry: Registry) -> None:
     from mlflow import MlflowClient
 
-    settings = tracked(settings, "sqlite:///state/mlflow.db")
+    settings = tracked(full_precision, "sqlite:///state/mlflow.db")
     record = run(settings, registry)
     assert record.state is RoundState.PROMOTED, record.detail
 

@@ -29,6 +29,7 @@ from schemas.targets import Task, canonical
 from schemas.training_settings import TrainingSettings
 from serving.model_directory import write_manifest
 from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
+from tests.support.versions import other_base
 
 LABELS = sorted(TOPICS)
 TASK = Classification(LABELS)
@@ -92,20 +93,6 @@ def champion(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tupl
     trained = train(Classification(two), encoder, examples(40, 1, two), [], RECIPE, lambda *_: None)
     assert trained.method == "lora"
     return saved(trained, encoder, tmp_path_factory.mktemp("champion") / "v1", two), trained
-
-
-def other_base(kind: str, encoder: Encoder, folder: Path) -> Encoder:
-    from transformers import AutoConfig, AutoModel
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    if kind == "distilbert":
-        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
-    pad = encoder.tokenizer.pad_token_id
-    config = AutoConfig.for_model(kind, vocab_size=700, max_position_embeddings=64, pad_token_id=pad, **sizes)
-    torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)
-    encoder.tokenizer.save_pretrained(folder)
-    return Encoder(folder, max_length=32)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])

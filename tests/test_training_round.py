@@ -109,7 +109,9 @@ def test_a_first_round_promotes_a_whole_artefact(project: Settings, registry: Re
 
 
 @pytest.mark.parametrize("step", ["gates"])
-def test_a_killed_round_is_resumed_and_promotes_once(project: Settings, registry: Registry, step: str) -> None:
+def test_a_killed_round_is_resumed_and_promotes_once(full_precision: Settings, registry: Registry, step: str) -> None:
+    project = full_precision
+    project.path("policy.toml").write_text(DEFAULT_POLICY, encoding="utf-8")
     write_config(project)
     round_id = claim(registry)
     killed_round(round_id, project.root / "ratchet.toml", step)
@@ -136,6 +138,7 @@ def write_config(project: Settings) -> None:
 
     values = project.model_dump(mode="json", exclude_none=True)
     overrides = {group: dict(values[group]) for group in ("model", "dataset", "training")}
+    overrides["serving"] = {"artifact": project.serving.artifact}
     (project.root / "ratchet.toml").write_text(render_settings(overrides), encoding="utf-8")
     (project.root / "feature_store.yaml").write_text(default_feature_store_yaml(project.model.name), encoding="utf-8")
 

@@ -37,8 +37,8 @@ from services.demo.articles import bbc_news
 from services.projects import create_project
 from serving.registry.registry import Registry
 from tests.bench.report import Figure, write
-from tests.conftest import write_rows as write_csv
 from tests.support.dataset_rounds import Simulation, edited, similar_pairs
+from tests.support.fakes import write_rows as write_csv
 
 SIZES = (20_000, 50_000, 100_000, 200_000)
 ROWS_A_PERSON = 40
@@ -269,7 +269,7 @@ def fingerprint_figure() -> Figure:
     """The same cut in three processes with other hash seeds and row orders: fingerprints beyond the first."""
     code = (
         "import random, sys; from tests.support.dataset_rounds import Simulation\n"
-        "s = Simulation(seed=4, rows=2000); s._more(); rows = list(s.given); random.Random(int(sys.argv[1])).shuffle(rows)\n"
+        "s = Simulation(seed=4, rows=2000); s.grow(); rows = list(s.given); random.Random(int(sys.argv[1])).shuffle(rows)\n"
         "print(s.build(rows).manifest.fingerprint)"
     )
     found = []

@@ -26,8 +26,7 @@ import httpx
 from pipelines.dataset.files import FileRow, read_rows
 from schemas.settings import load_settings
 from serving.http.access import read_keys
-from tests.conftest import write_rows
-from tests.support.fakes import free_port
+from tests.support.fakes import free_port, write_rows
 
 REPOSITORY = Path(__file__).parents[2]
 SEED_ROWS = 4  # a label

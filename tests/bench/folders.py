@@ -19,8 +19,7 @@ from schemas.settings import load_settings
 from services.projects import create_project
 from serving.http.access import read_keys
 from serving.registry.registry import Registry
-from tests.conftest import write_rows
-from tests.support.fakes import free_port, tiny_base_model, toy_rows, wait_until
+from tests.support.fakes import free_port, tiny_base_model, toy_rows, wait_until, write_rows
 
 NAMES = [
     "my shop",

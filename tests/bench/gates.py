@@ -1,7 +1,7 @@
 """`make bench-gates`: what the gates stop and what they let through, and how long they take.
 
-Turns the answers of models trained on Banking77 (bench/gates_models.py, RATCHET_BENCH_DATA) into figures. `python -m
-tests.bench_gates slices calibration banking round` runs parts of it. It deliberately asserts nothing.
+Turns the answers of models trained on Banking77 (tests/bench/gates_models.py, RATCHET_BENCH_DATA) into figures. `python -m
+tests.bench.gates slices calibration banking round` runs parts of it. It deliberately asserts nothing.
 
 Slices and calibration are simulated on stored answers: which rows a candidate has right, and what is true, are drawn anew in
 each run, so that the true effect is known.
@@ -39,7 +39,7 @@ from serving.inference import calibration as applied
 from serving.registry.registry import Registry
 from tests.bench.gates_models import KEPT, SEEDS, TRAIN, Answers, answers, split
 from tests.bench.report import Figure, write
-from tests.conftest import write_rows
+from tests.support.fakes import write_rows
 
 RUNS = 1000
 SLICES, SLICE_ROWS, CHURN = 10, 300, 0.07

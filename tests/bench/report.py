@@ -1,6 +1,6 @@
 """What every benchmark leaves behind: a table for people and `bench-NAME.json` for programs.
 
-Turns figures into both. Each `make bench-NAME` runs `tests/bench_NAME.py`, which calls `write` once it has measured, or
+Turns figures into both. Each `make bench-NAME` runs `tests/bench/NAME.py`, which calls `write` once it has measured, or
 after each part. It deliberately judges nothing: a figure that falls short is written down like any other.
 """
 

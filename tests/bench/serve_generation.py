@@ -31,7 +31,7 @@ from serving.registry.registry import Registry
 from tests.bench.report import Figure
 from tests.bench.serve_project import CACHE, Project, ratchet
 from tests.bench.train_generation import pairs
-from tests.conftest import write_rows
+from tests.support.fakes import write_rows
 from tests.support.versions import text_version
 
 VERSION, SEED_ROWS, TEXTS, ROUNDS, MOST = "writer-1", 200, 8, 5, 64

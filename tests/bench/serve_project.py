@@ -34,8 +34,7 @@ from serving.messaging.publisher import Topics, embedded_broker_command, ensure_
 from serving.model_directory import read_manifest, write_manifest
 from serving.registry.registry import Registry
 from tests.bench.serve_load import Body, bank_texts, module, server
-from tests.conftest import write_rows
-from tests.support.fakes import free_port, wait_until
+from tests.support.fakes import free_port, wait_until, write_rows
 from tests.support.versions import rewritten
 
 CACHE = Path(os.environ.get("RATCHET_BENCH_CACHE") or Path(tempfile.gettempdir()) / "ratchet-bench-serve")

@@ -103,7 +103,7 @@ class Simulation:
 
     def round(self) -> Dataset:
         """One round: new feedback, some of the old absent, the dataset built, its sides looked at."""
-        self._more()
+        self.grow()
         present = [row for row in self.given if self.draw.random() >= self.absent]
         self.draw.shuffle(present)
         found = self.build(present)
@@ -121,7 +121,7 @@ class Simulation:
             ledger=self.ledger,
         )
 
-    def _more(self) -> None:
+    def grow(self) -> None:
         fresh, self.pending = self.pending, []
         known = (
             [row.text for row in self.given] + [row.text for row in self.files] + [row.text for row in self.reference]

@@ -3,6 +3,7 @@
 Used by the test modules and conftest.py. Nothing here stands in for Ratchet's own code.
 """
 
+import csv
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from schemas.training_settings import TrainingSettings
 
+REPOSITORY = Path(__file__).parents[2]
 TOPICS: dict[str, list[str]] = {
     "football": "goal match striker league referee penalty stadium coach team keeper kick pitch".split(),
     "money": "bank loan market profit share tax budget invoice trade price bond rate".split(),
@@ -48,6 +50,16 @@ def toy_rows(n: int, seed: int, topics: tuple[str, ...] = tuple(TOPICS)) -> list
         draw.shuffle(words)
         rows.setdefault(" ".join(words), label)
     return list(rows.items())
+
+
+def write_rows(path: Path, rows: list[tuple[str, str]], column: str = "label") -> Path:
+    """Write rows as a CSV with the columns text and, unless said, label."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", column])
+        writer.writerows(rows)
+    return path
 
 
 def tiny_base_model(directory: Path) -> Path:
@@ -157,6 +169,5 @@ def killed_round(round_id: str, config: Path, step: str) -> None:
     """Run a claimed round in a process of its own that is killed after a step."""
     command = [sys.executable, "-m", "services.cli.main", "round", "run", "--claimed", round_id, "-c", str(config)]
     environment = {**os.environ, "RATCHET_CRASH_AT": step}
-    repository = Path(__file__).parents[2]
-    ended = subprocess.run(command, cwd=repository, env=environment, capture_output=True, check=False, timeout=120)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=False, timeout=120)
     assert ended.returncode == -signal.SIGKILL, ended.stderr

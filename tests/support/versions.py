@@ -5,7 +5,7 @@ Turns a name and labels into a directory that serving loads. Tests of serving us
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from serving.artifacts import ArtifactStore
 from serving.inference.encoder_runtime import Runtime
 from serving.model_directory import read_manifest, write_manifest
 from serving.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from pipelines.models.encoder import Encoder
 
 GOLDEN = ["oven and butter", "a goal for the team", "the bank and the loan of many people"]
 
@@ -120,3 +123,21 @@ def promote(registry: Registry, store: ArtifactStore, directory: Path) -> int:
     registry.register_version(manifest, store.put(directory), servable=True)
     expected = champion.model_version if champion else None
     return registry.promote(manifest.model_version, expected=expected, token=None, actor="test").generation
+
+
+def other_base(kind: str, encoder: "Encoder", folder: Path) -> "Encoder":
+    """Save an untrained base model of another family, and open it."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from pipelines.models.encoder import Encoder
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    pad = encoder.tokenizer.pad_token_id
+    config = AutoConfig.for_model(kind, vocab_size=700, max_position_embeddings=64, pad_token_id=pad, **sizes)
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+    return Encoder(folder, max_length=32)

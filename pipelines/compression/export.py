@@ -9,6 +9,7 @@ import io
 import logging
 import platform
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +50,19 @@ def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
     merged.eval()
     example: Any = encoder.batch(["one text", "another text, somewhat longer"])
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=encoder.max_length)}
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # the exporter warns of its own internals
-            torch.onnx.export(
-                PackedModel(merged),
-                (example["input_ids"], example["attention_mask"]),
-                directory / "model.onnx",
-                input_names=["input_ids", "attention_mask"],
-                output_names=["logits"],
-                dynamo=True,
-                dynamic_shapes={"input_ids": shape, "attention_mask": shape},
-                external_data=False,
-                verbose=False,
-            )
-    finally:
-        quiet.setLevel(level)
+    with _errors_only("torch.onnx"), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        torch.onnx.export(
+            PackedModel(merged),
+            (example["input_ids"], example["attention_mask"]),
+            directory / "model.onnx",
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes={"input_ids": shape, "attention_mask": shape},
+            external_data=False,
+            verbose=False,
+        )
     encoder.tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
 
 
@@ -79,7 +74,20 @@ def quantise(source: Path, target: Path) -> None:
     """
     model = onnx.load(source)
     add_pre_process_metadata(model)  # the exporter has inferred all shapes already
-    quantize_dynamic(model, target, per_channel=True, reduce_range=_saturates(), weight_type=QuantType.QInt8)
+    with _errors_only("root"):  # it warns of integer tensors, which it leaves as they are
+        quantize_dynamic(model, target, per_channel=True, reduce_range=_saturates(), weight_type=QuantType.QInt8)
+
+
+@contextlib.contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    """Silence a library's logger below ERROR within the block."""
+    logger = logging.getLogger(None if name == "root" else name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _saturates() -> bool:

@@ -48,7 +48,7 @@ def test_labels_have_one_form_and_are_renamed_merged_and_retired(project: Settin
     assert "a label may not be empty" in run(project, "labels", "add", "\u200b", code=2)
     assert run(project, "labels", "rename", "money", "finance").startswith("renamed: money is finance from now on; ")
     assert run(project, "labels", "merge", "1", "finance").startswith("merged: 1 is finance from now on")
-    assert run(project, "labels", "retire", "cooking").startswith("retired: cooking; the champion answers with its own")
+    assert run(project, "labels", "retire", "cooking").startswith("retired: cooking; the champion predicts its own")
     refused = CliRunner().invoke(cli, ["labels", "retire", "football", "-c", str(project.root / "ratchet.toml")])
     assert "a model needs 2: add another first" in str(refused.exception)
     assert "money  merged into finance" in run(project, "labels", "list")
@@ -77,7 +77,7 @@ def test_a_row_is_found_taken_out_and_taken_in_again(project: Settings, registry
     assert run(project, "dataset", "exclude") == "no rows\n"
     assert [row.detail["reason"] for row in registry.audit_rows()] == ["poisoned", ""]
     assert "rows 2 to 61" in run(project, "dataset", "exclude", "seed.csv:1", code=2)
-    assert "0 rows have such a key" in run(project, "dataset", "exclude", "ffff0000ffff", code=2)
+    assert "0 rows have a key that begins so" in run(project, "dataset", "exclude", "ffff0000ffff", code=2)
 
 
 def test_a_dataset_is_exported_as_csv_and_parquet(project: Settings, tmp_path: Path) -> None:

@@ -194,8 +194,10 @@ def test_pip_is_asked_for_its_files_and_variables(tmp_path: Path, monkeypatch: p
 
 def test_the_command_runs_from_a_folder_with_a_space(tmp_path: Path) -> None:
     root = tmp_path / "my projects" / "it's"
-    (root / "services").mkdir(parents=True)
-    (root / "services" / "cli.py").write_text("import sys\ndef main():\n    print(sys.argv[1:])\n", encoding="utf-8")
+    (root / "services" / "cli").mkdir(parents=True)
+    (root / "services" / "cli" / "main.py").write_text(
+        "import sys\ndef main():\n    print(sys.argv[1:])\n", encoding="utf-8"
+    )
     (root / "python").symlink_to(sys.executable)
     install.write_command(root / "ratchet", str(root / "python"), root)
     done = subprocess.run(

@@ -163,7 +163,7 @@ def test_the_walk(walk: Walk) -> None:
 
 
 def test_a_model_that_writes_has_no_student(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"^training\.student_layers, .*: a model that writes"):
+    with pytest.raises(SettingsError, match=r"^training\.student_layers, .*: generation has no student"):
         load_settings('[model]\ntask = "generation"\n[training]\nstudent_layers = 3', {}, root=tmp_path)
 
 

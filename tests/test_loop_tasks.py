@@ -171,5 +171,5 @@ def test_what_does_not_fit_a_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProjectError, match="regression has no labels"):
         create_project(tmp_path / "p", seed=seed, reference=None, task="regression", labels=["a"])
     assert not (tmp_path / "p").exists()
-    with pytest.raises(SettingsError, match=r"^dataset\.balance = 'cap': a row of multilabel"):
+    with pytest.raises(SettingsError, match=r"^dataset\.balance = 'cap': works with classification alone"):
         load_settings('[model]\ntask = "multilabel"\n[dataset]\nbalance = "cap"', {}, root=tmp_path)

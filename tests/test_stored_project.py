@@ -201,7 +201,7 @@ def test_a_rejected_candidate_changes_nothing(awaiting: tuple[Path, RoundRecord]
     assert (ended["state"], ended["detail"]) == ("rejected", "rejected by ann: too few rows")
     refused = command(project, "round", "approve", record.round_id)
     assert refused.exit_code == 1
-    assert "there is no candidate to approve" in refused.output
+    assert "have a candidate to approve" in refused.output
     _, registry = opened(project)
     champion = registry.champion()
     registry.close()

@@ -50,7 +50,9 @@ class Orphans:
         after, expired = {key: self._features.expired_until(key) for key in partition_keys}, 0
         while rows := self._features.orphans(after, now - self._wait, AT_ONCE).to_pylist():
             publish([self._letter(topics, row) for row in rows])
-            marks = {row["place"]: row["offset"] for row in rows}  # in order: the last offset of each partition wins
+            marks = {
+                row["topic_partition"]: row["offset"] for row in rows
+            }  # in order: the last offset of each partition wins
             self._features.mark_expired(marks)
             after |= marks
             expired += len(rows)

@@ -50,7 +50,7 @@ def test_labels_have_one_form_and_are_renamed_merged_and_retired(project: Settin
     assert run(project, "labels", "merge", "1", "finance").startswith("merged: 1 is finance from now on")
     assert run(project, "labels", "retire", "cooking").startswith("retired: cooking; the champion predicts its own")
     refused = CliRunner().invoke(cli, ["labels", "retire", "football", "-c", str(project.root / "ratchet.toml")])
-    assert "a model needs 2: add another first" in str(refused.exception)
+    assert "needs at least 2: add another first" in str(refused.exception)
     assert "money  merged into finance" in run(project, "labels", "list")
 
     manifest = json.loads(run(project, "dataset", "build", "--json"))

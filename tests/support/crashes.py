@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
+import pipelines.feature_store.online_store  # noqa: F401 - what forked consumers would each import
 from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
 from schemas.setting_groups import FeatureStoreSettings, KafkaSettings, ModelSettings

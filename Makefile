@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 COMPILE = env -u UV_FIND_LINKS -u UV_TORCH_BACKEND .lock/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
 	--strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
-.PHONY: install demo test e2e attack folders lint format lock schemas docs clean
+.PHONY: install demo test e2e attack folders conditions screenshots lint format lock schemas docs clean
 
 # Quick if nothing changed, else it makes .venv anew.
 install:
@@ -16,9 +16,10 @@ install:
 demo: install
 	$(BIN)/ratchet demo
 
-# Three processes on two cores, because many tests wait for brokers and child processes.
+# Three processes on two cores, because many tests wait for brokers and child processes. Each starts with a third of the files, so
+# that a file's fixtures are made once, and takes tests from a busier one when it has none left.
 test: install
-	$(BIN)/python -m pytest -q -n 3
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .
@@ -39,9 +40,17 @@ bench-%: install
 attack: install
 	$(BIN)/python -m tests.bench.attack
 
-# Twenty folder names through the whole walk on a tiny model.
+# Twenty folder names and two locales through the whole walk on a tiny model.
 folders: install
-	$(BIN)/python -m tests.bench.folders
+	ONLY=$(ONLY) $(BIN)/python -m tests.bench.folders
+
+# The second set of a server's conditions (tests/test_conditions.py): a full TMPDIR and HOME, umask 077. As root.
+conditions: install
+	RATCHET_TEST_CONDITIONS="nothing is usable" $(BIN)/python -m pytest -q tests/test_conditions.py
+
+# Pictures of every page of the console in docs/images, from a tiny real project; needs Chromium.
+screenshots: install
+	$(BIN)/python -m tests.support.screenshots
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -53,17 +62,20 @@ lock:
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep -o 'uv==[0-9.]*' pyproject.toml)
 	$(COMPILE) --extra dev pyproject.toml --output-file requirements.lock
-	$(COMPILE) --constraints requirements.lock deploy/serving.in --output-file deploy/serving.lock
+	$(COMPILE) --constraints requirements.lock deploy/package_serving/pyproject.toml --output-file deploy/serving.lock
 	rm -rf .lock
 
 # Write the JSON Schemas and the AsyncAPI document from the models (a test compares them).
 schemas: install
 	$(BIN)/python -m schemas.export
 
-# Write docs/settings.md from the models and docs/rooms.md from the packages' docstrings (a test compares them).
+# Write docs/settings.md from the models, docs/rooms.md from the packages' docstrings and the other reference pages from the code
+# (a test compares them), then the site.
 docs: install
 	$(BIN)/python -m schemas.settings_reference
+	$(BIN)/python -m tests.support.reference_pages
 	$(BIN)/python -m tests.support.room_pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
-	rm -rf .venv .lock .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .lock site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

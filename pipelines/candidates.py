@@ -13,14 +13,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipelines.compression import distillation, export
+from pipelines.compression.tfidf_graph import export_tfidf
 from pipelines.dataset.build import Dataset
+from pipelines.evaluation.answer_rule import AnswerRule
 from pipelines.evaluation.evaluators import evaluation_threads, evaluator_for
 from pipelines.gates import compressed
-from pipelines.models.base_models import base_name
+from pipelines.models.base_models import Base, base_name
 from pipelines.models.decoder import Decoder, save
 from pipelines.models.encoder import Encoder
+from pipelines.models.tfidf import TfidfModel
 from pipelines.round_inputs import RoundInputs
 from pipelines.training.history import History, TrainingProgress
 from pipelines.training.tasks.choose import task_for
@@ -32,11 +36,13 @@ from schemas.settings import Settings
 from schemas.targets import Task, labels_of
 from serving.inference.encoder_runtime import Runtime
 from serving.inference.loading import open_version
+from serving.inference.normalise import NORMALISER, folded
 from serving.model_directory import ArtifactDamaged, verify, write_manifest
 
 log = logging.getLogger("ratchet.candidates")
 
 GOLDEN_ROWS = 8
+RANGE_TEXTS = 256  # that fix the ranges of int8 activations
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.5, "int8": 1e-2}  # of golden outputs: processors add products in different orders
 TRIALS = "compression.json"
 TRAFFIC_TEXTS = 5000  # recent predictions, on which a student learns beside the round's own rows
@@ -61,10 +67,14 @@ def make(inputs: RoundInputs, dataset: Dataset, champion: Path | None) -> Path:
     if not _is_finished(full, dataset):
         _make_full_precision(full, inputs, dataset, champion)
     chosen, judged = full, []
-    if inputs.settings.serving.artifact == "auto" and isinstance(inputs.base, Encoder):
+    wanted = inputs.settings.serving.artifact == "auto" and verify(full).kind == "transformer"
+    if wanted and isinstance(inputs.base, Encoder):
         smaller = _make_smaller(full, inputs, dataset, inputs.base)
         judged = [
-            compressed.try_compressed(Runtime(full), Runtime(path), dataset.judge, inputs.policy) for path in smaller
+            compressed.try_compressed(
+                Runtime(full), Runtime(path), dataset.reference, inputs.policy, cross_fitted(inputs, dataset)
+            )
+            for path in smaller
         ]
         passed = [(trial.seconds, path) for trial, path in zip(judged, smaller, strict=True) if trial.passed]
         chosen = min(passed)[1] if passed else full
@@ -73,6 +83,11 @@ def make(inputs: RoundInputs, dataset: Dataset, champion: Path | None) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     chosen.rename(target)
     return target
+
+
+def cross_fitted(inputs: RoundInputs, dataset: Dataset) -> AnswerRule | None:
+    """Return the answer rule if the reference rows fit the calibration too, and so have to be judged by cross-fitting."""
+    return None if dataset.calibration else inputs.rule
 
 
 def trials(folder: Path) -> list[GateResult]:
@@ -104,18 +119,25 @@ def _make_full_precision(target: Path, inputs: RoundInputs, dataset: Dataset, ch
         rejections=dataset.rejections,
         champion=warm_start,
     )
-    if isinstance(base, Decoder):
-        artifact = save(trained.model, base, target)
-    else:
-        artifact = "fp32"
-        export.save_weights(trained.model, target)
-        export.export(trained.model, base, target)
+    artifact = _write_model(trained.model, base, target)
     (target / "dataset.json").write_text(dataset.manifest.model_dump_json(indent=2), encoding="utf-8")
     lines = [json.dumps(line) + "\n" for line in [*note, *trained.history]]
     (target / "history.jsonl").write_text("".join(lines), encoding="utf-8")
     manifest = _manifest(inputs, dataset, trained, artifact, warm_start)
     write_manifest(target, manifest)
-    _calibrate(target, manifest, dataset, settings)
+    _calibrate(target, manifest, dataset, settings, inputs.rule)
+
+
+def _write_model(model: Any, base: Base, target: Path) -> str:
+    """Write the files that serving loads, and the weights that a warm start loads; return the precision."""
+    if isinstance(base, Decoder):
+        return save(model, base, target)
+    if isinstance(model, TfidfModel):
+        export_tfidf(model, target)
+    else:
+        export.save_weights(model, target)
+        export.export(model, base, target)
+    return "fp32"
 
 
 def _manifest(
@@ -139,6 +161,8 @@ def _manifest(
         round_id=record.round_id,
         dataset_fingerprint=dataset.manifest.fingerprint,
         method=trained.method,
+        kind="tfidf" if trained.method == "tfidf" else "transformer",
+        normaliser=NORMALISER,
         artifact=artifact,
         seed=settings.training.seed,
         code_version=code_version(),
@@ -176,26 +200,28 @@ def _untaught(dataset: Dataset, task: Task, warm_start: WarmStart | None) -> lis
 def _make_smaller(full: Path, inputs: RoundInputs, dataset: Dataset, encoder: Encoder) -> list[Path]:
     """Return the directories of the int8 version and, if the settings ask for one, of the student."""
     int8, student = full.with_name("int8"), full.with_name("student")
-    _compress(full, full / "model.onnx", int8, "int8", dataset, inputs.settings)
+    _compress(full, full / "model.onnx", int8, "int8", dataset, inputs.settings, inputs.rule)
     if not inputs.settings.training.makes_student:
         return [int8]
     if not _is_finished(student, dataset):
         traffic = _without_judging_rows(inputs.recent_texts(TRAFFIC_TEXTS), dataset)
         progress = partial(inputs.progress, "distillation")
-        make_student(full, student, traffic, dataset, encoder, inputs.settings, progress)
+        make_student(full, student, traffic, dataset, encoder, inputs.settings, progress, inputs.rule)
     return [int8, student]
 
 
-def _compress(full: Path, model: Path, target: Path, artifact: str, dataset: Dataset, settings: Settings) -> None:
+def _compress(
+    full: Path, model: Path, target: Path, artifact: str, dataset: Dataset, settings: Settings, rule: AnswerRule
+) -> None:
     """Write the version again with an ONNX `model` as int8, and calibrate that artefact."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(full, target, ignore=shutil.ignore_patterns("manifest.json", "model.onnx"))
-    export.quantise(model, target / "model.onnx")
+    export.quantise(model, target / "model.onnx", Runtime(full).encode(_range_texts(dataset)))
     golden = Golden(texts=[], probabilities=[], tolerance=TOLERANCES["int8"])
     changes = {"artifact": artifact, "calibration": Calibration(), "golden": golden}
     manifest = verify(full).model_copy(update=changes)
     write_manifest(target, manifest)
-    _calibrate(target, manifest, dataset, settings)
+    _calibrate(target, manifest, dataset, settings, rule)
 
 
 def make_student(
@@ -206,6 +232,7 @@ def make_student(
     encoder: Encoder,
     settings: Settings,
     progress: TrainingProgress,
+    rule: AnswerRule,
 ) -> None:
     """Distil the version in `full` on the round's rows and on `traffic` texts, and write the student as int8."""
     texts = [*(row.text for row in [*dataset.train, *dataset.validation]), *traffic]
@@ -213,21 +240,28 @@ def make_student(
     student = distillation.distil(teacher, encoder, texts, settings.training, progress)
     with tempfile.TemporaryDirectory(dir=full.parent) as exported:
         export.export(student, encoder, Path(exported))
-        _compress(full, Path(exported) / "model.onnx", target, compressed.STUDENT, dataset, settings)
+        _compress(full, Path(exported) / "model.onnx", target, compressed.STUDENT, dataset, settings, rule)
+
+
+def _range_texts(dataset: Dataset) -> list[str]:
+    """Return RANGE_TEXTS training texts of all lengths, the shortest and the longest too."""
+    texts = sorted((row.text for row in dataset.train), key=len)
+    count = min(len(texts), RANGE_TEXTS)
+    return [texts[n * (len(texts) - 1) // max(1, count - 1)] for n in range(count)]
 
 
 def _without_judging_rows(texts: Sequence[str], dataset: Dataset) -> list[str]:
     """Return texts that neither judge nor calibrate: on those a student would imitate its teacher too well."""
-    held_out = {row.text.casefold() for row in [*dataset.judge, *dataset.calibration]}
-    return [text for text in texts if text.casefold() not in held_out]
+    held_out = {folded(row.text) for row in [*dataset.reference, *dataset.calibration]}
+    return [text for text in texts if folded(text) not in held_out]
 
 
-def _calibrate(target: Path, manifest: ModelManifest, dataset: Dataset, settings: Settings) -> None:
+def _calibrate(target: Path, manifest: ModelManifest, dataset: Dataset, settings: Settings, rule: AnswerRule) -> None:
     """Fit the calibration on the exact artefact, and write the manifest again with it and with golden outputs."""
     texts = [row.text for row in dataset.train[:GOLDEN_ROWS]]
     runtime, task = open_version(target, threads=evaluation_threads(settings.training)), evaluator_for(manifest.task)
     (target / "manifest.json").unlink()
-    calibration = task.calibrate(runtime, dataset.calibration, settings.gates.sets)
+    calibration = task.calibrate(runtime, dataset.calibrating, rule)
     golden = task.golden(runtime, calibration, texts, manifest.golden.tolerance)
     write_manifest(target, manifest.model_copy(update={"calibration": calibration, "golden": golden}))
 

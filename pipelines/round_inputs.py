@@ -5,11 +5,15 @@ Turns a claimed round into a `RoundInputs`. training_round.py opens it; its step
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.project_dataset import collect_and_build
+from pipelines.dataset.sources.queue_labels import queue_rows
+from pipelines.dataset.sources.replayed import wanted
+from pipelines.evaluation.answer_rule import AnswerRule
 from pipelines.feature_store.store import FeedbackRow
 from pipelines.gates.policy import Policy, load_policy
 from pipelines.models.base_models import Base, open_base
@@ -36,6 +40,9 @@ class Feedback(Protocol):
     def recent_predictions(self, limit: int) -> list[tuple[str, str]]:
         """Return text and predicted target of the newest predictions."""
 
+    def unchallenged(self, version: str, until: datetime, most: int) -> list[FeedbackRow]:
+        """Return predictions of a version that nobody answered."""
+
 
 @dataclass(frozen=True)
 class RoundInputs:
@@ -51,6 +58,12 @@ class RoundInputs:
     policy_text: str
     policy: Policy
     base: Base
+
+    @property
+    def rule(self) -> AnswerRule:
+        """Return how the project's outputs become answers."""
+        settings = self.settings
+        return AnswerRule(settings.gates.sets, self.policy.superiority.metric, settings.model.at_least_one_label)
 
     def recent_texts(self, limit: int) -> Sequence[str]:
         """Return the texts of at most `limit` recent predictions."""
@@ -85,17 +98,32 @@ def open_inputs(
     return RoundInputs(record, settings, registry, store, features, progress, folder, text, policy, base)
 
 
+def _replayed(inputs: RoundInputs, feedback: Sequence[FeedbackRow]) -> list[FeedbackRow]:
+    """Return the champion's unchallenged answers that train beside people's corrections."""
+    record, settings = inputs.record, inputs.settings
+    if record.champion_version is None or inputs.features is None or not feedback:
+        return []
+    rounds = inputs.registry.rounds()
+    judged = next((known for known in rounds if known.candidate_version == record.champion_version), None)
+    report = judged.evaluations.get("candidate") if judged else None
+    most = wanted(feedback, report.accuracy if report else None, settings.model.task, settings.dataset.unchallenged)
+    return inputs.features.unchallenged(record.champion_version, record.created_at, most) if most else []
+
+
 def collect_dataset(inputs: RoundInputs) -> Dataset:
     """Return the dataset at the round's cut. Replay covers rows up to when the champion's round was claimed."""
     record, registry = inputs.record, inputs.registry
     champion = registry.version(record.champion_version) if record.champion_version else None
+    feedback = inputs.features.labelled_feedback(record.cut) if inputs.features else []
     return collect_and_build(
         inputs.settings,
-        inputs.features.labelled_feedback(record.cut) if inputs.features else [],
+        [*feedback, *_replayed(inputs, feedback)],
         cut=record.cut,
         labels=registry.label_map(),
         ledger=registry,
         base=inputs.base,
         since=registry.round(champion.round_id).created_at if champion else None,
         without=registry.excluded().rows,
+        queue=queue_rows(registry, inputs.settings),
+        trusted=registry.trust.trusted(),
     )

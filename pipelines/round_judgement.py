@@ -3,6 +3,7 @@
 training_round.py calls `judge` once; a resumed round reads the sealed report instead. The gates themselves are gates/.
 """
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,16 @@ from pipelines import candidates
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow, read_rows
 from pipelines.dataset.project_dataset import columns_of
+from pipelines.dataset.split import cluster_key
 from pipelines.evaluation.evaluators import evaluation_threads, evaluator_for
-from pipelines.gates import evidence_and_facts, verdict
+from pipelines.gates import before_looking, evidence_and_facts, verdict
+from pipelines.gates.evidence_and_facts import RoundEvidence
 from pipelines.report import round_report
 from pipelines.round_inputs import RoundInputs
 from schemas.labels import LabelMap
 from schemas.manifests import DatasetManifest
-from schemas.reports import RoundReport
+from schemas.records import Look
+from schemas.reports import GateResult, RoundReport
 from schemas.settings import Settings
 from serving.inference.loading import Loaded, open_version
 
@@ -32,38 +36,92 @@ def judge(inputs: RoundInputs, dataset: Dataset, directory: Path) -> RoundReport
     record, settings, registry, policy = inputs.record, inputs.settings, inputs.registry, inputs.policy
     candidate, champion = _runtimes(inputs, directory)
     registry.update_round(record.round_id, step="evaluation", candidate_version=candidate.version)
+    history = (directory / "history.jsonl").read_text(encoding="utf-8")
+    stopped = _held_back(inputs, dataset, candidate, champion, history) if champion else None
+    look = None if stopped or champion is None else _open_look(inputs, dataset, champion, candidate)
     task = evaluator_for(settings.model.task)
     judged = evidence_and_facts.gather(
         task,
         candidate,
-        champion,
+        None if stopped else champion,
         dataset,
         inputs.base,
         settings.training,
         policy,
+        inputs.rule,
         lambda share: inputs.progress("evaluation", share),
     )
     inputs.progress("gates", 0.0)
-    names = registry.label_map()
-    facts = evidence_and_facts.facts(
-        task,
-        judged,
-        candidate,
-        dataset,
-        directory,
-        policy,
-        look=registry.looks_since_promotion() + 1,
-        must_pass=_must_pass(settings, names),
-        before=_champion_dataset(inputs, names),
-        taught=_taught_labels(champion, names),
-    )
-    result = verdict.judge(judged.champion, judged.candidate, judged.probe, facts, policy, _previous_policy(inputs))
+    previous = _previous_policy(inputs)
+    facts = _facts(inputs, dataset, judged, candidate, champion, directory, look)
+    if stopped:
+        result = verdict.judge_alone(stopped, judged.candidate, judged.baseline, facts, policy, previous)
+    else:
+        result = verdict.judge(judged.champion, judged.candidate, judged.baseline, facts, policy, previous)
+    if look:
+        registry.close_look(look.sequence, p=result.p, verdict=result.verdict.value)
     result = result.model_copy(update={"results": [*result.results, *candidates.trials(inputs.folder)]})
-    history = (directory / "history.jsonl").read_text(encoding="utf-8")
     report = round_report.build(record, judged, result, candidate.manifest, dataset.manifest, policy, history)
     round_report.seal(directory, report, candidate.manifest, inputs.policy_text)
     round_report.write(inputs.folder, report)
     return report
+
+
+def _held_back(
+    inputs: RoundInputs, dataset: Dataset, candidate: Loaded, champion: Loaded, history: str
+) -> GateResult | None:
+    """Return the gate that keeps the candidate away from the reference set; None if it may be compared there."""
+    if stopped := before_looking.data_stops(
+        len(dataset.reference), *evidence_and_facts.data_facts(dataset), inputs.policy
+    ):
+        return stopped
+    assert inputs.record.champion_version is not None
+    since = inputs.registry.round(inputs.registry.version(inputs.record.champion_version).round_id).created_at
+    lines = [json.loads(line) for line in history.splitlines()]
+    rows = before_looking.unseen_by_both(dataset.validation, candidate.manifest, lines, since)
+    if not rows:
+        return None
+    task = evaluator_for(inputs.settings.model.task)
+    before, after = (task.evaluate(model, rows, split="validation") for model in (champion, candidate))
+    return before_looking.not_better(before, after)
+
+
+def _open_look(inputs: RoundInputs, dataset: Dataset, champion: Loaded, candidate: Loaded) -> Look:
+    """Return this round's look, entered in the ledger before anything is compared."""
+    name, policy = inputs.settings.model.name, inputs.policy
+    return inputs.registry.open_look(
+        inputs.record.round_id,
+        champion.version,
+        candidate.version,
+        [cluster_key(name, row.text) for row in dataset.reference],
+        dataset.manifest.reference_sha256,
+        policy.alpha_at,
+        least_fresh=policy.data.min_judge_rows,
+    )
+
+
+def _facts(
+    inputs: RoundInputs,
+    dataset: Dataset,
+    judged: RoundEvidence,
+    candidate: Loaded,
+    champion: Loaded | None,
+    directory: Path,
+    look: Look | None,
+) -> verdict.Facts:
+    settings, names = inputs.settings, inputs.registry.label_map()
+    return evidence_and_facts.facts(
+        evaluator_for(settings.model.task),
+        judged,
+        candidate,
+        dataset,
+        directory,
+        inputs.policy,
+        look=look,
+        must_pass=_must_pass(settings, names),
+        before=_champion_dataset(inputs, names),
+        taught=_taught_labels(champion, names),
+    )
 
 
 def _runtimes(inputs: RoundInputs, directory: Path) -> tuple[Loaded, Loaded | None]:

@@ -1,4 +1,4 @@
-"""The training round: from claimed to promoted, rejected or short of evidence.
+"""The training round: from claimed to promoted, rejected, settling or short of evidence.
 
 `run_round` calls the steps in order; steps never call each other. services/rounds/process.py runs it in a process of its own.
 When a round is due is decided in triggers.py.
@@ -8,26 +8,28 @@ directory is not trained again, and a sealed report is not judged again, even if
 transaction, and has no effect the second time.
 """
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines import candidates
+from pipelines import candidates, round_settling
+from pipelines.before_training import reason_to_skip
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.project_dataset import write_rows
 from pipelines.dataset.report.write import write_report
+from pipelines.gates import approval
 from pipelines.report import mlflow_tracking, round_report
 from pipelines.round_inputs import Feedback, RoundInputs, RoundProgress, collect_dataset, open_inputs
 from pipelines.round_judgement import judge
+from schemas.manifests import ModelManifest
 from schemas.records import Champion, RoundRecord, RoundState
-from schemas.reports import GateReport, Verdict
+from schemas.reports import GateReport, RoundReport, Verdict
 from schemas.settings import Settings
 from serving.artifacts import ArtifactStore
 from serving.atomic_write import atomic_write
 from serving.model_directory import read_manifest
-from serving.registry.marker import check
+from serving.process.crash_points import crash_at
 from serving.registry.registry import ChampionMoved, Registry
+from serving.registry.safeguards.marker import check
 
 
 def run_round(
@@ -41,7 +43,7 @@ def run_round(
     progress: RoundProgress,
     announce: Callable[[Champion], None] | None = None,
 ) -> RoundRecord:
-    """Run a claimed round, or resume one that died, and return its final record.
+    """Run a claimed round, or resume one that died, and return its record: final, awaiting approval or settling.
 
     Args:
         round_id: a claimed or running round.
@@ -62,11 +64,11 @@ def run_round(
     check(registry, store)
     inputs = open_inputs(registry.start_round(round_id), settings, registry, store, features, progress)
     dataset = _build_dataset(inputs)
-    _crash_at("dataset")
-    if missing := _missing_rows(dataset):
-        return _end(inputs, RoundState.SKIPPED, f"nothing to do: without {missing}")
+    crash_at("dataset")
+    if reason := reason_to_skip(inputs, dataset):
+        return _end(inputs, RoundState.SKIPPED, reason)
     directory = candidates.make(inputs, dataset, inputs.champion()[0])
-    _crash_at("training")
+    crash_at("training")
     report = round_report.sealed(directory)
     if report is None:
         report = judge(inputs, dataset, directory)
@@ -75,21 +77,14 @@ def run_round(
             inputs, RoundState.REJECTED, f"judged against {report.champion_version}; the champion is {current} now"
         )
     registry.update_round(round_id, step="gates", evaluations=report.evaluations, gate_report=report.gate_report)
-    _crash_at("gates")
-    version = _register(inputs, directory, report.gate_report)
-    _crash_at("promotion")
+    crash_at("gates")
+    version = _register(inputs, directory, report)
+    crash_at("promotion")
+    if settling := round_settling.plan(inputs, report.gate_report):
+        return _stored(inputs, registry.begin_settling(round_id, settling))
     if ending := _ending_without_promotion(inputs, report.gate_report):
         return _end(inputs, *ending)
-    try:
-        promoted = registry.promote(
-            version, expected=inputs.record.champion_version, token=token, actor="gates", round_id=round_id
-        )
-    except ChampionMoved as error:
-        return _end(inputs, RoundState.REJECTED, f"passed, but {error}")
-    if announce is not None:
-        announce(promoted)
-    progress("promotion", 1.0)
-    return _end(inputs, RoundState.PROMOTED, "promoted")
+    return _promote(inputs, version, token, announce)
 
 
 def _build_dataset(inputs: RoundInputs) -> Dataset:
@@ -102,19 +97,17 @@ def _build_dataset(inputs: RoundInputs) -> Dataset:
     return dataset
 
 
-def _missing_rows(dataset: Dataset) -> str | None:
-    """Return which rows are missing for a round, or None if there are enough."""
-    if len({row.label for row in dataset.train}) < 2:
-        return "two different targets to train on"
-    return None if dataset.judge else "reference rows to judge by"
-
-
-def _register(inputs: RoundInputs, directory: Path, gate_report: GateReport) -> str:
+def _register(inputs: RoundInputs, directory: Path, report: RoundReport) -> str:
     """Return the candidate's version name, after storing, registering and logging the sealed version."""
     inputs.progress("promotion", 0.0)
     manifest, sealed = read_manifest(directory), round_report.sealed_folder(directory)
     digest = inputs.store.put(sealed)
-    inputs.registry.register_version(manifest, digest, servable=gate_report.verdict is Verdict.PASS)
+    inputs.registry.update_round(
+        inputs.record.round_id,
+        approvals_needed=approval.of(report.gate_report).people,
+        approval_reasons=_reasons_for_approval(inputs, report, manifest),
+    )
+    inputs.registry.register_version(manifest, digest, servable=report.gate_report.verdict is Verdict.PASS)
     mlflow_tracking.log_version(inputs.settings, sealed)
     return manifest.model_version
 
@@ -126,22 +119,46 @@ def _ending_without_promotion(inputs: RoundInputs, gate_report: GateReport) -> t
         stopped = [result for result in gate_report.results if result.blocking and result.verdict is not Verdict.PASS]
         detail = "; ".join(f"{result.gate}: {result.sentence}" for result in stopped)
         return RoundState.REJECTED if failed else RoundState.INSUFFICIENT, detail
-    if inputs.settings.gates.approval == "manual":
-        approve = f"ratchet round approve {inputs.record.round_id}"
-        return RoundState.AWAITING_APPROVAL, f"every gate passed; waiting for `{approve}`"
+    reasons = inputs.registry.round(inputs.record.round_id).approval_reasons
+    if reasons or inputs.settings.gates.approval == "manual":
+        waits = f"every gate passed; waiting for `ratchet round approve {inputs.record.round_id}`"
+        return RoundState.AWAITING_APPROVAL, ": ".join([waits, *(["; ".join(reasons)] if reasons else [])])
     return None
+
+
+def _reasons_for_approval(inputs: RoundInputs, report: RoundReport, candidate: ModelManifest) -> list[str]:
+    """Return why the policy that the candidate was judged by wants people to approve it."""
+    policy = approval.of(report.gate_report)
+    if not policy.when:
+        return []
+    folder, _ = inputs.champion()
+    champion = read_manifest(folder) if folder else None
+    return approval.reasons(policy, candidate, champion, report.moved_answers)
+
+
+def _promote(
+    inputs: RoundInputs, version: str, token: int | None, announce: Callable[[Champion], None] | None
+) -> RoundRecord:
+    """Promote the candidate by compare-and-swap, and return the ended round's record."""
+    expected, round_id = inputs.record.champion_version, inputs.record.round_id
+    try:
+        promoted = inputs.registry.promote(version, expected=expected, token=token, actor="gates", round_id=round_id)
+    except ChampionMoved as error:
+        return _end(inputs, RoundState.REJECTED, f"passed, but {error}")
+    if announce is not None:
+        announce(promoted)
+    inputs.progress("promotion", 1.0)
+    return _end(inputs, RoundState.PROMOTED, "promoted")
 
 
 def _end(inputs: RoundInputs, state: RoundState, detail: str) -> RoundRecord:
     """Return the ended round's record, after writing it into the registry and then into round.json."""
     round_id, registry = inputs.record.round_id, inputs.registry
     registry.finish_round(round_id, state, detail=detail)
-    record = registry.round(round_id)
+    return _stored(inputs, registry.round(round_id))
+
+
+def _stored(inputs: RoundInputs, record: RoundRecord) -> RoundRecord:
+    """Return a record, after writing it into round.json."""
     atomic_write(inputs.folder / "round.json", record.model_dump_json(indent=2))
     return record
-
-
-def _crash_at(step: str) -> None:
-    """Kill this process if a test set RATCHET_CRASH_AT to this step."""
-    if os.environ.get("RATCHET_CRASH_AT") == step:
-        os.kill(os.getpid(), signal.SIGKILL)

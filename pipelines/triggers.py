@@ -64,6 +64,6 @@ def decide(state: TriggerState, policy: TriggerSettings, now: datetime) -> Trigg
         if hours >= policy.max_age:
             return TriggerDecision(True, 1.0, f"{hours:.1f} hours since the last round, and there is feedback")
         share = max(share, hours / policy.max_age)
-    if state.cron_due:
-        return TriggerDecision(True, 1.0, f"due by cron {policy.cron!r}")
+    if state.cron_due and state.labelled_feedback:
+        return TriggerDecision(True, 1.0, f"due by cron {policy.cron!r}, and there is feedback")
     return TriggerDecision(False, max(0.0, share), reason)

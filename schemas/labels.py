@@ -49,7 +49,7 @@ class LabelMap:
         return names
 
     def is_active(self, name: str) -> bool:
-        """Whether a name resolves to an active label."""
+        """Return whether a name resolves to an active label."""
         label = self._labels.get(self.current(name))
         return label is not None and label.state == "active"
 

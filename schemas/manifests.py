@@ -16,6 +16,9 @@ class DatasetManifest(Frozen):
     """A round's dataset: rows in = rows kept by side + rows dropped by reason."""
 
     fingerprint: str = Field(description="SHA-256 over the sorted training and validation rows")
+    given_sha256: str | None = Field(
+        None, description="the same over the rows that files and people gave, without answers that nobody challenged"
+    )
     cut: dict[str, int] = Field(description="'<topic_id>/<partition>' -> last offset read")
     labels: list[str]
     rows_in: int
@@ -23,7 +26,9 @@ class DatasetManifest(Frozen):
     rows_validation: int
     rows_rejections: int = Field(0, description="rows that train as complementary labels (thumbs-down)")
     rows_held_out: int = Field(0, description="rows of files added to the reference set")
-    rows_audit: int = Field(0, description="rows of the audit sample, which never trains")
+    rows_audit: int = Field(
+        0, description="rows of the audit sample, of datasets built before people labelled it in the queue"
+    )
     rows_by_source: dict[str, int]
     rows_by_label: dict[str, int]
     dropped: dict[str, int] = Field(description="reason -> rows")
@@ -122,6 +127,13 @@ class Calibration(Frozen):
     knots: list[tuple[float, float]] = Field(
         default_factory=list, description="isotonic: difference of logits, ascending, and probability"
     )
+    thresholds: list[float] = Field(
+        default_factory=list,
+        description="multilabel: for each label the probability above which it is answered; empty: 0.5 for all",
+    )
+    at_least_one: bool = Field(
+        default=False, description="multilabel: where no label is above its threshold, the likeliest one is answered"
+    )
     fitted_rows: int = 0
     nll_before: float | None = None
     nll_after: float | None = None
@@ -168,6 +180,14 @@ class ModelManifest(Frozen):
     round_id: str
     dataset_fingerprint: str
     method: str
+    kind: Literal["transformer", "tfidf"] = Field(
+        default="transformer",
+        description="what the served graph reads: a base model's tokens, or n-grams (vocabulary.json)",
+    )
+    normaliser: str | None = Field(
+        default=None,
+        description="name and version of the normalisation of texts, in training and in serving; null: none in serving",
+    )
     artifact: str = Field(default="fp32", description="precision of the served model: fp32, int8, student-int8 or bf16")
     seed: int | None = None
     code_version: str | None = None

@@ -33,6 +33,7 @@ class GateResult(Frozen):
     needed: int | None = Field(
         default=None, description="with insufficient evidence: approximate number of rows that would settle it"
     )
+    p: float | None = Field(default=None, description="p-value, where the gate is a test against an alpha")
     interval: tuple[float, float] | None = Field(default=None, description="95 % interval of `observed`")
     sentence: str
 
@@ -50,10 +51,21 @@ class GateReport(Frozen):
         default_factory=list,
         description="values that differ from the policy of the previous judgement",
     )
-    look: int = Field(
-        description="number of gated rounds since the last promotion, with this one; 0: this round spends no alpha"
+    look: int = Field(description="number of this look at the champion version; 0: this round spends no alpha")
+    alpha: float | None = Field(default=None, description="level that this look spends on the test of a gain")
+    p: float | None = Field(default=None, description="p-value of the test of a gain")
+    fresh_rows: int = Field(
+        default=0, description="reference rows on which this champion was judged for the first time"
     )
     bootstrap: bool = False
+    advice: list[str] = Field(
+        default_factory=list, description="what the reference set can show, and what would help; stops nothing"
+    )
+    reference_p: float | None = Field(
+        default=None,
+        description="one-sided p-value of the candidate's accuracy against the champion's on the reference set, for labels that "
+        "settle the round; None without a champion, for other tasks, and where data.min_judge_rows is not reached",
+    )
 
     def stopped_by(self) -> list[str]:
         """Return the names of the blocking gates that did not pass, in order."""
@@ -82,6 +94,7 @@ class ReliabilityBin(Frozen):
 
 # Main metrics that only some tasks have: shown name -> key.
 SHOWN = {
+    "micro F1": "micro_f1",
     "mean absolute error": "mae",
     "RMSE": "rmse",
     "R²": "r2",
@@ -174,7 +187,7 @@ class LabelScore(Frozen):
 
 
 class Robustness(Frozen):
-    """Answers that a harmless edit changed. Edits without effect on the tokens count as unchanged."""
+    """Answers that a harmless edit changed, of those whose tokens it changed."""
 
     edited: int
     flipped: int
@@ -204,7 +217,9 @@ class RoundReport(Frozen):
     champion_version: str | None
     candidate_version: str
     gate_report: GateReport
-    evaluations: dict[str, EvaluationReport] = Field(description="'champion', 'candidate', 'probe'")
+    evaluations: dict[str, EvaluationReport] = Field(
+        description="'champion', 'candidate', and the baselines: 'probe', 'tfidf' or, for generation, 'untrained'"
+    )
     uncalibrated: list[ReliabilityBin] = Field(
         default_factory=list, description="the candidate's reliability before calibration"
     )
@@ -221,6 +236,9 @@ class RoundReport(Frozen):
     slices: list[SliceChange] = Field(default_factory=list, description="empty without a champion")
     negative_flips: list[Flip] = Field(default_factory=list, description="champion right, candidate wrong; at most 200")
     positive_flips: list[Flip] = Field(default_factory=list, description="champion wrong, candidate right; at most 200")
+    moved_answers: float | None = Field(
+        default=None, description="share of the reference rows that champion and candidate answer differently"
+    )
     confusion: list[Confusion] = Field(
         default_factory=list, description="wrong predictions, most frequent first; at most 200"
     )

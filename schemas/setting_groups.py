@@ -1,7 +1,7 @@
 """The groups of settings: one frozen model for each table of ratchet.toml.
 
 Each field has a default, bounds and a description with its unit and the meaning of unset. settings.py puts the groups into
-one tree and loads it. The two large groups are in serving_settings.py and training_settings.py.
+one tree and loads it. The large groups are modules of their own, such as configuration/kafka.py and configuration/console.py.
 """
 
 from typing import Literal
@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.targets import Task
+
+LIMIT = r"^[1-9][0-9]{0,11}/(second|minute|hour|day)$"  # a rate or quota: a count within a time
 
 
 class Group(BaseModel):
@@ -37,6 +39,11 @@ class ModelSettings(Group):
     max_length: int = Field(
         128, ge=8, le=8192, description="maximum tokens of a text or prompt; longer ones are truncated"
     )
+    at_least_one_label: bool | None = Field(
+        None,
+        description="multilabel: every answer has a label, the likeliest one if none is above its threshold. Unset: if every "
+        "calibration row has one",
+    )
     max_new_tokens: int = Field(
         128,
         ge=1,
@@ -59,8 +66,12 @@ class DatasetSettings(Group):
     label_column: str | None = Field(
         None, description="column of the label, labels, target or completion. Unset: detected by name"
     )
-    calibration_share: float = Field(
-        0.33, gt=0, lt=1, description="share of the reference set that fits the calibration; the gates use the rest"
+    calibration_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the reference set that only fits the calibration; the gates use the rest. Unset: every row does "
+        "both, and is judged under a calibration fitted without it",
     )
     validation_share: float = Field(
         0.15, gt=0, lt=0.5, description="share of the training rows held out for early stopping"
@@ -95,24 +106,29 @@ class DatasetSettings(Group):
         description="older feedback rows per newer row. From the base model, the first 10,000 older rows are always kept. "
         "Unset: all",
     )
+    unchallenged: float = Field(
+        3.0,
+        ge=0,
+        description="the champion's answers that nobody corrected train too, at most this many for each correction, until "
+        "their mix is that of traffic. 0: none",
+    )
     quarantine: bool = Field(True, description="drop the rows of people whose labels contradict everybody else's")
     audit_rate: float = Field(
         0.02, ge=0, le=1, description="share of predictions in the audit sample, chosen by a keyed hash"
     )
-
-
-class KafkaSettings(Group):
-    """The Kafka broker."""
-
-    bootstrap_servers: str | None = Field(
-        None,
-        description="host:port,... of a Kafka cluster. Unset: `ratchet up` starts the embedded broker on a free local port",
+    audit_days: float = Field(
+        14.0,
+        gt=0,
+        description="days that a text of the audit sample waits for a label. Until then feedback on it does not train; without "
+        "a label it trains from then on",
     )
-    partitions: int = Field(2, ge=1, description="partitions of each topic, when Ratchet creates it")
-    replication_factor: int = Field(
-        1, ge=1, description="replicas of each topic, when Ratchet creates it; use 3 on a cluster"
+    settled_evidence: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the labels of settled rounds that join the reference set, by a keyed hash; the others train. Such "
+        "texts are harder than traffic, because two models disagreed on them",
     )
-    publish_timeout_s: float = Field(3.0, gt=0, description="seconds to wait for the broker before feedback is refused")
 
 
 class FeatureStoreSettings(Group):
@@ -127,7 +143,10 @@ class FeatureStoreSettings(Group):
         168.0, gt=0, description="hours that feedback waits for its prediction before it becomes a dead letter"
     )
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="port of the consumer's Prometheus metrics, on every interface. Unset: off"
+        None,
+        ge=1,
+        le=65535,
+        description="port of the consumer's Prometheus metrics on every interface. Unset: see `observability.consumer_port`",
     )
 
 
@@ -136,6 +155,19 @@ class RegistrySettings(Group):
 
     url: str = Field(
         "sqlite:///state/registry.db", description="SQLAlchemy URL; use postgresql+psycopg://... in production"
+    )
+    serving_url: str | None = Field(
+        None,
+        description="URL that serving uses instead of registry.url, with the user of `ratchet access database-role`. Unset: "
+        "registry.url",
+    )
+    audit_head_file: str | None = Field(
+        None,
+        description="file outside this machine's reach, such as a mounted append-only share, to which the audit log's head is "
+        "appended. Unset: none",
+    )
+    audit_head_topic: str | None = Field(
+        None, description="Kafka topic to which the audit log's head is published; it must exist. Unset: none"
     )
 
 
@@ -185,17 +217,37 @@ class GateSettings(Group):
     )
 
 
-class ConsoleSettings(Group):
-    """The review console (not implemented)."""
-
-    host: str = Field("127.0.0.1", description="address of the review console")
-    port: int = Field(3001, ge=1, le=65535, description="port of the review console")
-
-
 class AccessSettings(Group):
     """Who may call the API. The secrets are in keys.env."""
 
     enabled: bool = Field(True, description="check keys and tokens; false only for tests on loopback")
     keys: str = Field("keys.env", description="file with RATCHET_API_KEY and RATCHET_SECRET, mode 0600")
     token_seconds: int = Field(7 * 24 * 3600, ge=1, description="seconds that a prediction's feedback token is valid")
-    token_uses: int = Field(50, ge=1, description="maximum uses of a feedback token in each worker")
+    token_uses: int = Field(
+        50,
+        ge=1,
+        description="maximum uses of a feedback token, counted across the workers of a machine, or of all in Redis",
+    )
+    unknown_predictions: Literal["refuse", "accept"] = Field(
+        "refuse",
+        description="feedback by HTTP on a prediction that POST /predict did not make: refuse answers 404; accept answers 202, "
+        "for projects whose predictions another producer writes into Kafka",
+    )
+    rate: str | None = Field(
+        None,
+        pattern=LIMIT,
+        description="maximum requests of one key within a second, minute, hour or day, such as 600/minute; beyond it 429. "
+        "`ratchet access add --rate` sets another for one key. Unset: no limit",
+    )
+    quota: str | None = Field(
+        None,
+        pattern=LIMIT,
+        description="maximum texts that one key may have predicted within a time, such as 1000000/day; beyond it 429. Unset: no "
+        "limit",
+    )
+    counters: str | None = Field(
+        None,
+        pattern=r"^rediss?://",
+        description="Redis that counts rates, quotas and token uses for all workers, such as redis://HOST:6379/0. Unset: each "
+        "worker counts requests and texts by itself, so N workers admit up to N times as many",
+    )

@@ -7,6 +7,7 @@ and passes parts down. It reads no file and no environment by itself.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
@@ -15,25 +16,28 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError, model_validator
 
 from schemas import toml_file
-from schemas.serving_settings import ServingSettings
+from schemas.configuration.console import ConsoleSettings
+from schemas.configuration.kafka import KafkaSettings
+from schemas.configuration.observability import ObservabilitySettings
+from schemas.configuration.serving import ServingSettings
+from schemas.configuration.training import TrainingSettings
 from schemas.setting_groups import (
     AccessSettings,
     ArtifactSettings,
-    ConsoleSettings,
     DatasetSettings,
     FeatureStoreSettings,
     GateSettings,
     Group,
-    KafkaSettings,
     ModelSettings,
     RegistrySettings,
     TriggerSettings,
 )
-from schemas.training_settings import TrainingSettings
 
 FILE = "ratchet.toml"
 PREFIX = "RATCHET_"
 STATE = "state"
+_SECRET = re.compile("password|passwd|secret|jaas|token|bearer")
+_OF_KEY = re.compile("key|ssl")
 # `ratchet init` writes these settings; docs/settings.md lists all.
 BASIC = frozenset(
     {
@@ -46,6 +50,7 @@ BASIC = frozenset(
         "dataset.max_rows_per_person",
         "kafka.bootstrap_servers",
         "kafka.replication_factor",
+        "kafka.security_protocol",
         "registry.url",
         "artifacts.url",
         "triggers.min_feedback",
@@ -83,6 +88,7 @@ class Settings(Group):
     serving: ServingSettings = ServingSettings()
     console: ConsoleSettings = ConsoleSettings()
     access: AccessSettings = AccessSettings()
+    observability: ObservabilitySettings = ObservabilitySettings()
     root: Path = Field(default=Path(), exclude=True)
     state: Path | None = Field(default=None, exclude=True)
 
@@ -115,6 +121,11 @@ class Settings(Group):
         return value if "://" in value else str(self.path(value))
 
     @property
+    def serving_registry_url(self) -> str:
+        """The registry's URL for serving: with a user of fewer rights, if `registry.serving_url` names one."""
+        return self.registry.serving_url or self.registry_url
+
+    @property
     def registry_url(self) -> str:
         """Return the registry's URL, a relative SQLite path made absolute."""
         return self.database_url(self.registry.url)
@@ -133,6 +144,11 @@ class Settings(Group):
         first, _, rest = relative.partition("/")
         folder, inside = (self.path(STATE), rest) if first == STATE else (self.root.absolute(), relative)
         return f"{prefix}{quote(str(folder))}/{inside}"
+
+    @property
+    def stream_name(self) -> str:
+        """Return what the names of this project's topics and consumer groups begin with."""
+        return f"{self.kafka.topic_prefix}{self.model.name}"
 
     @property
     def embedded_broker(self) -> bool:
@@ -171,6 +187,7 @@ def load_settings(text: str | bytes, environ: Mapping[str, str], *, root: Path) 
         table[key] = _from_environment(value)
         variables[group, key] = variable
         variables.setdefault((group,), variable)
+    _refuse_secrets(tree.get("kafka"), text, variables)
     if unknown := tree.keys() & {"root", "state"}:
         raise SettingsError(f"unknown setting {min(unknown)}")
     try:
@@ -189,6 +206,20 @@ def _refuse_single_underscore(variable: str, name: str) -> None:
             raise SettingsError(
                 f"{variable} sets nothing: write two underscores between group and key; did you mean {meant}?"
             )
+
+
+def _refuse_secrets(kafka: object, text: str, variables: Mapping[tuple[str, ...], str]) -> None:
+    """Raise SettingsError for a Kafka secret among the settings, without its value."""
+    for key in kafka if isinstance(kafka, dict) else ():
+        if key in KafkaSettings.model_fields or not (kind := _SECRET.search(key)):
+            continue
+        name = {"token": "TOKEN", "bearer": "TOKEN"}.get(kind[0], "KEY_PASSWORD" if _OF_KEY.search(key) else "PASSWORD")
+        line, variable = toml_file.line_of(text, ("kafka", key)), variables.get(("kafka", key))
+        where = f"{variable}: " if variable else f"{FILE} line {line}: " if line else ""
+        raise SettingsError(
+            f"{where}kafka.{key} is a secret, which is no setting: write {PREFIX}KAFKA_{name}=... into keys.env, or set that "
+            "variable in the environment"
+        )
 
 
 def _from_environment(value: str) -> object:

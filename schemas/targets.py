@@ -36,6 +36,14 @@ _SIDE_BY_SIDE = re.compile(r"""['"]\s*['"](?!\s*[,\]])""")
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d*)\.0+")
 
 
+def _finite(value: object) -> bool:
+    """Return whether a value is a number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def label_name(value: object) -> str:
     """Return a label's canonical name, the same for files, feedback, Kafka and the command line.
 
@@ -51,7 +59,7 @@ def label_name(value: object) -> str:
         name = unicodedata.normalize("NFC", " ".join(text.split()))
         if not name or any("\ud800" <= c <= "\udfff" for c in name):
             raise BadTarget(f"{value!r}: expected a label")
-    elif isinstance(value, int | float) and math.isfinite(value):
+    elif isinstance(value, int | float) and _finite(value):
         name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     else:
         raise BadTarget(f"{value!r}: expected a label")
@@ -68,7 +76,7 @@ def canonical(task: Task, value: object) -> str:
                 raise BadTarget(f"{value!r}: expected a list of labels")
             return json.dumps(sorted({label_name(label) for label in value}), ensure_ascii=False)
         case "regression":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
                 raise BadTarget(f"{value!r}: expected a finite number")
             return repr(float(value) + 0.0)  # no -0.0
         case _:

@@ -138,7 +138,7 @@ def _rule(error: Any) -> str:
         "string_type": "expected text in quotes",
         "tuple_type": "expected a list in brackets",
     }
-    message: str = error["msg"]
+    message: str = error["msg"].removeprefix("Value error, ")
     return kinds.get(
         error["type"], message.replace("Input should be", "expected", 1).replace("String should", "should", 1)
     )

@@ -15,13 +15,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.dataset.clean import tidy
 from pipelines.dataset.project_dataset import ROWS
 from pipelines.feature_store.event_rows import BadMessage, read_event
 from pipelines.feature_store.store import FeatureStore
 from schemas.events import utc_now
 from schemas.settings import Settings
 from services.ingestion.feedback_gate import FeedbackGate
+from serving.atomic_write import atomic_write
+from serving.inference.normalise import tidy
 from serving.messaging.outbox_store import erase as erase_outboxes
 from serving.registry.registry import Registry
 
@@ -86,6 +87,7 @@ class Erasure:
         done.predictions = sum(self._features.log.erase("predictions", predicate) for predicate in about)
         done.feedback = sum(self._features.log.erase("feedback", predicate) for predicate in [*feedback, *about])
         self._features.forget_online(ids, utc_now())
+        self._registry.queue_items.erase(texts)
         for file in sorted(self._settings.path("state/rounds").glob(f"*/{ROWS}")):
             done.round_rows += _without(file, lambda row: by_person(row) or row["text"] in texts)
         return done
@@ -108,9 +110,7 @@ def _without(file: Path, erased: Callable[[dict[str, Any]], bool]) -> int:
     lines = file.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if not erased(orjson.loads(line))]
     if len(kept) < len(lines):
-        beside = file.with_suffix(".tmp")
-        beside.write_bytes(b"".join(kept))
-        beside.replace(file)
+        atomic_write(file, b"".join(kept))
     return len(lines) - len(kept)
 
 

@@ -19,28 +19,35 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 import click
 
 from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.event_rows import read_event
 from pipelines.feature_store.store import FeatureStore
-from schemas.events import FeedbackReceived, PredictionMade, utc_now
+from schemas.events import utc_now
 from schemas.settings import Settings, load_settings
-from services.ingestion.crash_points import crash_at
-from services.ingestion.dead_letters import letters_of
+from services.ingestion.continuity import Continuity
+from services.ingestion.dead_letters import letters_of, publish
 from services.ingestion.feedback_gate import FeedbackGate
 from services.ingestion.feedback_upkeep import FeedbackUpkeep
-from services.ingestion.isolation import Isolation
+from services.ingestion.isolation import DEFAULT_LIMITS, Isolation, IsolationLimits
 from services.ingestion.metrics import ConsumerMetrics
-from services.ingestion.micro_batch import MicroBatch, Source, micro_batch_of
-from services.ingestion.stored_positions import lost_rows, start_of
-from services.supervisor.signals import stop_on
-from serving.messaging.consumer import Subscription
-from serving.messaging.publisher import BrokerUnavailable, Message, Publisher, Topics, ensure_topics, topic_ids
+from services.ingestion.micro_batch import MicroBatch, Read, Source, micro_batch_of
+from services.ingestion.progress import STUCK_SECONDS, Progress
+from services.ingestion.stored_positions import lost_rows
+from services.ingestion.stored_span import stored_span
+from services.ingestion.topic_watch import TopicWatch
+from services.ingestion.troubles import Counted, Troubles
+from services.projects import settings_file
+from services.supervisor.signals import FIRST_DELAY, LONGEST_DELAY, opened, stop_on
+from serving.messaging.connection import Broker, BrokerUnavailable
+from serving.messaging.consumer import NEW_PARTITIONS_S, Subscription
+from serving.messaging.publisher import Message, Outgoing, Publisher, Topics, topic_ids
+from serving.process.crash_points import crash_at
 from serving.process.log_lines import log_to
 from serving.process.private_files import keep_private
+from serving.process.tracing import start_tracing, stop_tracing
 from serving.registry.registry import Registry
 
 log = logging.getLogger("ratchet.feedback_consumer")
@@ -48,12 +55,6 @@ log = logging.getLogger("ratchet.feedback_consumer")
 LOOK_SECONDS = 2.0
 STALL_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
-FIRST_DELAY, LONGEST_DELAY = 0.5, 5.0
-_T = TypeVar("_T")
-
-
-class TopicsRecreated(RuntimeError):
-    """A topic was recreated since the subscription: its offsets begin at zero."""
 
 
 class Stalled(RuntimeError):
@@ -71,30 +72,32 @@ class Consumer:
         *,
         clock: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
-        read: Callable[[bytes | None, str], PredictionMade | FeedbackReceived] = read_event,
+        read: Read = read_event,
+        isolation: IsolationLimits = DEFAULT_LIMITS,
+        stuck_after_s: float = STUCK_SECONDS,
+        new_partitions_s: float = NEW_PARTITIONS_S,
     ) -> None:
-        bootstrap = settings.kafka.bootstrap_servers
-        if not bootstrap:
-            raise ValueError(
-                "kafka.bootstrap_servers is not set: start with `ratchet up`, or set it to the address of a broker"
-            )
         self._settings = settings
         self._registry = registry
         self._features = features
-        self._bootstrap = bootstrap
-        self._topics = Topics.of(settings.model.name)
+        self._broker = Broker.of(settings)
+        self._topics = Topics.of(settings.stream_name)
         self._clock = clock
         self._read = read
         self._gate = FeedbackGate(settings, registry)
-        self._dead_letters = Publisher(bootstrap, timeout_s=settings.kafka.publish_timeout_s)
+        self._dead_letters = Publisher(self._broker, timeout_s=settings.kafka.publish_timeout_s)
         self._subscription: Subscription | None = None
         self._source = Source(self._topics, {})
         self.metrics = ConsumerMetrics(settings.model.name)
-        self.upkeep = FeedbackUpkeep(settings, features, self.metrics, self._dead_letters.publish_many, monotonic)
-        self._isolation = Isolation(self._store)
+        self._troubles = Troubles(registry, self.metrics)
+        self.upkeep = FeedbackUpkeep(settings, features, self.metrics, self._set_aside, monotonic)
+        self.progress = Progress(self._troubles, self.metrics, self._next, stuck_after_s=stuck_after_s)
+        self._topic_watch = TopicWatch(settings, self._broker, self._topics, registry, self._troubles)
+        self._continuity = Continuity(registry, features.log, self._troubles)
+        self._isolation = Isolation(self._store, isolation)
+        self._new_partitions_s = new_partitions_s
         self._look_at = self._moved_at = 0.0
-        self._assignment = 0
-        self._groups_tried = 0
+        self._assignment = self._groups_tried = 0
         self._pending: list[Message] = []
 
     def step(self, seconds: float) -> int:
@@ -106,7 +109,7 @@ class Consumer:
             if subscription.assignments != self._assignment:
                 self._assignment, self._pending = subscription.assignments, []
                 self.upkeep.recount()
-            self._pending += polled
+            self._pending += self._continuity.beyond_stored(self._source, polled)
         if self.ready:
             self.upkeep.run_due(self._source, subscription.partitions(self._topics.feedback), self._clock())
         if not self._pending:
@@ -114,6 +117,7 @@ class Consumer:
         crash_at("after_poll")
         self._moved_at = time.monotonic()
         self.store(self._pending)
+        self.progress.moved()
         subscription.commit({(m.topic, m.partition): m.offset for m in self._pending})
         crash_at("after_hint")
         done, self._pending = len(self._pending), []
@@ -121,7 +125,7 @@ class Consumer:
 
     def store(self, messages: Sequence[Message]) -> None:
         """Store a micro-batch, the rows and positions of a topic in one commit; compact when due."""
-        with self.metrics.seconds.time():
+        with self.metrics.seconds.time(), stored_span(messages):
             self._isolation.store(messages)
             self._compact()
 
@@ -138,7 +142,7 @@ class Consumer:
         """Log which rows of deleted topics the event log has lost. Ignores an unreachable broker or registry."""
         timeout_s = self._settings.kafka.publish_timeout_s
         with contextlib.suppress(ConnectionError):
-            current = set(topic_ids(self._bootstrap, self._topics.names(), timeout_s=timeout_s).values())
+            current = set(topic_ids(self._broker, self._topics.names(), timeout_s=timeout_s).values())
             for sentence in lost_rows(self._registry, self._features.log, current):
                 log.error("the event log has lost %s: restore a backup of it", sentence)
 
@@ -153,24 +157,27 @@ class Consumer:
     def _subscribed(self) -> Subscription:
         """Return the subscription; every LOOK_SECONDS check that the topics are the same and that messages arrive."""
         if self._subscription is None:
-            kafka = self._settings.kafka
-            ids = ensure_topics(
-                self._bootstrap,
-                self._topics.names(),
-                partitions=kafka.partitions,
-                replication_factor=kafka.replication_factor,
-                timeout_s=kafka.publish_timeout_s,
+            self._source = self._topic_watch.begin()
+            self._subscription = Subscription(
+                self._broker,
+                [self._topics.predictions, self._topics.feedback],
+                group=self._topics.consumer_group + f".{self._groups_tried}" * bool(self._groups_tried),
+                start_at=lambda topic, partition: self._continuity.start_at(self._source, topic, partition),
+                out_of_range=lambda gap: self._continuity.out_of_range(self._source, gap),
+                new_partitions_s=self._new_partitions_s,
             )
-            self._source = Source(self._topics, ids)
-            topics = [self._topics.predictions, self._topics.feedback]
-            group = f"{self._settings.model.name}.consumer" + f".{self._groups_tried}" * bool(self._groups_tried)
-            self._subscription = Subscription(self._bootstrap, topics, group=group, start_at=self._start_at)
             self._moved_at = time.monotonic()
         elif time.monotonic() > self._look_at:
-            self._check_topics()
-            if self.drained():
+            self._topic_watch.check()
+            lag = self._subscription.lag()
+            if lag is not None:
+                self.metrics.lag.set(lag + len(self._pending))
+            if self.ready and not self._pending and lag == 0:
                 self._moved_at = time.monotonic()
-            elif time.monotonic() - self._moved_at > STALL_SECONDS:
+                self.progress.moved()
+            else:
+                self.progress.waits("messages wait, none arrives" if self.ready else "the group assigns no partitions")
+            if time.monotonic() - self._moved_at > STALL_SECONDS:
                 # A consumer group can hang for good: use a new one. The log's positions reject what both groups store.
                 self._groups_tried += not self.ready
                 raise Stalled(f"no message came from the broker for {STALL_SECONDS:.0f} s: subscribing again")
@@ -179,18 +186,9 @@ class Consumer:
         self._look_at = time.monotonic() + LOOK_SECONDS
         return self._subscription
 
-    def _check_topics(self) -> None:
-        timeout_s = self._settings.kafka.publish_timeout_s
-        if topic_ids(self._bootstrap, self._topics.names(), timeout_s=timeout_s) != self._source.ids:
-            raise TopicsRecreated("the broker's topics were recreated: reading them from the beginning")
-
-    def _start_at(self, topic: str, partition: int) -> int:
-        key = self._source.partition_key(topic, partition)
-        return start_of(self._registry, self._features.log, self._source.table(topic), key)
-
     def _store(self, messages: Sequence[Message], refused: str | None = None) -> None:
         # Topic ids are never reused: if they are equal before the first poll and after the last, the messages carry them.
-        self._check_topics()
+        self._topic_watch.check()
         if self._gate.refresh():
             self.upkeep.recount()  # without erased feedback
         batch = micro_batch_of(
@@ -201,11 +199,13 @@ class Consumer:
             refused,
             check=self._gate.check,
             excluded=self._gate.excluded,
+            stored_before=self._continuity.stored_before(self._source, messages),
         )
         crash_at("before_dead_letters")
+        noted: list[Counted] = []
         if batch.bad:
             log.warning("%d messages to %s", len(batch.bad), self._topics.dead_letters)
-            self._dead_letters.publish_many(letters_of(self._topics, batch.bad, self._source.partition_key))
+            noted = self._set_aside(letters_of(self._topics, batch.bad, self._source.partition_key))
         crash_at("after_dead_letters")
         self._features.write_online(batch.predictions)
         crash_at("after_online")
@@ -215,8 +215,17 @@ class Consumer:
         crash_at("after_commits")
         self._registry.record_positions(batch.positions["predictions"] | batch.positions["feedback"])
         crash_at("after_positions")
+        self._troubles.count_all(noted)  # after the commit: a batch that is tried again counts once
         self.metrics.count(batch, predictions=predictions, feedback=feedback)
         self.upkeep.take(batch, feedback)
+
+    def _set_aside(self, letters: Sequence[Outgoing]) -> list[Counted]:
+        return publish(letters, self._dead_letters)
+
+    def _next(self) -> dict[str, int]:
+        """Return '<topic>/<partition>' -> the offset that is stored next."""
+        first = {f"{m.topic}/{m.partition}": m.offset for m in reversed(self._pending)}
+        return first or (self._subscription.positions() if self._subscription else {})
 
     def _append(self, name: str, batch: MicroBatch) -> int:
         if not batch.positions[name]:
@@ -231,13 +240,13 @@ class Consumer:
                 crash_at("after_compaction")
 
 
-def run(consumer: Consumer, stop: threading.Event, batch_seconds: float) -> None:
-    """Store micro-batches until `stop` is set, then drain the topics for DRAIN_SECONDS at most. Never raises."""
+def run(consumer: Consumer, stop: threading.Event, batch_seconds: float, *, drain_s: float = DRAIN_SECONDS) -> None:
+    """Store micro-batches until `stop` is set, then drain the topics for `drain_s` seconds at most. Never raises."""
     delay, reported = FIRST_DELAY, False
     drain_until = math.inf
     while time.monotonic() < drain_until:
         if stop.is_set() and drain_until == math.inf:
-            drain_until = time.monotonic() + DRAIN_SECONDS
+            drain_until = time.monotonic() + drain_s
         try:
             stored = consumer.step(batch_seconds)
             if stop.is_set() and not stored and consumer.drained():
@@ -245,6 +254,7 @@ def run(consumer: Consumer, stop: threading.Event, batch_seconds: float) -> None
         except Exception as error:
             log.warning("%s: %s: trying again in %.1f s", type(error).__name__, error, delay)
             consumer.metrics.failures.inc()
+            consumer.progress.failed(f"{type(error).__name__}: {error}")
             consumer.reset()
             if stop.is_set() and isinstance(error, BrokerUnavailable):
                 return
@@ -258,37 +268,28 @@ def run(consumer: Consumer, stop: threading.Event, batch_seconds: float) -> None
     log.warning("stopping with messages left in the topics: they are read at the next start")
 
 
-def opened(make: Callable[[], _T], stop: threading.Event) -> _T:
-    """Return what `make` opens, retried with growing delay. Raises SystemExit once `stop` is set."""
-    delay = FIRST_DELAY
-    while not stop.is_set():
-        try:
-            return make()
-        except OSError as error:
-            log.warning("%s: trying again in %.1f s", error, delay)
-        stop.wait(delay)
-        delay = min(delay * 2, LONGEST_DELAY)
-    raise SystemExit(0)
-
-
 @click.command()
 @click.option("-c", "--config", type=click.Path(path_type=Path), default="ratchet.toml", help="settings file")
 def main(config: Path) -> None:
     """Run the feedback consumer until SIGTERM."""
+    config = settings_file(config)
     keep_private()
     log_to(sys.stdout)
     settings = load_settings(config.read_bytes(), os.environ, root=config.parent)
+    log_to(sys.stdout, log_format=settings.observability.log_format)
     stop = threading.Event()
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
     registry = Registry(settings.registry_url, settings.model.name)
     consumer = Consumer(settings, registry, opened(lambda: FeatureStore(settings), stop))
     consumer.log_lost_rows()
-    if settings.feature_store.metrics_port:
-        consumer.metrics.serve(settings.feature_store.metrics_port)
+    consumer.metrics.serve(settings)
+    start_tracing(settings.observability, service="consumer", model=settings.model.name)
     try:
         run(consumer, stop, settings.feature_store.batch_seconds)
     finally:
         consumer.reset()
+        consumer.progress.ended()
+        stop_tracing()
         registry.close()
 
 

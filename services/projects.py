@@ -19,6 +19,7 @@ from serving.file_lock import holder
 if TYPE_CHECKING:
     from pipelines.dataset.files import Columns
     from services.checks.data_summary import ProjectData
+    from serving.messaging.connection import Broker
     from serving.registry.registry import Registry
 
 LOCK = "state/up.lock"  # held by the folder's `ratchet up` while it lives
@@ -69,6 +70,14 @@ def running_up(settings: Settings) -> dict[str, Any] | None:
     return state
 
 
+def broker_of(settings: Settings) -> "Broker | None":
+    """Return the broker that the settings name, else the embedded one of a running `ratchet up`; None without either."""
+    from serving.messaging.connection import Broker
+
+    address = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
+    return Broker.of(settings, str(address)) if address else None
+
+
 def create_project(
     folder: Path,
     *,
@@ -112,6 +121,7 @@ def create_project(
         dataset = {**files, **{key: column for key, column in columns.items() if column}}
         model_name = name or _model_name(folder)
         groups = _settings_groups(model_name, task, base_model, dataset, overrides or {})
+        groups["model"] = {**_chosen_length(data, groups["model"]), **groups["model"]}
         (folder / FILE).write_text(render_settings(groups), encoding="utf-8")
         settings = open_project(folder / FILE)
         check_folder(settings.location(settings.feature_store.event_log))
@@ -179,6 +189,21 @@ def _settings_groups(
     return groups
 
 
+def _chosen_length(data: "ProjectData", model: Mapping[str, object]) -> dict[str, object]:
+    """Return `model.max_length` as the texts need it, if they need another than the default."""
+    from pydantic import ValidationError
+
+    from schemas.setting_groups import ModelSettings
+
+    try:
+        settings = ModelSettings.model_validate(model)
+    except ValidationError:  # loading the settings reports it
+        return {}
+    measured = data.tokens(settings)
+    default = ModelSettings().max_length
+    return {"max_length": measured.max_length} if measured and measured.max_length != default else {}
+
+
 def _make_registry(settings: Settings, labels: Sequence[str]) -> None:
     from serving.registry.registry import Registry
 
@@ -212,8 +237,8 @@ def fill_taxonomy(settings: Settings, registry: "Registry") -> None:
 def accept_registry(settings: Settings) -> None:
     """Record the project's registry in the artefact store as the right one, in place of an earlier one."""
     from serving.artifacts import ArtifactStore
-    from serving.registry.marker import accept
     from serving.registry.registry import Registry
+    from serving.registry.safeguards.marker import accept
 
     with closing(Registry(settings.registry_url, settings.model.name)) as registry:
         registry.migrate()

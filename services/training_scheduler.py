@@ -26,17 +26,23 @@ from pipelines.triggers import TriggerState, decide, refuse_unbuilt
 from schemas.events import utc_now
 from schemas.records import RoundRecord, RoundState
 from schemas.settings import Settings, SettingsError, load_settings
+from services.audit_heads import HeadKeeper
 from services.ingestion.feedback_counts import CountKeeper
+from services.projects import broker_of, settings_file
 from services.rounds.disk_room import shortage
 from services.rounds.executor import LocalExecutor
 from services.rounds.failures import ending
 from services.rounds.process import Liveness
 from services.rounds.prune import leftovers, remove
+from services.rounds.queue_filler import QueueFiller
+from services.rounds.settling import Settler
 from services.scheduling.crontab import crontab
+from services.scheduling.metrics import SchedulerMetrics
 from services.scheduling.ticker import Ticker
 from services.supervisor.signals import stop_on
 from serving.file_lock import LockHeld, held
 from serving.process.log_lines import log_to
+from serving.process.metrics_endpoint import serve_metrics
 from serving.process.private_files import keep_private
 from serving.registry.clocks import Unchanged
 from serving.registry.registry import Registry
@@ -71,18 +77,24 @@ class TrainingScheduler:
         executor: LocalExecutor,
         clock: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        holder: str | None = None,
+        resume_s: float = RESUME_SECONDS,
+        settle: Callable[[int], object] = lambda _token: None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._open_features = open_features
         self._features: Gathered | None = None
         self._executor = executor
+        self._resume_s = resume_s
+        self._settle = settle
         self._clock = clock
         self._unchanged = Unchanged(monotonic)
         self._lock = contextlib.ExitStack()
         self._dead: str | None = None
         self._locked = False
-        self._holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
         self._last_topic = ""
         self._watched: str | None = None
         self._pruned = False
@@ -98,6 +110,7 @@ class TrainingScheduler:
             if token is None:
                 self._say("another scheduler holds the lease")
                 return
+            self._settle(token)
             unfinished = self._registry.unfinished_round()
             self._report_end(unfinished)
             self._prune()
@@ -146,7 +159,7 @@ class TrainingScheduler:
             self._say(f"round {record.round_id} cannot go on: {short}", logging.WARNING, about="no room")
             return
         since = self._executor.seconds_since_start(record.round_id)
-        if since is None or since >= RESUME_SECONDS * tries:
+        if since is None or since >= self._resume_s * tries:
             self._start(record.round_id, tries + 1, token)
 
     def _with_ending(self, record: RoundRecord) -> RoundRecord:
@@ -200,7 +213,7 @@ class TrainingScheduler:
         )
 
     def _idle(self, last: RoundRecord, now: datetime) -> timedelta:
-        """Return the time since a round ended: by the wall or the monotonic clock, whichever says more."""
+        """Return the time since a round ended: the longer of what the wall clock and the monotonic clock say."""
         ended = last.finished_at or last.created_at
         return max(now - ended, timedelta(seconds=self._unchanged.seconds("last round", (last.round_id, ended))))
 
@@ -242,22 +255,32 @@ class TrainingScheduler:
 
 def _run(config: Path) -> None:
     settings = load_settings(config.read_bytes(), os.environ, root=config.absolute().parent)
+    log_to(sys.stdout, log_format=settings.observability.log_format)
     refuse_unbuilt(settings.triggers)
     stop = threading.Event()
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
     registry = Registry(settings.registry_url, settings.model.name)
     executor = LocalExecutor(settings, config)
     counts = CountKeeper(settings, registry)
-    scheduler = TrainingScheduler(settings, registry, counts.open, executor)
+    heads = HeadKeeper(settings, registry, broker_of(settings) if settings.registry.audit_head_topic else None)
+    filler = QueueFiller(settings, config, registry)
+    settler = Settler(settings, registry, filler.tick)
+    scheduler = TrainingScheduler(settings, registry, counts.open, executor, settle=settler.tick)
+    metrics = SchedulerMetrics(settings.model.name, registry.rounds)
+    if settings.observability.scheduler_port:
+        serve_metrics(metrics.registry, settings.observability.scheduler_port)
 
     def tick() -> None:
         scheduler.tick()
         counts.keep()
+        heads.keep()
+        metrics.ticked()
 
     ticker = Ticker(tick, settings.triggers.tick_seconds)
     print("ready", flush=True)
     ticker.run(stop)
     scheduler.close()
+    filler.close()
     registry.close()
 
 
@@ -268,7 +291,7 @@ def main(config: Path) -> None:
     keep_private()
     log_to(sys.stdout)
     try:
-        _run(config)
+        _run(settings_file(config))
     except (SettingsError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from error
 

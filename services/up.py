@@ -1,15 +1,13 @@
 """`ratchet up`: run and supervise every process of one project on one machine.
 
-Turns a settings file into running children: the embedded broker (unless a real one is set), the feedback consumer, serving
-and the training scheduler. A child that dies is restarted within 5 seconds. Children and supervisor share only files and
-addresses.
+Turns a settings file into running children: the embedded broker (unless a real one is set), the feedback consumer, serving,
+the training scheduler and the console. A child that dies is restarted within 5 seconds. Children share files and addresses.
 """
 
 import contextlib
+import math
 import os
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,24 +18,31 @@ from schemas.records import Champion, RoundState
 from schemas.redact import redacted
 from schemas.settings import Settings
 from services.checks.champion import unservable
+from services.checks.copies import note_folder
+from services.checks.registry import migrate_checked
+from services.checks.topics import refusal
 from services.projects import LOCK, STATE
-from services.rounds.executor import REPOSITORY, round_mark
-from services.supervisor.children import Child, die_with_parent, sweep
-from services.supervisor.own_address import answers, bind_address, free_port, url_of
+from services.rounds.executor import round_mark
+from services.supervisor.broker_memory import BrokerMemory
+from services.supervisor.children import Child, die_with_parent, module, sweep
+from services.supervisor.ingestion_watch import IngestionWatch
+from services.supervisor.own_address import answers, free_port, refused, url_of
 from services.supervisor.state_file import StateFile
-from serving.artifacts import ArtifactStore
 from serving.file_lock import LockHeld, held
-from serving.messaging.publisher import BrokerUnavailable, Topics, embedded_broker_command, ensure_topics
+from serving.messaging.connection import Broker, BrokerRefused, BrokerUnavailable
+from serving.messaging.project_topics import make_topics
+from serving.messaging.publisher import Topics, embedded_broker_command
 from serving.process.private_files import close_folders
-from serving.registry.marker import check, keep
+from serving.process.start import APPLICATION, bind_address, process_environment, serving_command
 from serving.registry.registry import Registry
+from serving.registry.safeguards.marker import keep
 
 BROKER_S = 20.0
 READY_S = 120.0
 TRIES = 4  # failures of a child before it was ready, after which `up` gives up: its settings must be wrong
 LOOK_S = 0.1
 # Children stop in this order: a round frees the cores, serving publishes its outbox, the consumer stores what was published.
-GRACE_S = {"scheduler": 10.0, "serving": 20.0, "consumer": 20.0, "broker": 2.0}
+GRACE_S = {"console": 5.0, "scheduler": 10.0, "serving": 20.0, "consumer": 20.0, "broker": 2.0}
 
 
 class UpError(RuntimeError):
@@ -57,13 +62,18 @@ class Supervisor:
         self._broker = settings.kafka.bootstrap_servers or ""
         self._host = settings.serving.host
         self._state_file = StateFile(settings.path(STATE), self._warn_of_state)
+        self._broker_memory: BrokerMemory | None = None
+        self._ingestion_watch = IngestionWatch(self._registry, lambda line: self._tell("consumer", line))
         self._is_up = False
+        self._console: str | None = None
 
     def run(self) -> None:
         """Start everything and watch until `stop` is set. Raises UpError, SettingsError, ConnectionError."""
         refuse_unbuilt(self._settings.triggers)
         with self._locked():
             close_folders(self._settings.path(name) for name in ("state", "data"))
+            if line := note_folder(self._settings):
+                self._tell("project", line)
             self._end_left_over()
             self._check_port()
             try:
@@ -100,51 +110,47 @@ class Supervisor:
 
     def _check_port(self) -> None:
         serving = self._settings.serving
-        try:
-            self._host = bind_address(serving.host, serving.port)  # BentoML accepts no host names
-            with socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET) as attempt:
-                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                attempt.bind((self._host, serving.port))
-        except OSError as error:
-            where = f"{serving.host}:{serving.port}"
-            raise UpError(
-                f"serving cannot bind {where} ({error.strerror}): free the port, or set serving.port"
-            ) from error
+        if reason := refused(serving.host, serving.port):
+            raise UpError(f"serving {reason}: free the port, or set serving.port")
+        self._host = bind_address(serving.host, serving.port)
 
     def _start_broker(self) -> None:
-        kafka, embedded = self._settings.kafka, self._settings.embedded_broker
+        embedded = self._settings.embedded_broker
         if embedded:
             port = free_port()
             self._broker = f"127.0.0.1:{port}"
             self._environment["RATCHET_KAFKA__BOOTSTRAP_SERVERS"] = self._broker
             self._environment["RATCHET_EMBEDDED_BROKER"] = "1"
-            self._add("broker", embedded_broker_command(port))
+            child = self.add("broker", embedded_broker_command(port))
+            self._broker_memory = BrokerMemory(child, Broker.of(self._settings, self._broker), self._settings)
+        broker, shown = Broker.of(self._settings, self._broker), ""
         deadline = time.monotonic() + BROKER_S
         while not self.stop.is_set():
             self._watch()
             try:
-                ensure_topics(
-                    self._broker,
-                    Topics.of(self._settings.model.name).names(),
-                    partitions=kafka.partitions,
-                    replication_factor=kafka.replication_factor,
-                    timeout_s=kafka.publish_timeout_s,
-                )
+                make_topics(self._settings, broker)
                 break
+            except BrokerRefused as error:
+                raise UpError(str(error)) from error
             except BrokerUnavailable as error:
                 if time.monotonic() > deadline:
                     hint = "see state/logs/broker.log" if embedded else "check kafka.bootstrap_servers"
                     raise UpError(f"{error}: {hint}") from error
+                if not embedded and str(error) != shown:
+                    shown = str(error)
+                    self._tell("broker", f"{shown}: trying again for {BROKER_S:.0f} s")
             self.stop.wait(0.2)
         self._tell("broker", self._broker + (" (embedded)" if embedded else ""))
 
     def _bootstrap(self) -> None:
         """Train the first champion if there is none; refuse to start with one that cannot be served."""
-        registry = Registry(self._settings.registry_url, self._settings.model.name)
+        registry = self._registry()
         try:
-            registry.migrate()
-            store = ArtifactStore(self._settings.location(self._settings.artifacts.url))
-            check(registry, store)
+            store = migrate_checked(self._settings, registry)
+            if not self._settings.embedded_broker:
+                topics = Topics.of(self._settings.stream_name)
+                if reason := refusal(self._settings, registry, Broker.of(self._settings), topics):
+                    raise UpError(reason)
             champion = registry.champion()
             self._tell_last_round(registry)
             if champion is None:
@@ -167,14 +173,14 @@ class Supervisor:
             self._tell("round", f"the last one, {last.round_id}, {state}: {last.detail}")
 
     def _train(self) -> None:
-        command = [*_module("services.cli.main"), "round", "run", "--bootstrap", "-c", self._config]
-        child = subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, preexec_fn=die_with_parent)  # noqa: PLW1509
+        command = [*module("services.cli.main"), "round", "run", "--bootstrap", "-c", self._config]
+        child = subprocess.Popen(command, cwd=APPLICATION, env=self._environment, preexec_fn=die_with_parent)  # noqa: PLW1509
         try:
             while child.poll() is None and not self.stop.wait(LOOK_S):
                 self._watch()
         finally:
             child.kill()  # a killed round resumes where it was
-            child.wait(10)
+            child.wait()
 
     def _first_champion(self, registry: Registry) -> Champion | None:
         champion = registry.champion()
@@ -185,11 +191,11 @@ class Supervisor:
 
     def _start_rest(self) -> None:
         serving = self._settings.serving
-        self._add("consumer", [*_module("services.feedback_consumer"), "-c", self._config])
-        command = [*_module("bentoml"), "serve", "serving.service:RatchetService"]
-        self._add("serving", [*command, "--host", self._host, "--port", str(serving.port)])
-        self._add("scheduler", [*_module("services.training_scheduler"), "-c", self._config])
-        self._await_ready()
+        self.add("consumer", [*module("services.feedback_consumer"), "-c", self._config])
+        self.add("serving", serving_command(self._host, serving.port))
+        self.add("scheduler", [*module("services.training_scheduler"), "-c", self._config])
+        self._start_console()
+        self.await_ready()
         if self.stop.is_set():
             return
         self._tell(
@@ -199,39 +205,43 @@ class Supervisor:
         self._tell("ready", "Ctrl-C stops")
         self._is_up = True
         self._write_state()
+        self._ingestion_watch.start()
 
-    def _await_ready(self) -> None:
-        """Wait until serving has a model and consumer and scheduler report that they are ready. Raises UpError."""
-        deadline = time.monotonic() + READY_S
-        waiting = [child for child in self._children if child.name != "broker"]
+    def _start_console(self) -> None:
+        """Start the console if it is on and its port is free: nothing else needs it."""
+        console = self._settings.console
+        if console.enabled and (reason := refused(console.host, console.port)):
+            self._tell("console", f"not started, it {reason}: set console.port")
+        elif console.enabled:
+            self.add("console", [*module("services.console_server"), "-c", self._config])
+            self._console = console.public_url or url_of(console.host, console.port)
+            self._tell("console", f"{self._console}  (key: RATCHET_CONSOLE_KEY in {self._settings.access.keys})")
+
+    def await_ready(self, ready_s: float = READY_S) -> None:
+        """Wait until serving has a model and consumer and scheduler are ready. Raises UpError if one fails TRIES times."""
+        deadline = time.monotonic() + ready_s
+        waiting = [child for child in self._children if child.name not in ("broker", "console")]
         while waiting and not self.stop.wait(LOOK_S):
             self._watch()
             waiting = [child for child in waiting if not self._is_ready(child)]
             for child in waiting:
                 if child.failures >= TRIES:
                     raise UpError(f"{child.name} does not start: {child.last_line} (see {child.log})")
-                if time.monotonic() > deadline:
-                    raise UpError(f"{child.name} was not ready within {READY_S:.0f} s: see {child.log}")
+            if waiting and time.monotonic() > deadline:  # a slow machine or a full disk, which may pass
+                self._tell(waiting[0].name, f"is not ready after {ready_s:.0f} s, still waiting: see {waiting[0].log}")
+                deadline = math.inf
 
     def _is_ready(self, child: Child) -> bool:
         # While serving's process is dead, another server may answer on its port.
         return child.ready if child.name != "serving" else child.alive and answers(f"{self._url()}/readyz")
 
-    def _add(self, name: str, command: list[str]) -> None:
-        environment = {
-            **self._environment,
-            "RATCHET_CONFIG": self._config,
-            "DO_NOT_TRACK": "1",
-            "BENTOML_DO_NOT_TRACK": "true",
-            "BENTOML_HOME": str(self._settings.path("state/bentoml")),
-            "PYTHONUNBUFFERED": "1",
-        }
-        if name != "scheduler":  # rounds inherit its environment; training.threads sets their threads
-            environment["OMP_NUM_THREADS"] = "1"
-        logs = self._settings.path("state/logs")
-        child = Child(name, command, environment=environment, logs=logs, mark=self._mark(name))
-        self._children.append(child)
-        child.start()
+    def add(self, name: str, command: list[str]) -> Child:
+        """Start a part and return it."""
+        environment = process_environment(name, self._settings, self._config, self._environment)
+        logs, mark = self._settings.path("state/logs"), self._mark(name)
+        self._children.append(Child(name, command, environment=environment, logs=logs, mark=mark))
+        self._children[-1].start()
+        return self._children[-1]
 
     # --- watch and stop ---------------------------------------------------------------------------------------------
 
@@ -239,12 +249,15 @@ class Supervisor:
         for child in self._children:
             for line in child.watch():
                 self._tell(child.name, line)
+        for line in self._broker_memory.watch() if self._broker_memory else ():
+            self._tell("broker", line)
         if self._is_up:
             self._write_state()
 
     def _stop_all(self) -> None:
         """Stop children in the order of GRACE_S, each within its grace period."""
         self._is_up = False
+        self._ingestion_watch.close()
         self._state_file.remove()
         if not self._children:
             return
@@ -262,6 +275,7 @@ class Supervisor:
                 "pid": os.getpid(),
                 "broker": self._broker,
                 "serving": self._url(),
+                "console": self._console,
                 "pids": {child.name: child.pid for child in self._children},
                 "trouble": {child.name: trouble for child in self._children if (trouble := child.trouble)},
                 "triggers": self._settings.triggers.model_dump(),
@@ -271,8 +285,11 @@ class Supervisor:
     def _warn_of_state(self, reason: str) -> None:
         self._tell("up", f"cannot write {STATE} ({reason}): `ratchet status` shows an older state until it can")
 
+    def _registry(self) -> Registry:
+        return Registry(self._settings.registry_url, self._settings.model.name)
+
     def _mark(self, name: str) -> str:
-        return f"{self._settings.root.absolute()}:{name}"
+        return f"{self._settings.root.resolve()}:{name}"
 
     def _url(self) -> str:
         return url_of(self._host, self._settings.serving.port)
@@ -280,7 +297,3 @@ class Supervisor:
     def _tell(self, name: str, line: str) -> None:
         with contextlib.suppress(OSError):  # the terminal may have closed
             self._say(redacted(f"{name:<10} {line}".rstrip()))
-
-
-def _module(name: str) -> list[str]:
-    return [sys.executable, "-m", name]

@@ -11,28 +11,31 @@ import asyncio
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import orjson
 
 from schemas.events import FeedbackData, FeedbackReceived, new_id
+from schemas.records import Role
 from schemas.settings import Settings
 from serving.http import access, contract, request_checks
 from serving.http.asgi import EventStream, Message, Receive, Refused, Request, Send, event
 from serving.http.cors import Cors
-from serving.http.feedback_values import BadFeedback, FeedbackChecker, prediction_uuid
+from serving.http.feedback_values import BadFeedback, FeedbackChecker, prediction_uuid, serving_source
+from serving.http.guard import Guard
 from serving.http.label_refresh import LabelRefresh, RegistryAway, checked_feedback
 from serving.http.metrics import Metrics
+from serving.http.openapi.document import openapi_document
 from serving.http.responses import Event, InferenceResult, ResponseBuilder
-from serving.http.routes import Route, Router
+from serving.http.routes import FRONT_ROUTES, Route, Router, constant
 from serving.inference.admission import QueueFull
 from serving.inference.batching import DeadlinePassed, MicroBatcher, NotReady
 from serving.inference.generation_queue import GenerationQueue, GenerationResult
 from serving.live import LiveModel
 from serving.messaging.outbox import Outbox
 from serving.privacy.anonymise import anonymise
+from serving.process import tracing
 
 log = logging.getLogger("ratchet.api")
 
@@ -53,8 +56,10 @@ class Api:
         generation: GenerationQueue,
         outbox: Outbox,
         metrics: Metrics,
+        guard: Guard,
     ) -> None:
         self._settings = settings
+        self._guard = guard
         self._keys = keys
         self._live = live
         self._batcher = batcher
@@ -62,7 +67,6 @@ class Api:
         self._outbox = outbox
         self._metrics = metrics
         self._lingering: list[Event] = []
-        self._tokens = access.TokenUses(settings.access.token_uses, OrderedDict())
         self._feedback = FeedbackChecker(
             settings.model.name,
             settings.model.task,
@@ -71,13 +75,14 @@ class Api:
             labels=lambda: live.labels,
         )
         self._label_refresh = LabelRefresh(live.refresh_labels)
-        self._source = f"ratchet/{settings.model.name}/serving"
+        self._source = serving_source(settings.model.name)
         self._responses = ResponseBuilder(
             settings.model.name,
             self._source,
             keys.secret,
             audit_rate=settings.dataset.audit_rate,
             token_seconds=settings.access.token_seconds,
+            observe=metrics.predicted,
         )
         self._worker = str(os.getpid())
         serving = settings.serving
@@ -85,17 +90,22 @@ class Api:
             contract.PredictRequest: serving.max_body_bytes,
             contract.FeedbackRequest: contract.feedback_bytes(serving.max_text_chars, serving.max_body_bytes),
         }
-        self._contract = orjson.dumps(contract.openapi_document(settings.model.task))
-        self._about = orjson.dumps(contract.about(settings.model.name))
         routes: dict[str, tuple[str, Route]] = {
-            "/": ("GET", self.about),
+            "/": ("GET", constant(contract.about(settings.model.name))),
             "/predict": ("POST", self.predict),
             "/feedback": ("POST", self.feedback),
             "/model": ("GET", self.model),
-            "/openapi.json": ("GET", self.openapi),
+            "/openapi.json": ("GET", constant(openapi_document(settings.model.task, settings.serving))),
+            **FRONT_ROUTES,
         }
         worker = [(b"x-ratchet-worker", self._worker.encode())]
-        self._router = Router(routes, headers=worker, cors=Cors(serving.cors_origins))
+        self._router = Router(
+            routes,
+            headers=worker,
+            cors=Cors(serving.cors_origins),
+            max_body_bytes=serving.max_body_bytes,
+            observe=metrics.answered,
+        )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or ASGI's lifespan messages when the app runs without BentoML."""
@@ -106,10 +116,11 @@ class Api:
     async def predict(self, request: Request) -> tuple[int, bytes] | EventStream:
         """Answer POST /predict with the live version's predictions."""
         started = time.perf_counter()
-        self._authorise(request)
+        person = await self._guard.admit(request, Role.PREDICT)
         self._check_load()
         body = await self._parse(request, contract.PredictRequest)
         texts = [anonymise(item.text) for item in request_checks.items(body, self._settings.serving)]
+        await self._guard.count_texts(person, len(texts))
         options, timeout_s = body.options or contract.Options(), self._settings.serving.timeout_s
         max_new_tokens = request_checks.max_new_tokens(body, options, self._live.current())
         try:
@@ -131,21 +142,23 @@ class Api:
         """Answer POST /feedback with 202 once the feedback is durable."""
         token = request.headers.get(b"x-feedback-token")
         if token is None:
-            self._authorise(request)
+            await self._guard.admit(request, Role.FEEDBACK)
         else:
-            self._check_token_alone(token.decode("latin-1"))
+            self._guard.check_token_alone(token.decode("latin-1"))
         body = await self._parse(request, contract.FeedbackRequest)
         try:
             prediction_id = prediction_uuid(body.prediction_id)
             if token is not None:
-                self._check_token(prediction_id, token.decode("latin-1"))
+                await self._guard.check_token(prediction_id, token.decode("latin-1"))
+            else:
+                self._guard.check_known(prediction_id)
             given = FeedbackData(
                 feedback_id=body.feedback_id or new_id(),
                 prediction_id=prediction_id,
                 model_name=self._settings.model.name,
                 kind=body.kind,
                 value=body.value,
-                user=self._pseudonym(body.user),
+                user=body.user,
             )
             data = await checked_feedback(self._feedback, self._label_refresh, given)
         except BadFeedback as bad:
@@ -153,7 +166,9 @@ class Api:
         except RegistryAway as away:
             unknown = "the label is unknown to this worker, and the taxonomy cannot be read now: try again"
             raise Refused(503, unknown, ("value", str(away)), Retry_After="2") from away
-        event = FeedbackReceived(source=self._source, subject=prediction_id, data=data)
+        event = FeedbackReceived(
+            source=self._source, subject=prediction_id, data=data, traceparent=tracing.traceparent()
+        )
         self.flush()  # a prediction's event precedes its feedback
         durable = asyncio.wrap_future(self._outbox.put_feedback(event))
         try:
@@ -165,7 +180,7 @@ class Api:
 
     async def model(self, request: Request) -> tuple[int, bytes]:
         """Answer GET /model with the live version of this worker."""
-        self._authorise(request)
+        await self._guard.admit(request)
         current, champion = self._live.current(), self._live.champion()
         if current is None or champion is None:
             raise Refused(503, "no champion is loaded yet", Retry_After="2")
@@ -182,20 +197,10 @@ class Api:
         }
         return 200, orjson.dumps(description)
 
-    async def openapi(self, _request: Request) -> tuple[int, bytes]:
-        """Answer GET /openapi.json with the OpenAPI 3.1 document."""
-        return 200, self._contract
-
-    async def about(self, _request: Request) -> tuple[int, bytes]:
-        """Answer GET / with the API's name, release and links."""
-        return 200, self._about
-
     def flush(self) -> None:
         """Pass waiting prediction events to the outbox. Called once more before the outbox closes."""
         lingering, self._lingering = self._lingering, []
         self._metrics.predictions.inc(len(lingering))
-        if champion := self._live.champion():
-            self._metrics.generation.set(champion.generation)
         for prediction_id, made in lingering:
             self._outbox.put_prediction_bytes(prediction_id, made)
 
@@ -245,32 +250,6 @@ class Api:
 
         return EventStream(request, events())
 
-    def _authorise(self, request: Request) -> None:
-        given = request.headers.get(b"authorization", b"")
-        if self._settings.access.enabled and not access.bearer_matches(self._keys, given):
-            raise Refused(
-                401, "the API key is missing or wrong", ("Authorization", "expected Bearer <RATCHET_API_KEY>")
-            )
-
-    def _check_token_alone(self, token: str) -> None:
-        """Refuse a malformed or expired token before the body is read."""
-        try:
-            access.check_token_alone(token)
-        except access.TokenRefused as error:
-            raise _token_refused(error) from error
-
-    def _check_token(self, prediction_id: str, token: str) -> None:
-        try:
-            access.check_token(self._keys.secret, prediction_id, token)
-        except access.TokenRefused as error:
-            raise _token_refused(error) from error
-        if not self._tokens.use(token):
-            raise Refused(
-                429,
-                "this feedback token has been used too often",
-                ("X-Feedback-Token", f"at most {self._tokens.limit} uses"),
-            )
-
     def _pseudonym(self, user: str | None) -> str | None:
         return None if user is None else access.pseudonym(self._keys.secret, user)
 
@@ -288,8 +267,3 @@ class Api:
             self._batcher.check(self._settings.serving.timeout_s)
         except QueueFull as error:
             raise Refused(503, str(error), Retry_After=str(error.retry_after_s)) from error
-
-
-def _token_refused(error: access.TokenRefused) -> Refused:
-    status = 401 if "expired" in str(error) else 403
-    return Refused(status, str(error), ("X-Feedback-Token", str(error)))

@@ -29,16 +29,28 @@ class ArtifactMissing(FileNotFoundError):
     """The store has no such version."""
 
 
+OBJECT_STORES = (
+    "s3",
+    "gs",
+    "az",
+)  # by obstore, which reads the same AWS_*, GOOGLE_* and AZURE_* variables as the event log
+
+
 class ArtifactStoreUnavailable(ConnectionError):
     """The store cannot be reached or refuses the request; a later try may succeed."""
 
 
 def open_store(url: str) -> tuple[Any, str]:
     """Return the file system of a store and its root there. An `url` without "://" is a local path, taken literally."""
-    if "://" in url:
-        files, root = fsspec.core.url_to_fs(url)
-        return files, str(root)
-    return LocalFileSystem(), url
+    scheme, separator, path = url.partition("://")
+    if not separator:
+        return LocalFileSystem(), url
+    if scheme in OBJECT_STORES:
+        from obstore.fsspec import FsspecStore
+
+        return FsspecStore(scheme), path.rstrip("/")
+    files, root = fsspec.core.url_to_fs(url)
+    return files, str(root)
 
 
 class ArtifactStore:
@@ -128,8 +140,7 @@ class ArtifactStore:
         """Return a small file beside the versions, None if there is none. Raises ArtifactStoreUnavailable, OSError."""
         with _driver_errors_named(self._root):
             try:
-                with self._files.open(self.path_of(name), "rb") as file:
-                    return bytes(file.read())
+                return bytes(self._files.cat_file(self.path_of(name)))
             except FileNotFoundError:
                 return None
 
@@ -196,6 +207,8 @@ class ArtifactStore:
 
     def _stored(self, target: str) -> str | None:
         """Return the SHA-256 of a stored file, None if there is none."""
+        if not self._local and not self._files.exists(target):
+            return None  # obstore's half-opened file of a missing object complains when it is collected
         try:
             with self._files.open(target, "rb") as file:
                 return _digest(file)
@@ -236,4 +249,5 @@ def _driver_errors_named(root: Any) -> Iterator[None]:
     except (OSError, ArtifactDamaged):
         raise
     except Exception as error:
-        raise ArtifactStoreUnavailable(f"{root}: {type(error).__name__}: {error}") from error
+        reason = str(error).partition("\n")[0]  # obstore's message goes on for pages
+        raise ArtifactStoreUnavailable(f"{root}: {type(error).__name__}: {reason}") from error

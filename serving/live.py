@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from schemas.labels import LabelMap
@@ -23,12 +24,12 @@ from schemas.records import Champion
 from serving.artifacts import ArtifactStore
 from serving.atomic_write import atomic_write
 from serving.inference.loading import Loaded, open_version
-from serving.registry.marker import check
 from serving.registry.registry import Registry
+from serving.registry.safeguards.marker import check
 
 log = logging.getLogger("ratchet.live")
 
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS, REPEAT_SECONDS = 5.0, 30.0
 M_MMAP_THRESHOLD, MMAP_BYTES = -3, 128 * 1024  # glibc's malloc.h, and the parameter's default
 
 
@@ -51,6 +52,9 @@ class LiveModel:
         self._refused: str | None = None  # digest
         self._tries = 0
         self._try_at = self._beat_at = 0.0
+        self._last_warning = ("", 0.0)
+        self.on_beat: Callable[[], None] | None = None  # called after each heartbeat; may raise ConnectionError
+        self.on_swap: Callable[[Loaded, Champion, float], None] | None = None  # called with the seconds of loading
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
 
@@ -90,8 +94,17 @@ class LiveModel:
             if time.monotonic() > self._beat_at:
                 self.refresh_labels()
                 self._beat()
+                if self.on_beat is not None:
+                    self.on_beat()
         except ConnectionError as error:
-            log.warning("cannot read the registry, the live version continues: %s", error)
+            self._warn(f"cannot read the registry, the live version continues: {error}")
+
+    def _warn(self, line: str) -> None:
+        """Log a line, unless it is the last one and that was less than REPEAT_SECONDS ago: it is read twice a second."""
+        last, at = self._last_warning
+        if line != last or time.monotonic() - at > REPEAT_SECONDS:
+            self._last_warning = (line, time.monotonic())
+            log.warning("%s", line)
 
     def _run(self) -> None:
         while not self._stop.wait(self._poll_seconds):
@@ -105,6 +118,7 @@ class LiveModel:
             self._tries, self._try_at = 0, 0.0
         if time.monotonic() < self._try_at:
             return
+        started = time.monotonic()
         try:
             check(self._registry, self._store)
             runtime = self._warm(champion.digest) or self._load(champion)
@@ -121,6 +135,8 @@ class LiveModel:
             if self._live is not None and self._live[0] is not runtime:
                 self._previous = self._live[0]
             self._live = (runtime, champion)  # the swap replaces one reference
+            if self.on_swap is not None:
+                self.on_swap(runtime, champion, time.monotonic() - started)
             self._error, self._refused = None, None
             log.info("serving %s, generation %d", champion.model_version, champion.generation)
             self._remember(champion)
@@ -151,6 +167,7 @@ class LiveModel:
             log.warning("cannot record the last good version: %s", error)
 
     def _serve_last_good(self) -> None:
+        started = time.monotonic()
         try:
             champion = Champion.model_validate(json.loads(self._last_good.read_text(encoding="utf-8")))
             runtime = open_version(self._cache / champion.digest, champion.digest, threads=self._threads)
@@ -158,6 +175,8 @@ class LiveModel:
             log.warning("the last good version cannot be served: %s", error)
         else:
             self._live = (runtime, champion)
+            if self.on_swap is not None:
+                self.on_swap(runtime, champion, time.monotonic() - started)
             log.info("the champion cannot be read or loaded: serving the last good version %s", champion.model_version)
 
 

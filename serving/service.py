@@ -22,17 +22,23 @@ from serving.artifacts import ArtifactStore
 from serving.http import access
 from serving.http.asgi import Message, Receive, Send
 from serving.http.connections import Limits
+from serving.http.counters import Counters
 from serving.http.front import Front
+from serving.http.guard import Guard
+from serving.http.keyring import Keyring
 from serving.http.listening import open_file_limit, protocol
 from serving.http.metrics import Metrics
 from serving.inference.batching import MicroBatcher
 from serving.inference.generation_queue import GenerationQueue
 from serving.live import LiveModel
+from serving.messaging.connection import Broker
 from serving.messaging.outbox import Outbox
+from serving.messaging.outbox_sender import Keep
 from serving.messaging.publisher import Topics
-from serving.process.log_lines import OneLine
+from serving.process.log_lines import LogFormat, formatter
 from serving.process.private_files import keep_private
 from serving.process.process_manager import without_ports
+from serving.process.tracing import start_tracing, stop_tracing
 from serving.registry.registry import Registry
 
 EMBEDDED = "RATCHET_EMBEDDED_BROKER"
@@ -45,12 +51,12 @@ def settings_from_environment() -> Settings:
     return load_settings(path.read_bytes() if path else "", os.environ, root=path.parent if path else Path.cwd())
 
 
-def configure_logging() -> None:
+def configure_logging(log_format: LogFormat) -> None:
     """Log Ratchet's records to standard error at INFO. BentoML's root logger, already set up, passes only warnings."""
     logger = logging.getLogger("ratchet")
     if not logger.handlers:
         stream = logging.StreamHandler()
-        stream.setFormatter(OneLine("%(asctime)s %(process)d %(name)s %(message)s"))
+        stream.setFormatter(formatter(log_format, "%(asctime)s %(process)d %(name)s %(message)s"))
         logger.addHandler(stream)
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -82,14 +88,19 @@ class Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml has no typ
             body_bytes=serving.max_body_bytes,
             idle_s=serving.keep_alive_s,
         )
-        auto.AutoHTTPProtocol = protocol(
-            limits
-        )  # BentoML starts uvicorn next and has no setting for the protocol class
+        # BentoML starts uvicorn next and has no setting for the protocol class.
+        auto.AutoHTTPProtocol = protocol(limits, workers=serving.workers)
         assets = Path(bentoml.__file__).parent / "_internal/server/static_content"
         return Front(routes, super().to_asgi(is_main), assets)
 
 
 circus.Arbiter = without_ports(circus.Arbiter)  # BentoML instantiates it next, in the process that starts the workers
+
+
+def _keep(settings: Settings) -> Keep:
+    if os.environ.get(EMBEDDED) == "1":
+        return Keep.UNTIL_STORED
+    return Keep.UNTIL_CONFIRMED if settings.kafka.outbox else Keep.NOTHING
 
 
 # BentoML takes the number of workers only from this decorator.
@@ -105,33 +116,48 @@ class RatchetService:
 
     def __init__(self) -> None:
         keep_private()
-        configure_logging()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the other cores belong to the other workers
         settings = settings_from_environment()
+        observability = settings.observability
+        configure_logging(observability.log_format)
+        start_tracing(observability, service="serving", model=settings.model.name, share=observability.trace_share)
         serving = settings.serving
         keys = access.read_keys(settings.path(settings.access.keys))
-        registry = Registry(settings.registry_url, settings.model.name)
+        registry = Registry(settings.serving_registry_url, settings.model.name)
         store = ArtifactStore(settings.location(settings.artifacts.url))
         cache = settings.path(settings.artifacts.cache)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = serving.threads or max(1, cores // serving.workers)
         self.live = LiveModel(registry, store, cache, threads=threads, poll_seconds=serving.poll_seconds)
-        self.batcher = MicroBatcher(self.live.current, max_batch=serving.max_batch, max_queue=serving.max_queue)
-        self.generation = GenerationQueue(self.live.current, max_queue=serving.max_queue)
         metrics = Metrics(settings.model.name)
+        self.batcher = MicroBatcher(
+            self.live.current, max_batch=serving.max_batch, max_queue=serving.max_queue, observe=metrics.called
+        )
+        self.generation = GenerationQueue(self.live.current, max_queue=serving.max_queue)
         self.outbox = Outbox(
             settings.path(serving.outbox),
-            bootstrap=settings.kafka.bootstrap_servers or "127.0.0.1:9092",
-            topics=Topics.of(settings.model.name),
-            write_ahead=os.environ.get(EMBEDDED) == "1",
+            broker=Broker.of(settings, "127.0.0.1:9092"),
+            topics=Topics.of(settings.stream_name),
+            keep=_keep(settings),
             stored_positions=registry.positions,
             max_bytes=serving.outbox_max_bytes,
             timeout_s=settings.kafka.publish_timeout_s,
             observe=metrics.outbox,
         )
+        self.live.on_swap = metrics.swapped
+        self.live.on_beat = lambda: metrics.notes(registry.ingestion())
+        keyring = Keyring(
+            keys,
+            lambda: (registry.people.all_keys(), registry.signed_since()),
+            cache / f"keys-{settings.model.name}.json",
+            api_key=lambda: access.read_keys(settings.path(settings.access.keys)).api_key,
+        )
+        counters = Counters(settings.model.name, settings.access.counters, cache / "token-uses.db")
+        self.guard = Guard(settings, keys.secret, keyring, counters)
         self.live.start()
         self.outbox.start()
-        routes.api = Api(settings, keys, self.live, self.batcher, self.generation, self.outbox, metrics)
+        keyring.start()
+        routes.api = Api(settings, keys, self.live, self.batcher, self.generation, self.outbox, metrics, self.guard)
         gc.collect()
         gc.freeze()  # objects from start-up stay: full collections need not traverse them
 
@@ -139,11 +165,13 @@ class RatchetService:
     def stop(self) -> None:
         """Finish waiting requests and publish waiting events; events that cannot be published stay on disk."""
         self.live.close()
+        self.guard.close()
         self.batcher.close()
         self.generation.close()
         if routes.api is not None:
             routes.api.flush()
         self.outbox.close(10)
+        stop_tracing()
 
     def __is_ready__(self) -> bool:
         """Return whether a champion is loaded, for BentoML's /readyz."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from schemas.events import PredictionMade, parse_event
@@ -21,10 +22,13 @@ from serving.inference.batching import MicroBatcher
 from serving.inference.decoder_runtime import DecoderRuntime
 from serving.inference.generation_queue import GenerationQueue
 from serving.live import LiveModel
+from serving.messaging.connection import Broker
 from serving.messaging.outbox import Outbox
+from serving.messaging.outbox_sender import Keep
 from serving.messaging.publisher import Topics
 from serving.registry.registry import Registry
-from tests.support.fakes import forget_metrics, free_port
+from tests.support.fakes import free_port
+from tests.support.guards import lone_guard
 from tests.support.versions import copied, promote, tiny_text_version
 
 
@@ -35,9 +39,9 @@ class Kept(Outbox):
         self.kept: list[PredictionMade] = []
         super().__init__(
             folder,
-            bootstrap=f"127.0.0.1:{free_port()}",
+            broker=Broker(f"127.0.0.1:{free_port()}"),
             topics=Topics.of(model),
-            write_ahead=True,
+            keep=Keep.UNTIL_STORED,
             stored_positions=dict,
             max_bytes=10_000_000,
             timeout_s=1,
@@ -65,13 +69,13 @@ class Project:
         self.outbox = Kept(settings.path("state/outbox"), "m")
         self.batcher = MicroBatcher(self.live.current, max_batch=8, max_queue=9)
         self.generation = GenerationQueue(self.live.current, max_queue=9)
-        self.api = Api(settings, keys, self.live, self.batcher, self.generation, self.outbox, Metrics("m"))
+        metrics, guard = Metrics("m", CollectorRegistry()), lone_guard(settings, keys)
+        self.api = Api(settings, keys, self.live, self.batcher, self.generation, self.outbox, metrics, guard)
         self.headers = {"Authorization": f"Bearer {keys.api_key}"}
 
     def close(self) -> None:
         for part in (self.live, self.batcher, self.generation, self.registry):
             part.close()
-        forget_metrics()
 
     def events(self) -> list[PredictionMade]:
         self.api.flush()

@@ -8,44 +8,26 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from schemas.manifests import Calibration, Golden, ModelManifest
-from serving.artifacts import ArtifactMissing, ArtifactStore, ArtifactStoreUnavailable
+from serving.artifacts import ArtifactMissing, ArtifactStore, ArtifactStoreUnavailable, open_store
 from serving.model_directory import ArtifactDamaged, read_manifest, sha256, verify, write_manifest
 from tests.support.fakes import REPOSITORY
+from tests.support.manifests import manifest
+from tests.support.object_store import s3_server
 
 FILES = {"model.onnx": b"o" * 300_000, "head.safetensors": b"head", "adapter/adapter_config.json": b"{}"}
-
-
-def manifest(version: str = "v1") -> ModelManifest:
-    return ModelManifest(
-        model_version=version,
-        model_name="m",
-        task="classification",
-        labels=["a", "b"],
-        base_model="tiny",
-        base_model_sha256="0" * 64,
-        max_length=32,
-        parent_version=None,
-        round_id="r",
-        dataset_fingerprint="f",
-        method="lora",
-        calibration=Calibration(),
-        golden=Golden(texts=[], probabilities=[]),
-        files={},
-    )
 
 
 def make_version(directory: Path, files: dict[str, bytes] | None = None) -> Path:
     for name, content in (FILES if files is None else files).items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
-    write_manifest(directory, manifest())
+    write_manifest(directory, manifest("v1"))
     return directory
 
 
@@ -54,13 +36,21 @@ def version(tmp_path: Path) -> Path:
     return make_version(tmp_path / "version")
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
     return str(tmp_path / "store") if request.param == "folder" else f"memory://{uuid.uuid4().hex}"
 
 
 def overwrite(url: str, path: str, content: bytes) -> None:
-    files, root = fsspec.core.url_to_fs(url)
+    files, root = open_store(url)
     files.pipe_file(f"{root}/{path}", content)
 
 
@@ -111,7 +101,7 @@ def test_put_again_is_a_no_op_and_a_second_fetch_needs_no_store(url: str, versio
     digest = store.put(version)
     assert store.put(version) == digest
     store.fetch(digest, tmp_path / "cache")
-    files, root = fsspec.core.url_to_fs(url)
+    files, root = open_store(url)
     files.rm(f"{root}/{digest}", recursive=True)
 
     assert contents(store.fetch(digest, tmp_path / "cache")) == contents(version)
@@ -159,7 +149,7 @@ def test_a_damaged_store_is_refused_by_name_and_leaves_nothing(
 def test_a_file_that_the_store_lost_is_named(url: str, version: Path, tmp_path: Path) -> None:
     store = ArtifactStore(url)
     digest = store.put(version)
-    files, root = fsspec.core.url_to_fs(url)
+    files, root = open_store(url)
     files.rm(f"{root}/{digest}/head.safetensors")
 
     with pytest.raises(ArtifactDamaged, match=r"head\.safetensors: missing from the store"):
@@ -170,7 +160,7 @@ def test_half_an_upload_is_not_a_version(url: str, version: Path, tmp_path: Path
     digest = sha256(version / "manifest.json")
     store = ArtifactStore(url)
     for name in FILES:
-        files, root = fsspec.core.url_to_fs(url)
+        files, root = open_store(url)
         files.makedirs(f"{root}/{digest}/adapter", exist_ok=True)
         files.put_file(str(version / name), f"{root}/{digest}/{name}")
 
@@ -185,7 +175,7 @@ def test_pickles_are_refused_when_written_and_when_read(tmp_path: Path, name: st
     with pytest.raises(ArtifactDamaged, match=name):
         make_version(tmp_path / "version", {**FILES, name: b"\x80\x04."})
 
-    listed = manifest().model_copy(update={"files": {name: "0" * 64}})
+    listed = manifest("v1").model_copy(update={"files": {name: "0" * 64}})
     shutil.rmtree(tmp_path / "version")
     make_version(tmp_path / "version")
     (tmp_path / "version/manifest.json").write_text(listed.model_dump_json(), encoding="utf-8")
@@ -210,10 +200,10 @@ def test_an_unlisted_file_a_link_and_a_path_that_leaves_are_refused(version: Pat
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc/hostname", "a//b", "manifest.json"])
 def test_a_manifest_cannot_name_a_path_outside(url: str, tmp_path: Path, name: str) -> None:
-    listed = manifest().model_copy(update={"files": {name: "0" * 64}}).model_dump_json().encode()
+    listed = manifest("v1").model_copy(update={"files": {name: "0" * 64}}).model_dump_json().encode()
     (tmp_path / "copy").write_bytes(listed)
     digest = sha256(tmp_path / "copy")
-    files, root = fsspec.core.url_to_fs(url)
+    files, root = open_store(url)
     files.makedirs(f"{root}/{digest}", exist_ok=True)
     overwrite(url, f"{digest}/manifest.json", listed)
 
@@ -299,8 +289,11 @@ def test_a_fetch_that_was_killed_is_taken_up_by_the_next(version: Path, tmp_path
 import os, signal
 from pathlib import Path
 from serving import artifacts
-artifacts.verify = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if str(_[0]).endswith(".part") else 1 / 0
-artifacts._is_whole = lambda *_: False
+def verify(directory, _):
+    if directory.name.endswith(".part"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise artifacts.ArtifactDamaged(directory)
+artifacts.verify = verify
 artifacts.ArtifactStore({url!r}).fetch({digest!r}, Path({str(cache)!r}))
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False, timeout=60)
@@ -321,14 +314,15 @@ def test_a_put_that_was_killed_shows_nothing_and_is_taken_up_by_the_next(
     script = f"""
 import os, signal
 from pathlib import Path
-from serving.artifacts import ArtifactStore
-upload, done = ArtifactStore._upload, []
-def _upload(*arguments):
-    if len(done) == {uploads}:
+from serving import artifacts
+replacing, begun = artifacts.replacing, []
+def counted(path):
+    if len(begun) == {uploads}:
         os.kill(os.getpid(), signal.SIGKILL)
-    done.append(upload(*arguments))
-ArtifactStore._upload = _upload
-ArtifactStore({url!r}).put(Path({str(version)!r}))
+    begun.append(path)
+    return replacing(path)
+artifacts.replacing = counted
+artifacts.ArtifactStore({url!r}).put(Path({str(version)!r}))
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False, timeout=60)
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.inference.admission import QueueFull
-from serving.inference.batching import DeadlinePassed, MicroBatcher, NotReady, _Request, cut, turn
+from serving.inference.batching import DeadlinePassed, MicroBatcher, NotReady, QueuedRequest, cut, turn
 from tests.support.inference import TEXTS, Clock, Held
 from tests.support.versions import copied
 
@@ -158,7 +158,7 @@ def test_a_turn_has_a_text_of_each_and_what_is_about_as_long() -> None:
     loop = asyncio.new_event_loop()
     lengths = [[30, 5, 6, 50], [40], [9, 31, 5, 7], [6, 6]]
     requests = [
-        _Request(
+        QueuedRequest(
             [""] * len(own),
             0.0,
             loop.create_future(),

@@ -231,8 +231,10 @@ def test_the_confidence_of_generated_texts_is_the_chance_that_they_are_accepted(
     fitted = sequence_confidence.fit(texts[:1500], accepted[:1500])
     assert fitted.scale == pytest.approx(3, abs=0.7)
     assert fitted.shift == pytest.approx(3, abs=0.6)
-    after = sequence_confidence.measure(fitted, texts[1500:], accepted[1500:])
-    before = sequence_confidence.measure(sequence_confidence.fit([], np.array([], bool)), texts[1500:], accepted[1500:])
+    after = sequence_confidence.measure(applied.sequence_confidence(fitted, texts[1500:]), accepted[1500:])
+    before = sequence_confidence.measure(
+        applied.sequence_confidence(sequence_confidence.fit([], np.array([], bool)), texts[1500:]), accepted[1500:]
+    )
     assert after["nll"] < before["nll"]
     assert after["ece"] <= after["ece_null_99"]
     assert after["auroc"] == pytest.approx(before["auroc"], abs=1e-9), "a sigmoid reorders nothing"

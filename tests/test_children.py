@@ -5,9 +5,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import pytest
-
-from services.supervisor import children
 from services.supervisor.children import Child
 from tests.support.fakes import wait_until
 
@@ -18,10 +15,7 @@ for line in open(sys.argv[1], encoding="utf-8"):
 """
 
 
-def test_a_log_that_grows_is_moved_aside_while_the_child_writes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(children, "LOG_BYTES", 5000)
+def test_a_log_that_grows_is_moved_aside_while_the_child_writes_on(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "said")
     child = Child(
         "part",
@@ -29,6 +23,7 @@ def test_a_log_that_grows_is_moved_aside_while_the_child_writes_on(
         environment=dict(os.environ),
         logs=tmp_path,
         mark=f"{tmp_path}:part",
+        log_bytes=5000,
     )
     child.start()
     aside = tmp_path / "part.log.1"
@@ -36,7 +31,7 @@ def test_a_log_that_grows_is_moved_aside_while_the_child_writes_on(
         with (tmp_path / "said").open("w", encoding="utf-8", buffering=1) as said:
             for n in range(30):
                 said.write(f"line {n} größe\n")
-                wait_until(partial(_seen, child, n), timeout_s=10, every_s=0.002)
+                wait_until(partial(_seen, child, n), every_s=0.002)
                 assert child.log.stat().st_size <= 5000 + 2000
         assert aside.stat().st_size <= 5000 + 2000
         whole = aside.read_text(encoding="utf-8") + child.log.read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ from schemas.settings import Settings
 from services.cli.main import cli
 from services.ingestion.dead_letters import dead_letter
 from serving.http.access import pseudonym, read_keys, write_keys
+from serving.messaging.connection import Broker
 from serving.messaging.publisher import Message, Outgoing, Publisher, Topics, ensure_topics
 from serving.registry.registry import Registry
 from tests.support.events import feedback, fid, outgoing, pid, prediction
@@ -152,6 +153,10 @@ def test_no_feedback_is_an_empty_file_and_a_line_that_says_so(tmp_path: Path) ->
         run = CliRunner().invoke(cli, ["feedback", "export", "--out", str(out), "-c", str(tmp_path / "ratchet.toml")])
         assert (run.exit_code, run.stdout) == (0, f"there is no feedback yet: 0 rows in {out}\n"), run.output
         assert rows is None or len(out.read_text(encoding="utf-8").splitlines()) == rows
+    chosen = ["--since", "2026-01-01", "--user", "u", "--label", "a", "--model-version", "v", "--labelled"]
+    arguments = ["feedback", "export", "--out", str(out), "-c", str(tmp_path / "ratchet.toml"), *chosen]
+    run = CliRunner().invoke(cli, arguments)
+    assert (run.exit_code, run.stdout) == (0, f"there is no feedback yet: 0 rows in {out}\n"), run.output
 
 
 @pytest.mark.parametrize("options", [["--out", "x.xlsx"], ["--out", "x.jsonl", "--since", "yesterday"], []])
@@ -167,8 +172,8 @@ def test_replay_publishes_a_dead_letter_with_its_key_and_headers(
     monkeypatch.setenv("RATCHET_KAFKA__BOOTSTRAP_SERVERS", broker)
     monkeypatch.setenv("RATCHET_MODEL__NAME", model_name)
     topics = Topics.of(model_name)
-    ensure_topics(broker, topics.names(), partitions=2, replication_factor=1, timeout_s=5)
-    publisher = Publisher(broker, timeout_s=5)
+    ensure_topics(Broker(broker), topics.names(), partitions=2, replication_factor=1, timeout_s=30)
+    publisher = Publisher(Broker(broker), timeout_s=30)
     good = outgoing(topics, feedback(0, model_name=model_name))
     with contextlib.closing(Registry(Settings(root=config.parent).registry_url, model_name)) as registry:
         registry.set_labels(["b"])

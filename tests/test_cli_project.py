@@ -6,19 +6,20 @@ import sys
 import tomllib
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
 from schemas.settings import SettingsError, render_settings
-from services.cli.main import _one_line, cli
-from services.cli.project import one_of
-from services.rounds.executor import REPOSITORY
+from services.cli.main import cli, error_line
 from services.scheduling.crontab import crontab
 from serving.artifacts import ArtifactStore
+from serving.http.access import write_keys
 from serving.model_directory import write_manifest
+from serving.registry.ids import AmbiguousId, UnknownId, resolve
 from serving.registry.registry import Registry
-from tests.support.registries import begin, manifest
+from tests.support.fakes import REPOSITORY
+from tests.support.manifests import manifest
+from tests.support.registries import begin
 
 IDS = ["01a3ffff", "01a22399", "01a22372"]  # the newest first
 
@@ -28,11 +29,11 @@ IDS = ["01a3ffff", "01a22399", "01a22372"]  # the newest first
     [("01a3", "01a3ffff"), ("01a22372", "01a22372"), ("01a2239", "01a22399"), ("latest", "01a3ffff")],
 )
 def test_a_unique_prefix_stands_for_the_id(given: str, found: str) -> None:
-    assert one_of(given, IDS, "round") == found
+    assert resolve(given, IDS, "round", "`ratchet round list`") == found
 
 
 def test_an_id_is_itself_though_others_begin_with_it() -> None:
-    assert one_of("v1", ["v12", "v1"], "model") == "v1"
+    assert resolve("v1", ["v12", "v1"], "version", "`ratchet model list`") == "v1"
 
 
 @pytest.mark.parametrize(
@@ -44,35 +45,43 @@ def test_an_id_is_itself_though_others_begin_with_it() -> None:
     ],
 )
 def test_a_prefix_of_several_or_none_is_refused_with_the_candidates(given: str, said: str) -> None:
-    with pytest.raises(click.ClickException) as refused:
-        one_of(given, IDS, "round")
-    assert said in refused.value.message
+    with pytest.raises((UnknownId, AmbiguousId)) as refused:
+        resolve(given, IDS, "round", "`ratchet round list`")
+    assert said in error_line(refused.value)
 
 
 def _run(root: Path, *arguments: str) -> Result:
     return CliRunner().invoke(cli, [*arguments, "-c", str(root)])
 
 
+def _why(refused: Result) -> str:
+    assert isinstance(refused.exception, Exception)
+    return error_line(refused.exception)
+
+
 def test_rounds_are_shown_and_rejected_by_prefix(tmp_path: Path) -> None:
     (tmp_path / "ratchet.toml").write_text(render_settings({"model": {"name": "shop"}}), encoding="utf-8")
     registry = Registry(f"sqlite:///{tmp_path}/state/registry.db", "shop")
     registry.migrate()
-    assert "there is no round yet" in _run(tmp_path, "round", "show", "latest").output
+    write_keys(tmp_path / "keys.env")
+    assert "there is no round yet" in _why(_run(tmp_path, "round", "show", "latest"))
     record = begin(registry)
     for given in (record.round_id, record.round_id[:8], "latest"):
         assert _run(tmp_path, "round", "show", given).output.startswith(f"{record.round_id}  running")
-    assert "there is no version yet" in _run(tmp_path, "model", "rollback", "v1").output
+    assert "there is no version yet" in _why(_run(tmp_path, "model", "rollback", "v1"))
     for name in ("20261128-a", "20261129-b"):
         (tmp_path / name).mkdir()
         write_manifest(tmp_path / name, manifest(name, model_name="shop"))
         digest = ArtifactStore(str(tmp_path / "state/artifacts")).put(tmp_path / name)
         registry.register_version(manifest(name, model_name="shop"), digest, servable=True)
-    assert "2 versions begin with '2026'" in _run(tmp_path, "model", "rollback", "2026").output
+        live = registry.champion()
+        registry.promote(name, expected=live.model_version if live else None, token=None, actor="gates")
+    assert "2 versions begin with '2026'" in _why(_run(tmp_path, "model", "rollback", "2026"))
     assert _run(tmp_path, "model", "rollback", "20261128").exit_code == 0
     champion = registry.champion()
     assert champion is not None
     assert champion.model_version == "20261128-a"
-    assert _run(tmp_path, "round", "reject", record.round_id[:8]).exit_code == 0
+    assert _run(tmp_path, "round", "reject", record.round_id[:8], "--reason", "typos").exit_code == 0
     assert registry.round(record.round_id).state == "rejected"
     registry.close()
 
@@ -91,17 +100,17 @@ def test_help_is_there_without_docstrings(flags: tuple[str, ...], level: str) ->
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True, encoding="utf-8"
     )
-    assert "Show what serves, which round runs, and how much feedback waits." in done.stdout
+    assert "Check every part; exit 1 on any FAIL." in done.stdout
 
 
 def test_want_of_memory_is_called_that() -> None:
     mapped = ImportError("libtorch_cpu.so: failed to map segment from shared object")
-    assert _one_line(mapped).startswith("out of memory (libtorch_cpu.so: failed to map segment")
+    assert error_line(mapped).startswith("out of memory (libtorch_cpu.so: failed to map segment")
     caused = ImportError("numpy could not be imported")
     caused.__cause__ = mapped
-    assert _one_line(caused).startswith("out of memory (")
-    assert _one_line(MemoryError()).startswith("out of memory (MemoryError)")
-    assert _one_line(ImportError("no module named x")) == "ImportError: no module named x"
+    assert error_line(caused).startswith("out of memory (")
+    assert error_line(MemoryError()).startswith("out of memory (MemoryError)")
+    assert error_line(ImportError("no module named x")) == "ImportError: no module named x"
 
 
 @pytest.mark.parametrize(

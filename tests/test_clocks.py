@@ -21,7 +21,7 @@ from schemas.settings import Settings
 from services.ingestion.live_counts import LiveCounts
 from services.rounds.executor import LocalExecutor
 from services.training_scheduler import LEASE_SECONDS, LOCK, TrainingScheduler
-from serving.registry.registry import Registry
+from serving.registry.registry import Registry, RegistryUnavailable
 from tests.support import registries
 from tests.support.events import feedback, prediction
 from tests.support.registries import START, Clock
@@ -77,21 +77,24 @@ class Site:
         self.clock = Clock()
         self.features, self.executor = Gathered(), Starts(self.settings)
         self.registry = self.open()
+        self.registries: dict[TrainingScheduler, Registry] = {}
 
     def open(self) -> Registry:
         settings, clock = self.settings, self.clock
         return Registry(settings.registry_url, settings.model.name, clock=clock, monotonic=clock.monotonic)
 
     def scheduler(self, holder: str) -> TrainingScheduler:
+        registry = self.open()
         made = TrainingScheduler(
             self.settings,
-            self.open(),
+            registry,
             lambda: self.features,
             self.executor,  # type: ignore[arg-type]
             self.clock,
             self.clock.monotonic,
+            holder=holder,
         )
-        made._holder = holder
+        self.registries[made] = registry
         return made
 
     def ticks(self, scheduler: TrainingScheduler, most: int) -> int | None:
@@ -102,6 +105,15 @@ class Site:
                 return n
             self.clock.advance(2)
         return None
+
+    def kill(self, scheduler: TrainingScheduler) -> None:
+        """Leave what SIGKILL leaves: the lease as it is, the file lock gone. Without the registry no lease is released."""
+
+        def unreachable(name: str, holder: str) -> None:
+            raise RegistryUnavailable(f"{holder} cannot release {name}")
+
+        self.registries[scheduler].release_lease = unreachable
+        scheduler.close()
 
     def end_round(self, state: RoundState = RoundState.INSUFFICIENT) -> None:
         unfinished = self.registry.unfinished_round()
@@ -132,11 +144,6 @@ def site(new_site: Callable[..., Site]) -> Site:
     return new_site()
 
 
-def killed(scheduler: TrainingScheduler) -> None:
-    """What SIGKILL leaves: the lease as it is, the file lock gone."""
-    scheduler._lock.close()
-
-
 @pytest.mark.parametrize("kill", [False, True], ids=["lives", "SIGKILL"])
 @pytest.mark.parametrize("move", BOTH_WAYS, ids=str)
 def test_a_round_is_claimed_within_two_ticks_of_any_move(site: Site, move: timedelta, kill: bool) -> None:
@@ -146,7 +153,7 @@ def test_a_round_is_claimed_within_two_ticks_of_any_move(site: Site, move: timed
     for n, moved in enumerate((move, -move, move), start=1):  # moved, corrected, moved again, a round each time
         site.clock.set(moved)
         if kill:
-            killed(scheduler)
+            site.kill(scheduler)
             scheduler = site.scheduler(f"here:{n + 1}")
         site.features.stored += 4
         claimed = site.ticks(scheduler, 2)
@@ -168,7 +175,7 @@ def test_without_the_dead_ones_folder_a_lease_is_taken_after_its_length(site: Si
     assert taken is not None
     assert (taken - 1) * 2 <= LEASE_SECONDS + 2
     other.close()
-    killed(dead)
+    site.kill(dead)
 
 
 @pytest.mark.parametrize("ahead", MOVES, ids=str)
@@ -228,11 +235,14 @@ def test_cron_goes_on_when_the_clock_was_set_back(new_site: Callable[..., Site],
     site.clock.advance(1)
     scheduler = site.scheduler("here:1")
     site.clock.advance(300)
+    site.features.stored = 4  # a crontab waits for feedback
     assert site.ticks(scheduler, 1) == 1
     site.end_round()
+    site.features.stored += 1
     site.clock.set(-back)
     assert site.ticks(scheduler, 152) is not None  # within the crontab's five minutes
     site.end_round()
+    site.features.stored += 1
     site.clock.set(timedelta(seconds=-5))
     assert site.ticks(scheduler, 3) is None  # a step of some seconds passes no time twice
     scheduler.close()
@@ -242,8 +252,10 @@ def test_cron_fires_once_for_all_the_times_of_a_leap(new_site: Callable[..., Sit
     site = new_site(cron="0 3 * * *")
     scheduler = site.scheduler("here:1")
     site.clock.set(timedelta(days=3650))
+    site.features.stored = 4
     assert site.ticks(scheduler, 1) == 1
     site.end_round()
+    site.features.stored += 1
     assert site.ticks(scheduler, 10) is None
     scheduler.close()
 

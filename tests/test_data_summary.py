@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from pipelines.dataset.files import Columns
 from pipelines.gates.policy import Policy
+from schemas.setting_groups import ModelSettings
 from schemas.settings import Settings, load_settings
 from schemas.targets import Task
 from services.checks.data_summary import DataError, ProjectData, check, describe, health, read_data
@@ -55,7 +56,7 @@ def test_each_task_is_summed_up(tmp_path: Path, task: Task, content: str, line: 
 def test_what_the_two_files_disagree_about_is_warned_of(tmp_path: Path) -> None:
     seed, reference = rows("Refund", "card", "only", "card"), rows("refund", "card", "other", first=3)
     lines = said(data(tmp_path, seed, reference))
-    assert lines[2:6] == [
+    assert lines[4:8] == [
         "warning: 1 text of the seed is in the reference too: it judges and never trains",
         "warning: labels that only the seed has: Refund (1 row), only (1 row): no row judges them",
         "warning: labels that only the reference has: other (1 row), refund (1 row): no row trains them",
@@ -65,8 +66,8 @@ def test_what_the_two_files_disagree_about_is_warned_of(tmp_path: Path) -> None:
 
 def test_notes_of_the_files_are_warnings(tmp_path: Path) -> None:
     lines = said(data(tmp_path, rows("a", "A", "NaN")))
-    assert lines[1].startswith("warning: seed: label 'NaN' (1 row): a word for a missing value")
-    assert lines[2] == "warning: seed: labels 'A' and 'a' differ only by case: are they the same label?"
+    assert lines[3].startswith("warning: seed: label 'NaN' (1 row): a word for a missing value")
+    assert lines[4] == "warning: seed: labels 'A' and 'a' differ only by case: are they the same label?"
 
 
 def test_too_few_rows_that_judge_are_said_with_how_many_are_required(tmp_path: Path) -> None:
@@ -74,12 +75,48 @@ def test_too_few_rows_that_judge_are_said_with_how_many_are_required(tmp_path: P
     assert few.startswith("warning: about ")
     assert "will judge candidates; at least 100 are required (data.min_judge_rows in policy.toml)" in few
     number = int(few.split()[2])
-    assert 35 < number < 75
-    assert f"add about {round((100 - number) / 0.67 + 0.5)} rows to the reference" in few
+    assert 60 < number < 99
+    assert f"add about {100 - number} rows to the reference" in few
     enough = said(data(tmp_path, rows(*"ab" * 10), rows(*"ab" * 100, first=100)))
     assert not any("judge candidates" in line for line in enough)
     lenient = Policy.model_validate({"data": {"min_judge_rows": 10}})
-    assert len(describe(data(tmp_path, rows(*"ab" * 10), rows(*"ab" * 40, first=100)), Settings(), lenient)) == 2
+    assert len(describe(data(tmp_path, rows(*"ab" * 10), rows(*"ab" * 40, first=100)), Settings(), lenient)) == 4
+
+
+def test_how_the_base_model_reads_the_texts_is_said(tmp_path: Path) -> None:
+    usual = said(data(tmp_path, rows(*"ab" * 10)))
+    assert usual[1].startswith("tokens: median 5, 99 % of the texts below 5, longest 5; the base model reads 512; ")
+    assert not any("tokens" in line for line in usual[2:])
+
+    long = "text,label\n" + "".join(f"{'word ' * 300}{n},{'ab'[n % 2]}\n" for n in range(20))
+    lines = said(data(tmp_path, long), Settings())
+    [cut] = [line for line in lines if "more than 128 tokens" in line]
+    assert cut.startswith(
+        "warning: 100% of the texts have more than 128 tokens, and the model does not read the rest: raise "
+    )
+    assert "model.max_length, up to 512 (covering 99 % takes 320)" in cut
+    longer = "text,label\n" + "".join(f"{'word ' * 600}{n},{'ab'[n % 2]}\n" for n in range(20))
+    most = Settings(model=ModelSettings(max_length=512))
+    assert any("longer context, of 608 tokens or more" in line for line in said(data(tmp_path, longer), most))
+
+    chinese = "text,label\n" + "".join(f"作者对人物的描写也太肤浅 {n},{'ab'[n % 2]}\n" for n in range(20))
+    [unknown] = [line for line in said(data(tmp_path, chinese)) if "unknown to the base model" in line]
+    assert "model.base_model to a multilingual encoder" in unknown
+
+
+def test_init_chooses_the_length_that_the_texts_need_unless_it_is_set(tmp_path: Path) -> None:
+    def made(name: str, words: int, **model: object) -> int:
+        text = "text,label\n" + "".join(f"{'word ' * words}{n},{'ab'[n % 2]}\n" for n in range(40))
+        (tmp_path / "seed.csv").write_text(text, encoding="utf-8")
+        overrides = {"model": model} if model else None
+        return create_project(
+            tmp_path / name, seed=tmp_path / "seed.csv", reference=None, overrides=overrides
+        ).model.max_length
+
+    assert made("short", 5) == 128
+    assert made("long", 300) == 320
+    assert made("longest", 900) == 512
+    assert made("given", 300, max_length=64) == 64
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The dataset: every row accounted for, nothing of the reference in training, people bounded and liars left out."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.dataset.build import Dataset, Sources, build
-from pipelines.dataset.deduplicate import jaccard
-from pipelines.dataset.examples import Example
+from pipelines.dataset.build import NOBODY, Dataset, Sources, build
+from pipelines.dataset.examples import UNCHALLENGED, Example
 from pipelines.dataset.files import BadFile, FileRow, read_rows
 from pipelines.feature_store.store import FeedbackRow
+from schemas.records import Trusted
 from schemas.setting_groups import DatasetSettings, ModelSettings
 from schemas.settings import Settings
+from tests.support.dataset_rounds import similarity
 from tests.support.fakes import FILLERS, TOPICS, toy_rows
 
 WORDS = {word: n for n, word in enumerate([*FILLERS, *(w for words in TOPICS.values() for w in words)])}
@@ -72,11 +74,12 @@ def dataset(
     seed: list[FileRow] = SEED,
     reference: list[FileRow] | None = REFERENCE,
     since: datetime | None = None,
+    trusted: Trusted = NOBODY,
     **fields: object,
 ) -> Dataset:
     settings = Settings(model=ModelSettings(name="m"), dataset=DatasetSettings.model_validate(fields))
     return build(
-        Sources(seed=seed, reference=reference, feedback=given, cut={}, since=since),
+        Sources(seed=seed, reference=reference, feedback=given, cut={}, since=since, trusted=trusted),
         labels=list(TOPICS),
         settings=settings,
         embed=bag_of_words,
@@ -103,8 +106,8 @@ def test_the_reference_never_trains_not_even_nearly() -> None:
     reference = toy_rows(510, seed=2)
     found = dataset(feedback([(text.upper() + " ", label) for text, label in reference[:20]], "u1"))
     assert found.manifest.dropped["in the reference"] == 20
-    assert max(jaccard(e.text, text) for e in found.train for text, _ in reference) < 0.9
-    judged = {r.text for r in found.judge}
+    assert max(similarity(e.text, text) for e in found.train for text, _ in reference) < 0.9
+    judged = {r.text for r in found.reference}
     assert judged
     assert not judged & {r.text for r in found.calibration}
 
@@ -121,6 +124,27 @@ def test_a_liar_is_quarantined_and_honest_people_are_not() -> None:
     assert dataset(honest + lies).manifest.quarantined_people == ["liar"]
     assert dataset(honest).manifest.quarantined_people == []
     assert dataset(honest + lies, quarantine=False).manifest.quarantined_people == []
+    released = dataset(honest + lies, trusted=Trusted(released=frozenset({"liar"}))).manifest
+    assert released.quarantined_people == []
+    rejected = Trusted(rejected=frozenset({"u1", "nobody here"}))
+    assert dataset(honest + lies, trusted=rejected).manifest.quarantined_people == ["liar", "u1"]
+    assert dataset(honest, quarantine=False, trusted=rejected).manifest.quarantined_people == ["u1"]
+
+
+def test_answers_that_nobody_challenged_accuse_nobody_and_are_no_new_rows() -> None:
+    """The champion takes cooking for money; one person corrects it, and the others have seldom seen any."""
+    mixed = [toy_rows(60, seed=100 + n) for n in range(8)]
+    others = [
+        r for n, rows in enumerate(mixed) for r in feedback([row for row in rows if row[1] != "cooking"], f"u{n}")
+    ]
+    cooking = [row for row in toy_rows(600, seed=50) if row[1] == "cooking"]
+    given = others + feedback(cooking[:8], "u0", first=100) + feedback(cooking[8:40], "cook")
+    silent = [replace(row, user=None) for row in feedback(cooking[40:], "nobody", kind=UNCHALLENGED)]
+    alone, beside = dataset(given).manifest, dataset(given + silent).manifest
+    assert alone.quarantined_people == beside.quarantined_people == []
+    assert beside.rows_by_source[UNCHALLENGED] > 50
+    assert (beside.given_sha256, beside.fingerprint != alone.fingerprint) == (alone.given_sha256, True)
+    assert dataset(given[1:] + silent).manifest.given_sha256 != alone.given_sha256
 
 
 def test_the_majority_decides_and_a_tie_is_nobodys() -> None:

@@ -1,6 +1,5 @@
 """Sides: decided once, never leaking, whatever rounds bring; the same rows are the same dataset anywhere (invariant 7)."""
 
-import json
 import random
 import subprocess
 import sys
@@ -10,17 +9,22 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.dataset.deduplicate import cluster, jaccard
+from pipelines.dataset.build import Sources, build
+from pipelines.dataset.cleaning.deduplicate import Grams, cluster
 from pipelines.dataset.files import FileRow
+from pipelines.dataset.sources.queue_labels import QueueRows
+from schemas.setting_groups import DatasetSettings, ModelSettings
+from schemas.settings import Settings
 from tests.support.dataset_rounds import (
     LABELS,
     Simulation,
     edited,
-    grams_of,
+    no_embedding,
     said,
     sentence,
     sides_in_use,
     similar_pairs,
+    similarity,
 )
 from tests.support.fakes import REPOSITORY, toy_rows
 
@@ -28,7 +32,9 @@ from tests.support.fakes import REPOSITORY, toy_rows
 def test_over_20_rounds_nothing_leaks_and_no_row_changes_side() -> None:
     simulated = Simulation(seed=1, rows=60)
     simulated.run(20)
-    assert (simulated.leaks, simulated.changed) == (0, 0)
+    assert (simulated.leaks, simulated.changed, simulated.late) == (0, 0, 0)
+    assert len(simulated.judged_audits) > 10
+    assert simulated.dropped["waits for an audit label"] > 0
     assert simulated.dropped["bridge"] > 0, "the simulation made no bridge: it proves nothing"
     assert simulated.dropped["in the reference"] > 0
     assert simulated.dropped["duplicate"] > 0
@@ -122,9 +128,10 @@ def test_clusters_are_exact_against_all_pairs() -> None:
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_similarity_is_that_of_sets_of_grams(one: str, other: str) -> None:
-    a, b = grams_of(one), grams_of(other)
-    assert jaccard(one, other) == len(a & b) / len(a | b)
+def test_grams_are_sets_of_three_characters(one: str, other: str) -> None:
+    made = Grams([one, other])
+    a, b = made.of(0), made.of(1)
+    assert len(a & b) / len(a | b) == similarity(one, other)
 
 
 def test_thousands_of_one_template_are_no_trap() -> None:
@@ -143,7 +150,7 @@ def test_rows_of_files_are_held_out_while_the_reference_is_small(reference: int,
     found = simulated.build([said(text, label, n + 1) for n, (text, label) in enumerate(toy_rows(90, seed=10))])
     held_out = found.manifest.rows_held_out
     assert 0.2 < held_out / 200 < 0.4 if drawn else held_out == 0
-    judges = {r.text for r in [*found.judge, *found.calibration]}
+    judges = {r.text for r in [*found.reference, *found.calibration]}
     assert judges <= {r.text for r in [*rows, *simulated.reference]}, "feedback never judges"
     kept = sides_in_use(found)
     simulated.reference = [FileRow(*row) for row in toy_rows(600, seed=11)]
@@ -161,10 +168,28 @@ def test_what_has_trained_cannot_judge() -> None:
     assert trained.text not in sides_in_use(later)
 
 
+def test_a_reference_label_outside_the_taxonomy_judges_nothing() -> None:
+    simulated = Simulation(seed=7, rows=0)
+    simulated.reference.append(FileRow("a row about gardening that no model can answer", "gardening"))
+    found = simulated.build([])
+    assert found.manifest.reference_dropped == {"label is not in the taxonomy": 1}
+    assert "gardening" not in {row.label for row in [*found.reference, *found.calibration]}
+
+
+def test_every_reference_row_judges_unless_a_share_only_calibrates() -> None:
+    whole, parted = Simulation(seed=7, rows=0), Simulation(seed=7, rows=0, settings={"calibration_share": 0.33})
+    found, apart = whole.build([]), parted.build([])
+    assert not found.calibration
+    assert found.calibrating == found.reference
+    assert {row.text for row in found.reference} == {row.text for row in [*apart.reference, *apart.calibration]}
+    assert apart.calibration
+    assert not {row.text for row in apart.calibration} & {row.text for row in apart.reference}
+
+
 def test_by_time_the_newest_validate_and_by_person_nobody_is_on_two_sides() -> None:
     rows = [said(text, label, n + 1) for n, (text, label) in enumerate(toy_rows(300, seed=12))]
     simulated = Simulation(seed=8, rows=0, settings={"split_by": "time"})
-    found = simulated.build([row for row in rows if not row.audit])
+    found = simulated.build(rows)
     cut = min(e.order for e in found.validation if e.order)
     assert all(e.order < cut for e in found.train if e.order)
     simulated = Simulation(seed=8, rows=0, settings={"split_by": "person"})
@@ -174,29 +199,83 @@ def test_by_time_the_newest_validate_and_by_person_nobody_is_on_two_sides() -> N
     assert not people[0] & people[1]
 
 
-def test_what_has_trained_is_no_audit_and_what_was_audit_does_not_train() -> None:
-    first = [said(text, label, n + 1) for n, (text, label) in enumerate(toy_rows(40, seed=13))]
+def test_feedback_on_an_audit_text_waits_until_it_has_a_label_or_expires() -> None:
     simulated = Simulation(seed=9, rows=0)
-    side = sides_in_use(simulated.build(first))
-    trained = next(row.text for row in first if side.get(row.text) == "train")
-    drawn = [said(trained, LABELS[0], 50), said("a text of its own that nobody has sent before", LABELS[1], 100)]
-    found = simulated.build([*first, *drawn])
-    assert [e.text for e in found.audit] == [drawn[1].text]
-    assert sides_in_use(found)[trained] == "train"
-    # the feedback that drew it is gone, another says the same words
-    later = simulated.build([*first, said(drawn[1].text, LABELS[1], 101)])
-    assert drawn[1].text not in sides_in_use(later)
-    assert later.manifest.dropped["in the audit sample"] == 1
-    simulated.reference.append(FileRow(drawn[1].text, LABELS[1]))
-    assert simulated.build([*first, *drawn]).manifest.reference_dropped == {"in the audit sample": 1}
+    text = "a text of its own that nobody has sent before"
+    given = [said(text, LABELS[1], n) for n in range(1, 6)] + [said(text + "!", LABELS[1], 6)]
+    simulated.waiting = {text: 1}
+
+    waits = simulated.build(given)
+    assert text not in sides_in_use(waits)
+    assert waits.manifest.dropped["waits for an audit label"] == 6  # its near-duplicate too
+
+    simulated.waiting = {}
+    expired = simulated.build(given)
+    assert sides_in_use(expired)[text] in ("train", "validation")
+    # a label that comes too late does not judge
+    simulated.audited = [FileRow(text, LABELS[1])]
+    later = simulated.build(given)
+    assert later.manifest.reference_dropped["has trained: it cannot judge"] == 1
+    assert sides_in_use(later)[text] in ("train", "validation")
 
 
-def test_the_audit_sample_never_trains() -> None:
-    rows = [said(text, label, n) for n, (text, label) in enumerate(toy_rows(200, seed=13))]
-    audited = {row.text for row in rows if row.audit}
-    rows.append(said(next(iter(sorted(audited))).upper(), LABELS[0], 201))
-    found = Simulation(seed=9, rows=0).build(rows)
-    assert {e.text for e in found.audit} == audited
-    assert found.manifest.rows_audit == 4
-    assert found.manifest.dropped["in the audit sample"] == 1
-    assert json.loads(found.manifest.model_dump_json())["rows_audit"] == 4
+def test_a_frequent_text_that_has_trained_goes_on_when_it_is_audited() -> None:
+    simulated = Simulation(seed=9, rows=0)
+    text = "a text of its own that fifty people send and correct"
+    first = [said(text, LABELS[1], n) for n in range(1, 4)]
+    assert text in sides_in_use(simulated.build(first))
+
+    simulated.waiting = {text: 2}
+    found = simulated.build([said(text, LABELS[1], n) for n in range(1, 51)])
+
+    assert sides_in_use(found)[text] in ("train", "validation")
+    assert "waits for an audit label" not in found.manifest.dropped
+
+
+def test_a_labelled_audit_text_judges_and_never_trains() -> None:
+    simulated = Simulation(seed=9, rows=0)
+    text = "a text of its own that nobody has sent before"
+    simulated.audited = [FileRow(text, LABELS[0])]
+
+    found = simulated.build([said(text, LABELS[1], 1), said(text + ".", LABELS[1], 2)])
+
+    assert sides_in_use(found)[text] in ("calibration", "test")
+    [judged] = [row for row in [*found.reference, *found.calibration] if row.text == text]
+    assert judged.label == LABELS[0]
+    assert found.manifest.dropped["in the reference"] == 2
+
+
+def test_an_audit_text_near_a_row_that_has_trained_does_not_judge() -> None:
+    simulated = Simulation(seed=9, rows=0)
+    text = "a rather long text of its own, which many people send with small changes"
+    given = [said(text, LABELS[1], 1)]
+    simulated.build(given)
+    simulated.audited = [FileRow(text + ".", LABELS[0]), FileRow("another text that nobody has ever sent", LABELS[0])]
+
+    found = simulated.build(given)
+
+    assert found.manifest.reference_dropped["near a row that has trained: it cannot judge"] == 1
+    assert sides_in_use(found)[text] in ("train", "validation")
+    assert sides_in_use(found)["another text that nobody has ever sent"] in ("calibration", "test")
+
+
+def test_labels_of_settled_rounds_train_with_a_reviewers_votes_and_are_never_held_out() -> None:
+    simulated = Simulation(seed=9, rows=0)
+    text = "a text of its own that two models disagreed on"
+    draw = random.Random(3)
+    others = [FileRow(sentence(draw, label), label) for label in LABELS * 20]
+    sources = Sources(
+        seed=simulated.files,
+        reference=simulated.reference,
+        feedback=[said(text, LABELS[1], 1)],
+        cut={},
+        queue=QueueRows(trains=[FileRow(text, LABELS[0]), *others]),
+    )
+
+    settings = Settings(model=ModelSettings(name="m"), dataset=DatasetSettings(quarantine=False))
+    found = build(sources, labels=LABELS, settings=settings, embed=no_embedding, ledger=simulated.ledger)
+
+    judging = {row.text for row in [*found.reference, *found.calibration]}
+    assert judging.isdisjoint(row.text for row in others)
+    [row] = [row for row in [*found.train, *found.validation] if row.text == text]
+    assert (row.label, row.source) == (LABELS[0], "settled")  # ten votes against one

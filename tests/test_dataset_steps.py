@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.dataset import balance, formats, names
-from pipelines.dataset.aggregate import aggregate
-from pipelines.dataset.clean import Tokens, clean, is_language, tidy
+from pipelines.dataset import balance, formats
+from pipelines.dataset.cleaning import names
+from pipelines.dataset.cleaning.aggregate import aggregate
+from pipelines.dataset.cleaning.clean import clean, is_language
+from pipelines.dataset.cleaning.quarantine import quarantined
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import BadFile, FileRow, read_rows
-from pipelines.dataset.quarantine import EMBEDDED_ROWS, quarantined
 from pipelines.dataset.report.page import render
-from pipelines.dataset.report.profile import profile, psi, two_sample
+from pipelines.dataset.report.profile import profile, two_sample
+from pipelines.metrics.stability import psi
+from serving.inference.normalise import tidy
 from tests.support.dataset_rounds import LABELS, Simulation, said
 from tests.support.fakes import toy_rows
 
@@ -66,15 +69,13 @@ def test_every_text_left_out_has_a_reason_and_an_example() -> None:
         row("word " * 40),
         row("dies ist ein deutscher Satz über das Wetter und die Bank in der Stadt"),
     ]
-    tokens = Tokens(lambda texts: [len(text.split()) + 2 for text in texts], limit=30)
-    kept = clean(rows, {"money"}, drops, task="classification", min_chars=2, language="en", tokens=tokens)
-    assert [e.text for e in kept] == ["the bank and the loan", "the market is up"]
+    kept = clean(rows, {"money"}, drops, task="classification", min_chars=2, language="en")
+    assert [e.text for e in kept] == ["the bank and the loan", "the market is up", ("word " * 40).strip()]
     assert drops.counts == {
         "empty": 1,
         "too short": 1,
         "boilerplate": 1,
         "label not in the taxonomy": 1,
-        "too long for the base model": 1,
         "wrong language": 1,
     }
     assert drops.examples["wrong language"].startswith("dies ist")
@@ -183,7 +184,7 @@ def test_settings_of_balance_reach_the_dataset() -> None:
 
 
 def test_beyond_what_is_embedded_the_quarantine_reads_words() -> None:
-    rows = [(text, label, f"u{n % 200}") for n, (text, label) in enumerate(toy_rows(EMBEDDED_ROWS, seed=3))]
+    rows = [(text, label, f"u{n % 40}") for n, (text, label) in enumerate(toy_rows(600, seed=3))]
     turned = dict(zip(LABELS, [*LABELS[1:], LABELS[0]], strict=True))
     rows += [(text, turned[label], "liar") for text, label in toy_rows(40, seed=4)]
 
@@ -191,9 +192,10 @@ def test_beyond_what_is_embedded_the_quarantine_reads_words() -> None:
         raise AssertionError("embedded all the same")
 
     texts, labels, people = zip(*rows, strict=True)
-    assert quarantined(texts, labels, people, [True] * len(rows), task="classification", embed=never, probe_c=1.0) == {
-        "liar"
-    }
+    found = quarantined(
+        texts, labels, people, [True] * len(rows), task="classification", embed=never, probe_c=1.0, embedded_rows=639
+    )
+    assert found == {"liar"}
 
 
 def test_generation_costs_on_the_completion_alone(tiny_base: Path) -> None:
@@ -279,9 +281,15 @@ def test_the_page_is_whole_in_itself_and_escapes_what_people_wrote() -> None:
     rows = [said(text, label, n + 1) for n, (text, label) in enumerate(toy_rows(80, seed=5))]
     rows.append(said("<script>alert(1)</script>", "unheard", 900))
     found = Simulation(seed=3, rows=0).build(rows)
-    tokens = Tokens(lambda texts: [len(text.split()) for text in texts], limit=100)
     against = {"live traffic": toy_rows(60, seed=6), "nothing": []}
-    described = profile(found, task="classification", embed=embed, tokens=tokens, max_length=8, against=against)
+    described = profile(
+        found,
+        task="classification",
+        embed=embed,
+        count_tokens=lambda texts: [len(text.split()) for text in texts],
+        max_length=8,
+        against=against,
+    )
     assert described.rows_by_side["train"] == len(found.train)
     assert sum(described.token_counts) == len(found.train)
     assert described.cut_share > 0.9

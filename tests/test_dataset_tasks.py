@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.dataset import quarantine
-from pipelines.dataset.aggregate import aggregate
-from pipelines.dataset.collect import from_feedback
+from pipelines.dataset.cleaning.aggregate import aggregate
+from pipelines.dataset.cleaning.quarantine import quarantined
 from pipelines.dataset.counted import Counted
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import BadFile, read_rows
-from pipelines.dataset.quarantine import quarantined
+from pipelines.dataset.sources.collect import from_feedback
 from pipelines.dataset.split import Policy, cluster_key, decide
 from schemas.targets import Task, canonical
 from tests.support.dataset_rounds import said
@@ -148,7 +147,7 @@ def test_numbers_are_held_out_and_rare_labels_are_not() -> None:
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 @pytest.mark.parametrize("over_words", [False, True])
-def test_who_contradicts_everybody_is_found(task: Task, over_words: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_contradicts_everybody_is_found(task: Task, over_words: bool) -> None:
     """One person turns every label into another, or every number around."""
     topics = list(TOPICS)
 
@@ -158,7 +157,6 @@ def test_who_contradicts_everybody_is_found(task: Task, over_words: bool, monkey
             return canonical(task, 2 - place if turned else place)
         return canonical(task, [topics[(place + turned) % 3], topics[(place + turned + 1) % 3]])
 
-    monkeypatch.setattr(quarantine, "EMBEDDED_ROWS", 0 if over_words else 1000)
     rows = [(text, target(label, False), f"u{n % 40}") for n, (text, label) in enumerate(toy_rows(600, seed=3))]
     rows += [(text, target(label, True), "liar") for text, label in toy_rows(40, seed=4)]
     words = sorted({word for own in TOPICS.values() for word in own})
@@ -168,7 +166,11 @@ def test_who_contradicts_everybody_is_found(task: Task, over_words: bool, monkey
         return np.array([[text.split().count(word) for word in words] for text in texts], dtype=np.float32)  # type: ignore[attr-defined]
 
     texts, labels, people = zip(*rows, strict=True)
-    assert quarantined(texts, labels, people, [True] * len(rows), task=task, embed=embed, probe_c=1.0) == {"liar"}
+    limit = 0 if over_words else 1000
+    found = quarantined(
+        texts, labels, people, [True] * len(rows), task=task, embed=embed, probe_c=1.0, embedded_rows=limit
+    )
+    assert found == {"liar"}
 
 
 def test_what_rows_count_under() -> None:

@@ -14,7 +14,7 @@ from pipelines.training.tasks.choose import task_for
 from pipelines.training.tasks.generation import Generation, encoded
 from pipelines.training.trainer import Trained, train
 from pipelines.training.warm_start import open_warm_start
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 from serving.inference.decoder_runtime import DecoderRuntime, token_logprobs
 from tests.support.fakes import toy_rows
 

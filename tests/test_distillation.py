@@ -8,12 +8,13 @@ import torch
 
 from pipelines import candidates
 from pipelines.compression import distillation
-from pipelines.gates.policy import DEFAULT_POLICY
+from pipelines.gates.policy import default_policy
 from pipelines.models.encoder import Encoder, TextModel, layers_of
 from pipelines.round_inputs import round_folder
+from pipelines.training.errors import TrainingDiverged
 from pipelines.training_round import run_round
+from schemas.configuration.training import TrainingSettings
 from schemas.settings import Settings
-from schemas.training_settings import TrainingSettings
 from serving.artifacts import ArtifactStore
 from serving.model_directory import read_manifest
 from serving.registry.registry import Registry
@@ -64,15 +65,28 @@ def test_the_order_of_its_texts_does_not_matter(encoder: Encoder) -> None:
         torch.testing.assert_close(left, right)
 
 
-@pytest.mark.parametrize("shape", [{"student_layers": 1}, {"student_heads": 0.5, "student_feed_forward": 0.25}])
-def test_a_round_serves_its_student_where_that_is_fastest_and_stands_in(
-    settings: Settings, registry: Registry, shape: dict[str, float]
+@pytest.mark.parametrize("shape", [{"student_layers": 1}, {"student_heads": 0.5, "student_feed_forward": 0.5}])
+def test_a_loss_that_is_no_number_stops_the_distillation_with_the_way_out(
+    encoder: Encoder, shape: dict[str, float]
 ) -> None:
-    anything = {"min_agreement": 0, "min_student_agreement": 0, "accuracy_margin": 1, "nll_margin": 9}
-    lines = [line for line in DEFAULT_POLICY.splitlines() if line.partition(" = ")[0] not in anything]
-    settings.path("policy.toml").write_text(
-        "\n".join([*lines, *(f"{key} = {value}" for key, value in anything.items())]), encoding="utf-8"
+    expected = (
+        r"the distillation loss is (nan|inf) at step \d+ of 48 \(learning rate .*\): raise or unset training.student_"
     )
+    recipe = TrainingSettings(threads=1, student_epochs=12, **shape)
+    with pytest.raises(TrainingDiverged, match=expected):
+        distillation.distil(teacher(encoder), encoder, TEXTS, recipe, lambda *_: None, learning_rate=1e30)
+
+
+def test_a_round_serves_its_student_where_that_is_fastest_and_stands_in(settings: Settings, registry: Registry) -> None:
+    shape = {"student_layers": 1, "student_heads": 0.5, "student_feed_forward": 0.25}
+    anything = {"min_agreement": 0, "min_student_agreement": 0, "accuracy_margin": 1, "nll_margin": 9}
+    keys = [line.partition(" = ")[0] for line in default_policy("classification").splitlines()]
+    assert sorted(key for key in keys if key in anything) == sorted(anything)
+    lines = [
+        f"{key} = {anything[key]}" if key in anything else line
+        for key, line in zip(keys, default_policy("classification").splitlines(), strict=True)
+    ]
+    settings.path("policy.toml").write_text("\n".join(lines), encoding="utf-8")
     training = settings.training.model_copy(update={"epochs": 0, "student_epochs": 2, **shape})
     settings = settings.model_copy(update={"training": training})
     claimed = registry.claim_round(reason="test", cut={}, token=None)

@@ -8,9 +8,10 @@ import pytest
 
 from pipelines.calibration import sequence_confidence
 from pipelines.dataset.build import Dataset
+from pipelines.dataset.cleaning.quarantine import quarantined
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
-from pipelines.dataset.quarantine import quarantined
+from pipelines.evaluation.answer_rule import AnswerRule
 from pipelines.evaluation.evidence.evidence import Evidence, UnknownMetric
 from pipelines.evaluation.evidence.generation import Likelihood, TextEvidence, accepted, score_text
 from pipelines.evaluation.text_evaluator import MOST, TextEvaluator, likelihood
@@ -19,9 +20,9 @@ from pipelines.gates.policy import default_policy, load_policy
 from pipelines.gates.verdict import Facts, judge
 from pipelines.models.decoder import Decoder
 from pipelines.report import page as report_page
+from schemas.configuration.training import TrainingSettings
 from schemas.manifests import Calibration
 from schemas.reports import GateReport, GateResult, Verdict
-from schemas.training_settings import TrainingSettings
 from serving.inference.decoder_runtime import DecoderRuntime
 from tests.support.reports import report_of
 
@@ -64,7 +65,7 @@ def test_what_is_likelier_and_nearer_passes() -> None:
     assert "NLL per token lower by" in gate(passed, "superiority").sentence
     assert not {"flips", "forgetting", "drift"} & {result.gate for result in passed.results}
     assert {"superiority", "non_inferiority", "slices", "calibration"} <= set(verdict(better, worse).stopped_by())
-    assert gate(verdict(better, better), "superiority").verdict is Verdict.FAIL
+    assert gate(verdict(better, better), "superiority").verdict is Verdict.INSUFFICIENT
     # likelier answers alone do not make up for worse texts
     assert verdict(texts(0.8, nll=2.5), texts(0.5, nll=1.5)).stopped_by()[0] == "non_inferiority"
     assert gate(verdict(worse, better), "slices").sentence.startswith("none of 2 slices")
@@ -76,6 +77,10 @@ def test_a_first_champion_has_to_write_better_than_one_text_and_than_its_neighbo
     beaten = verdict(None, texts(0.7), texts(0.95, seed=2))
     assert beaten.stopped_by() == ["baseline"]
     assert "most similar training row" in gate(beaten, "baseline").sentence
+    slightly = verdict(None, texts(0.7), texts(0.72))
+    assert (slightly.verdict, slightly.stopped_by()) == (Verdict.INSUFFICIENT, ["baseline"]), "a person has to want it"
+    later = verdict(texts(0.6, nll=2.5), texts(0.8, nll=1.5, seed=1), texts(0.81, seed=1))
+    assert later.stopped_by() == [], "a later one is judged by its gain"
 
 
 def test_a_confidence_has_to_be_honest_where_it_was_fitted() -> None:
@@ -140,7 +145,7 @@ def test_a_version_is_evaluated_as_it_serves(text_version: Path, tiny_decoder: P
         "typo", "case", "white space", "padding",
     }  # fmt: skip
     assert task.edit_flips(writer, found, np.arange(0)) == {}
-    assert task.calibrate(writer, rows, "lac").sequence is not None
+    assert task.calibrate(writer, rows, AnswerRule()).sequence is not None
     assert len(task.sample([FileRow(f"t{n}", "a") for n in range(2 * MOST)])) == MOST
     assert len(task.sample(rows)) == 6
 
@@ -151,12 +156,14 @@ def test_a_version_is_evaluated_as_it_serves(text_version: Path, tiny_decoder: P
     object.__setattr__(dataset, "train", known)
     object.__setattr__(dataset, "validation", [])
     base = Decoder(tiny_decoder, 48, 12)
-    cheap = task.score_baseline(
-        base, dataset, [FileRow("I lost my card", "block it"), FileRow("loans?", "no")], TrainingSettings()
-    )
+    asked = [FileRow("I lost my card", "block it"), FileRow("loans?", "no")]
+    baselines = task.score_baselines(base, dataset, asked, TrainingSettings(), AnswerRule())
+    cheap, untrained = baselines["probe"], baselines["untrained"]
     assert cheap.answers.tolist() == ["block it", "ask"]
     assert cheap.losses["nll"].min() > 0
     assert cheap.confidence is None
+    assert untrained.losses["nll"].tolist() == cheap.losses["nll"].tolist()
+    assert untrained.answers.tolist() != cheap.answers.tolist()
 
 
 def test_who_answers_at_random_is_left_out(tiny_decoder: Path) -> None:

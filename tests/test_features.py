@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.feature_store.definitions import ENTITIES, TIMES, definitions
 from pipelines.feature_store.event_log import SCHEMAS
-from pipelines.feature_store.store import FeatureStore, FeedbackRow, default_feature_store_yaml
+from pipelines.feature_store.store import UNCHALLENGED, FeatureStore, FeedbackRow, default_feature_store_yaml
 from schemas.events import PredictionData, PredictionMade
 from schemas.setting_groups import FeatureStoreSettings, ModelSettings
 from schemas.settings import Settings
@@ -67,6 +67,22 @@ def test_feedback_comes_with_the_prediction_it_is_about(store: FeatureStore) -> 
     assert (rated.kind, rated.value, rated.user) == ("rating", "up", None)
     assert store.stored_events() == {"predictions": 3, "feedback": 2}
     assert store.current_cut() == {"F/0": 1}
+
+
+def test_what_nobody_answered_by_the_claim_is_offered_to_a_round(store: FeatureStore) -> None:
+    until = START + timedelta(days=1)
+    assert store.unchallenged("v1", until, 10) == []
+    append(store, "predictions", [prediction_row(n) for n in range(4)])
+    append(store, "feedback", [said("f", 1, "b", 0, user="u1")])
+    offered = store.unchallenged("v1", until, 10)
+    assert [(row.prediction_id, row.text, row.predicted_label) for row in offered] == [
+        (f"p{n}", f"text {n}", "a") for n in (0, 2, 3)
+    ]
+    assert {(row.kind, row.value, row.user) for row in offered} == {(UNCHALLENGED, None, None)}
+    assert offered[0].time.tzinfo is not None
+    assert [row.prediction_id for row in store.unchallenged("v1", until, 1)] == ["p3"]
+    assert store.unchallenged("v2", until, 10) == []
+    assert store.unchallenged("v1", START - timedelta(days=1), 10) == []
 
 
 def test_feedback_whose_prediction_comes_later_joins_later(store: FeatureStore) -> None:

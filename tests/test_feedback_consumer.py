@@ -17,24 +17,30 @@ import pytest
 from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.event_rows import BadMessage, read_event, row_of
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
+from schemas.configuration.kafka import KafkaSettings
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
-from schemas.setting_groups import FeatureStoreSettings, KafkaSettings, ModelSettings
+from schemas.setting_groups import FeatureStoreSettings, ModelSettings
 from schemas.settings import Settings
-from services import feedback_consumer
 from services.feedback_consumer import Consumer, Stalled, run
-from services.ingestion import isolation
-from services.ingestion.dead_letters import replay
 from services.ingestion.feedback_gate import FeedbackGate
-from services.ingestion.isolation import Unstorable
+from services.ingestion.feedback_upkeep import FeedbackUpkeep
+from services.ingestion.isolation import IsolationLimits, Unstorable
 from services.ingestion.live_counts import LiveCounts, live_counts
+from services.ingestion.metrics import ConsumerMetrics
+from services.ingestion.micro_batch import Source
+from services.ingestion.replay import REMOVE_ONE, REPLAY_ONE, replay, replay_one, settled_letters, waiting_letters
 from serving.http.access import pseudonym, read_keys, write_keys
+from serving.messaging.connection import Broker
 from serving.messaging.outbox import Outbox
+from serving.messaging.outbox_sender import Keep
 from serving.messaging.publisher import MAX_MESSAGE_BYTES, Outgoing, Publisher, Topics, ensure_topics
 from serving.registry.registry import Registry
 from tests.support.crashes import places
 from tests.support.events import feedback, fid, named, outgoing, pid, prediction
 from tests.support.fakes import wait_until
 from tests.support.kafka_tools import own_broker, read_all
+
+Headers = Sequence[tuple[str, bytes]]
 
 
 def project(root: Path, bootstrap: str, model_name: str) -> Settings:
@@ -45,6 +51,9 @@ def project(root: Path, bootstrap: str, model_name: str) -> Settings:
         kafka=KafkaSettings(bootstrap_servers=bootstrap),
         feature_store=FeatureStoreSettings(batch_seconds=0.2),
     )
+
+
+DRAIN_S = 90  # a group of the embedded broker may let a member in later than a consumer that stops would wait
 
 
 class Project:
@@ -59,10 +68,11 @@ class Project:
         write_keys(settings.path(settings.access.keys))
         self.features = FeatureStore(settings)
         self.bootstrap = str(settings.kafka.bootstrap_servers)
-        self.publisher = Publisher(self.bootstrap, timeout_s=5)
+        self.broker = Broker(self.bootstrap)
+        self.publisher = Publisher(self.broker, timeout_s=30)
 
     def make_topics(self) -> dict[str, str]:
-        return ensure_topics(self.bootstrap, self.topics.names(), partitions=2, replication_factor=1, timeout_s=5)
+        return ensure_topics(self.broker, self.topics.names(), partitions=2, replication_factor=1, timeout_s=30)
 
     def publish(self, *events: PredictionMade | FeedbackReceived) -> None:
         self.publisher.publish_many([self.outgoing(event) for event in events])
@@ -73,8 +83,8 @@ class Project:
     def gate(self) -> FeedbackGate:
         return FeedbackGate(self.settings, self.registry)
 
-    def consumer(self, **parts: Any) -> Consumer:
-        return Consumer(self.settings, self.registry, FeatureStore(self.settings), **parts)
+    def consumer(self, features: FeatureStore | None = None, **parts: Any) -> Consumer:
+        return Consumer(self.settings, self.registry, features or FeatureStore(self.settings), **parts)
 
     def let_in(self, **parts: Any) -> Consumer:
         """A consumer that the group has let in; the embedded broker may need a second group for that."""
@@ -99,7 +109,7 @@ class Project:
         consumer = self.consumer(**parts)
         stop = threading.Event()
         stop.set()
-        run(consumer, stop, 0.2)
+        run(consumer, stop, 0.2, drain_s=DRAIN_S)
         consumer.reset()
         return consumer
 
@@ -107,7 +117,9 @@ class Project:
     def running(self, consumers: int = 1) -> Iterator[None]:
         stop = threading.Event()
         members = [self.consumer() for _ in range(consumers)]
-        threads = [threading.Thread(target=run, args=(member, stop, 0.2)) for member in members]
+        threads = [
+            threading.Thread(target=run, args=(member, stop, 0.2), kwargs={"drain_s": DRAIN_S}) for member in members
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -133,9 +145,7 @@ class Project:
 
 
 @pytest.fixture
-def parts(tmp_path: Path, broker: str, model_name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    # A group of the embedded broker may let a member in later than a consumer that stops would wait.
-    monkeypatch.setattr(feedback_consumer, "DRAIN_SECONDS", 90.0)
+def parts(tmp_path: Path, broker: str, model_name: str) -> Iterator[Project]:
     made = Project(project(tmp_path, broker, model_name))
     made.make_topics()
     yield made
@@ -204,14 +214,14 @@ def test_a_store_that_is_away_delays_and_loses_nothing(parts: Project, caplog: p
     events, away = parts.settings.path("state/events"), parts.settings.path("state/away")
     with parts.running(), caplog.at_level(logging.WARNING, "ratchet.feedback_consumer"):
         parts.publish(prediction(0))
-        wait_until(lambda: parts.stores(1, 0), timeout_s=30)
+        wait_until(lambda: parts.stores(1, 0))
         events.rename(away)
         parts.publish(prediction(1), feedback(1))
-        wait_until(lambda: "trying again" in caplog.text, timeout_s=30)
+        wait_until(lambda: "trying again" in caplog.text)
         events.mkdir(exist_ok=True)
         for table in away.iterdir():
             table.rename(events / table.name)
-        wait_until(lambda: parts.stores(2, 1), timeout_s=30)
+        wait_until(lambda: parts.stores(2, 1))
     assert len(parts.places("predictions")) == 2
     assert len(parts.places("feedback")) == 1
 
@@ -221,7 +231,7 @@ def test_replicas_share_the_work_and_store_nothing_twice(parts: Project) -> None
         for start in range(0, 100, 20):
             parts.publish(*[prediction(n) for n in range(start, start + 20)])
             parts.publish(*[feedback(n) for n in range(start, start + 20)])
-        wait_until(lambda: parts.stores(100, 100), timeout_s=60, every_s=0.2)
+        wait_until(lambda: parts.stores(100, 100), every_s=0.2)
     for name in ("predictions", "feedback"):
         places = parts.places(name)
         assert len(places) == len(set(places)) == 100
@@ -233,9 +243,9 @@ def test_a_broker_that_forgets_everything_costs_nothing_that_was_answered_for(tm
         parts = Project(project(tmp_path, broker.address, model_name))
         box = Outbox(
             tmp_path / "outbox",
-            bootstrap=broker.address,
+            broker=Broker(broker.address),
             topics=parts.topics,
-            write_ahead=True,
+            keep=Keep.UNTIL_STORED,
             stored_positions=parts.registry.positions,
             max_bytes=100_000_000,
             timeout_s=2,
@@ -244,25 +254,25 @@ def test_a_broker_that_forgets_everything_costs_nothing_that_was_answered_for(tm
 
         def answered(start: int, stop: int) -> None:
             for n in range(start, stop):
-                box.put_prediction(prediction(n))
+                box.put_prediction(named(prediction(n), model_name))
             for answer in [box.put_feedback(named(feedback(n), model_name)) for n in range(start, stop)]:
-                answer.result(timeout=10)
+                answer.result(timeout=60)
 
         with parts.running():
             answered(0, 30)
-            wait_until(lambda: parts.stores(30, 30), timeout_s=30, every_s=0.2)
+            wait_until(lambda: parts.stores(30, 30), every_s=0.2)
             answered(30, 60)
             broker.kill()
             answered(60, 90)
             broker.start()
             answered(90, 120)
-            wait_until(lambda: parts.stores(120, 120), timeout_s=60, every_s=0.2)
-            wait_until(lambda: box.waiting == 0, timeout_s=30)
+            wait_until(lambda: parts.stores(120, 120), every_s=0.2)
+            wait_until(lambda: box.waiting == 0)
             broker.kill()
             broker.start()  # at once: nobody may have noticed
             answered(120, 150)
-            wait_until(lambda: parts.stores(150, 150), timeout_s=60, every_s=0.2)
-            wait_until(lambda: box.waiting == 0, timeout_s=30)
+            wait_until(lambda: parts.stores(150, 150), every_s=0.2)
+            wait_until(lambda: box.waiting == 0)
         box.close(5)
         assert len(parts.features.labelled_feedback()) == 150
         for name in ("predictions", "feedback"):
@@ -273,8 +283,8 @@ def test_a_broker_that_forgets_everything_costs_nothing_that_was_answered_for(tm
 def poisoned(*numbers: int) -> Any:
     """A reader to which some predictions are poison: what a bug of ours would do."""
 
-    def read(value: bytes | None, table: str) -> PredictionMade | FeedbackReceived:
-        event = read_event(value, table)
+    def read(value: bytes | None, table: str, headers: Headers) -> PredictionMade | FeedbackReceived:
+        event = read_event(value, table, headers)
         if event.subject in {pid(n) for n in numbers}:
             raise ArithmeticError("a bug")
         return event
@@ -283,31 +293,29 @@ def poisoned(*numbers: int) -> Any:
 
 
 def test_a_message_that_fails_alone_becomes_a_dead_letter_and_its_neighbours_are_stored(
-    parts: Project, monkeypatch: pytest.MonkeyPatch
+    parts: Project,
 ) -> None:
-    monkeypatch.setattr(isolation, "PAUSE_SECONDS", 0.005)
     parts.publish(*[prediction(n) for n in range(20)], *[feedback(n) for n in range(20)])
-    parts.drain(read=poisoned(7, 13))
+    parts.drain(read=poisoned(7, 13), isolation=IsolationLimits(pause_s=0.005))
     assert parts.stores(18, 18)
     assert len(parts.places("predictions")) == len(parts.places("feedback")) == 18
     letters = parts.letters()
     assert len(letters) == 4
     assert all(headers["ratchet-reason"] == b"failed 3 times alone: ArithmeticError" for _, headers in letters)
 
-    done = replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5)  # the bug is mended
+    done = replay(parts.broker, parts.topics, parts.gate(), timeout_s=30)  # the bug is mended
     assert (done.published, done.still_bad) == (4, 0)
     parts.drain()
     assert parts.stores(20, 20)
     assert len(parts.features.labelled_feedback()) == 20
 
 
-def test_if_everything_fails_it_is_nobody_in_particulars_fault(parts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "PAUSE_SECONDS", 0.0005)
-    monkeypatch.setattr(isolation, "FAILED_IN_A_ROW", 2)
-    consumer = parts.let_in(read=poisoned(*range(8)))
+def test_if_everything_fails_it_is_nobody_in_particulars_fault(parts: Project) -> None:
+    limits = IsolationLimits(pause_s=0.0005, failed_in_a_row=2)
+    consumer = parts.let_in(read=poisoned(*range(8)), isolation=limits)
     parts.publish(*[feedback(n) for n in range(8)])
     with pytest.raises(Unstorable):
-        wait_until(lambda: consumer.step(0.2), timeout_s=60)
+        wait_until(lambda: consumer.step(0.2))
     consumer.reset()
     assert len(parts.letters()) <= 2
     parts.drain()
@@ -318,12 +326,13 @@ def test_a_full_disk_is_no_messages_fault(parts: Project, monkeypatch: pytest.Mo
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    consumer = parts.let_in()
+    features = FeatureStore(parts.settings)
+    consumer = parts.let_in(features=features)
     parts.publish(feedback(0), prediction(0))
     with monkeypatch.context() as full_disk:
-        full_disk.setattr(consumer._features.log, "append", full)
+        full_disk.setattr(features.log, "append", full)
         with pytest.raises(OSError, match="No space"):
-            wait_until(lambda: consumer.step(0.2), timeout_s=60)
+            wait_until(lambda: consumer.step(0.2))
     consumer.reset()
     parts.drain()
     assert parts.letters() == []
@@ -334,19 +343,21 @@ def test_dead_letters_are_replayed_after_a_fix_and_the_others_stay(parts: Projec
     bad = [parts.outgoing(feedback(0))]
     parts.publish(prediction(0))
     parts.publisher.publish_many([*bad, Outgoing(parts.topics.feedback, b"k", b"never", (("trace", b"1"),))])
-    outage = parts.drain(read=lambda value, table: read_event(b"" if table == "feedback" else value, table))
+    outage = parts.drain(
+        read=lambda value, table, headers: read_event(b"" if table == "feedback" else value, table, headers)
+    )
     assert (
         outage.metrics.registry.get_sample_value("ratchet_dead_letters_total", {"model": parts.settings.model.name})
         == 2
     )
     assert parts.stores(1, 0)
     for _ in range(2):
-        done = replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5)
+        done = replay(parts.broker, parts.topics, parts.gate(), timeout_s=30)
         parts.drain()
         assert parts.stores(1, 1)
         assert len(parts.places("feedback")) == 1  # the second replay has nothing but what is still bad
         assert done.still_bad == 1
-    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).as_dict() == {
+    assert replay(parts.broker, parts.topics, parts.gate(), timeout_s=30).as_dict() == {
         "published": 0,
         "still_bad": 1,
         "in_the_log": 0,
@@ -382,7 +393,25 @@ def test_feedback_waits_for_its_prediction_and_expires_into_the_dead_letters(par
     parts.publish(prediction(1))
     parts.drain()
     assert {row["feedback_id"] for row in parts.features.export().to_pylist()} == {fid(0), fid(1), fid(99)}
-    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).in_the_log == expired
+    assert replay(parts.broker, parts.topics, parts.gate(), timeout_s=30).in_the_log == expired
+
+
+def test_orphans_expire_as_soon_as_their_partition_is_assigned(parts: Project) -> None:
+    parts.publish(feedback(0))
+    parts.drain()
+    sent: list[Outgoing] = []
+    later = utc_now() + timedelta(hours=parts.settings.feature_store.orphan_hours + 1)
+    metrics = ConsumerMetrics(parts.settings.model.name)
+    upkeep = FeedbackUpkeep(
+        parts.settings, FeatureStore(parts.settings), metrics, sent.extend, count(0, 3600 * 200).__next__
+    )
+    source = Source(parts.topics, parts.make_topics())
+    upkeep.run_due(source, set(), later)  # the group has assigned nothing yet
+    assert sent == []
+    upkeep.run_due(source, {0, 1}, later)
+    assert len(sent) == 1
+    upkeep.run_due(source, {0, 1}, later)
+    assert len(sent) == 1
 
 
 def test_live_counts_say_which_version_was_contradicted(parts: Project) -> None:
@@ -399,15 +428,15 @@ def test_live_counts_say_which_version_was_contradicted(parts: Project) -> None:
     )
     expected = {"v1": {"agreed": 2, "disagreed": 1}, "v2": {"disagreed": 1}}
     with parts.running():
-        wait_until(lambda: live_counts(parts.features) == expected, timeout_s=30, every_s=0.2)
+        wait_until(lambda: live_counts(parts.features) == expected, every_s=0.2)
         parts.publish(feedback(6), prediction(5, version="v2", label="b"))
         expected["v2"]["agreed"] = 1
-        wait_until(lambda: live_counts(parts.features) == expected, timeout_s=30, every_s=0.2)
+        wait_until(lambda: live_counts(parts.features) == expected, every_s=0.2)
     parts.publish(feedback(6), prediction(6, version="v3"))
     parts.drain()
     with parts.running():  # counted anew from the log, the repeated one once
         expected["v3"] = {"disagreed": 1}
-        wait_until(lambda: live_counts(parts.features) == expected, timeout_s=30, every_s=0.2)
+        wait_until(lambda: live_counts(parts.features) == expected, every_s=0.2)
 
 
 def test_a_clock_in_the_future_does_not_win_for_ever(parts: Project) -> None:
@@ -466,11 +495,40 @@ def test_a_label_that_the_taxonomy_gets_later_comes_back_from_the_dead_letters(p
     parts.publisher.publish_many([raw(parts, 1, value="astronomy")])
     parts.drain()
     assert parts.features.stored_events()["feedback"] == 0
-    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).still_bad == 1
+    assert replay(parts.broker, parts.topics, parts.gate(), timeout_s=30).still_bad == 1
     parts.registry.take_up_labels(["astronomy"], actor="me")
-    assert replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5).published == 1
+    assert replay(parts.broker, parts.topics, parts.gate(), timeout_s=30).published == 1
     parts.drain()
     assert [row.value for row in parts.features.labelled_feedback()] == ["astronomy"]
+
+
+def test_dead_letters_are_listed_replayed_and_removed_one_by_one(parts: Project) -> None:
+    labels = ("astronomy", "botany", "chemistry")
+    parts.publish(*[prediction(n) for n in range(3)])
+    parts.publisher.publish_many([raw(parts, n, value=label) for n, label in enumerate(labels)])
+    parts.drain()
+
+    def waiting() -> dict[str, str]:
+        listed = waiting_letters(parts.broker, parts.topics, settled_letters(parts.registry), 10)
+        assert all(one.topic == parts.topics.feedback and one.size > 50 for one in listed)
+        return {label: one.position for one in listed for label in labels if label in one.reason}
+
+    letters = waiting()
+    assert set(letters) == set(labels)
+    assert replay_one(parts.broker, parts.topics, parts.gate(), letters["astronomy"], timeout_s=5).still_bad == 1
+    assert waiting() == letters  # looking and failing change nothing
+    parts.registry.take_up_labels(labels, actor="me")
+    assert replay_one(parts.broker, parts.topics, parts.gate(), letters["astronomy"], timeout_s=5).published == 1
+    parts.registry.audit("me", REPLAY_ONE, {"position": letters["astronomy"]})
+    parts.registry.audit("me", REMOVE_ONE, {"position": letters["botany"], "reason": "spam"})
+    assert waiting() == {"chemistry": letters["chemistry"]}
+    with pytest.raises(KeyError, match="t/0/99"):
+        replay_one(parts.broker, parts.topics, parts.gate(), "t/0/99", timeout_s=5)
+    done = replay(parts.broker, parts.topics, parts.gate(), timeout_s=5, settled=settled_letters(parts.registry))
+    assert (done.published, done.settled) == (1, 2)
+    assert waiting() == {}
+    parts.drain()
+    assert sorted(str(row.value) for row in parts.features.labelled_feedback()) == ["astronomy", "chemistry"]
 
 
 def test_what_was_erased_comes_back_neither_from_kafka_nor_from_the_dead_letters(parts: Project) -> None:
@@ -479,10 +537,10 @@ def test_what_was_erased_comes_back_neither_from_kafka_nor_from_the_dead_letters
     parts.publisher.publish_many([raw(parts, 1, value="astronomy", user="bob")])
     parts.drain()
     parts.registry.exclude("user", [bob], actor="me", action="feedback erase", detail={})
-    done = replay(parts.bootstrap, parts.topics, parts.gate(), timeout_s=5)
+    done = replay(parts.broker, parts.topics, parts.gate(), timeout_s=30)
     assert (done.published, done.still_bad, done.erased) == (0, 0, 1)
     earlier, later = utc_now() - timedelta(minutes=1), utc_now() + timedelta(minutes=1)
-    parts.publish(feedback(1, user=bob, time=earlier), feedback(2, user=bob, time=later))
+    parts.publish(feedback(1, user="bob", time=earlier), feedback(2, user="bob", time=later))
     parts.drain()
     assert [row.prediction_id for row in parts.features.labelled_feedback()] == [pid(2)]
 

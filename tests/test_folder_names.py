@@ -1,6 +1,5 @@
 """A project lies in a folder of any name: paths are never URLs, patterns or texts to decode."""
 
-import shutil
 import unicodedata
 from pathlib import Path
 
@@ -9,16 +8,16 @@ import pytest
 from pipelines.feature_store.event_log import EventLog
 from pipelines.feature_store.event_log_files import UnusableFolder
 from pipelines.feature_store.store import FeatureStore
-from pipelines.training_round import run_round
+from pipelines.round_inputs import round_folder
 from schemas.records import RoundState
-from schemas.settings import Settings
 from services.projects import create_project, open_project
 from serving.artifacts import ArtifactStore
+from serving.inference.loading import open_version
 from serving.messaging.outbox_store import claim, make_table, open_disk, waiting, write
 from serving.messaging.publisher import Outgoing
 from serving.model_directory import sha256
-from serving.registry.registry import Registry
-from tests.support.fakes import TOPICS, toy_rows, write_rows
+from tests.support import first_rounds
+from tests.support.fakes import toy_rows, write_rows
 from tests.support.stored_rows import append, prediction_row, said
 
 NAMES = [
@@ -76,29 +75,13 @@ def test_a_name_that_delta_cannot_open_is_refused_at_init_in_one_line(name: str,
         EventLog(str(tmp_path / name / "events"))
 
 
-def test_a_round_promotes_in_such_a_folder(full_precision: Settings) -> None:
-    settings = full_precision
-    root = settings.root / "a[b] größe 100% #1? {x} *'\"店"
-    root.mkdir()
-    shutil.move(settings.root / "data", root / "data")
-    create_project(root / "made", seed=root / "data/seed.csv", reference=None)
-    for file in ("policy.toml", "feature_store.yaml", "keys.env"):
-        shutil.copyfile(root / "made" / file, root / file)
-    settings = settings.model_copy(update={"root": root})
-    registry = Registry(settings.registry_url, settings.model.name)
-    registry.migrate()
-    registry.set_labels(TOPICS)
-    features = FeatureStore(settings)
-    claimed = registry.claim_round(reason="test", cut=features.current_cut(), token=None)
-    assert claimed is not None
-    done = run_round(
-        claimed.round_id,
-        settings=settings,
-        registry=registry,
-        store=ArtifactStore(settings.location(settings.artifacts.url)),
-        features=features,
-        token=None,
-        progress=lambda *_: None,
-    )
+def test_a_round_promotes_in_such_a_folder(first_round: Path, tmp_path: Path) -> None:
+    settings, registry = first_rounds.copied(first_round, tmp_path / first_rounds.FOLDER)
+    champion = registry.champion()
+    assert champion is not None
+    [record] = registry.rounds()
+    assert (record.state, record.candidate_version) == (RoundState.PROMOTED, champion.model_version)
+    assert (round_folder(settings, record.round_id) / "report.html").exists()
+    store = ArtifactStore(settings.location(settings.artifacts.url))
+    assert open_version(store.fetch(champion.digest, settings.path("state/cache")), champion.digest)
     registry.close()
-    assert done.state is RoundState.PROMOTED, done.detail

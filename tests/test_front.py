@@ -10,12 +10,14 @@ import orjson
 import pytest
 from starlette.testclient import TestClient
 
+from schemas.configuration.serving import ServingSettings
 from schemas.settings import Settings, load_settings
 from serving.http import contract
-from serving.http.access import Keys, bearer_matches, issue_token
+from serving.http.access import bearer, issue_token
 from serving.http.asgi import Message, Receive, Refused, Request, Send, unpacked
 from serving.http.cors import Cors
 from serving.http.front import Front
+from serving.http.openapi.document import openapi_document
 from serving.http.routes import Router
 
 ASSETS = Path(bentoml.__file__).parent / "_internal/server/static_content"
@@ -48,7 +50,9 @@ async def hello(_request: Request) -> tuple[int, bytes]:
 
 
 def router(*origins: str) -> Router:
-    return Router({"/echo": ("POST", echo), "/hello": ("GET", hello)}, headers=[], cors=Cors(origins))
+    return Router(
+        {"/echo": ("POST", echo), "/hello": ("GET", hello)}, headers=[], cors=Cors(origins), max_body_bytes=1000
+    )
 
 
 @pytest.fixture
@@ -111,7 +115,10 @@ def test_the_documentation_is_served_with_relative_links(front: TestClient) -> N
         assert 'href="docs/swagger-ui.css"' in front.get(path).text
     for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
         assert len(front.get(f"/docs/{name}").content) > 100_000
-    assert contract.openapi_document("classification")["servers"] == [{"url": "."}]
+    assert openapi_document("classification", ServingSettings())["servers"][0]["url"] == "."
+    widget = front.get("/feedback.js")
+    assert "customElements.define" in widget.text
+    assert widget.headers["access-control-allow-origin"] == "*"
 
 
 def test_a_slash_more_head_and_options_are_answered(front: TestClient) -> None:
@@ -187,7 +194,7 @@ def test_origins_are_settings() -> None:
     ],
 )
 def test_a_scheme_has_no_case(header: bytes, right: bool) -> None:
-    assert bearer_matches(Keys(api_key="k", secret="s"), header) is right
+    assert (bearer(header) == b"k") is right
 
 
 def test_gzip_is_unpacked_within_the_limit() -> None:

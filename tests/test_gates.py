@@ -12,7 +12,8 @@ from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.classification import LabelEvidence, score_label
 from pipelines.gates.compressed import judge_compressed
 from pipelines.gates.evidence_and_facts import vanished
-from pipelines.gates.policy import DEFAULT_POLICY, BadPolicy, Policy, changes, load_policy
+from pipelines.gates.policy import BadPolicy, Policy, default_policy, load_policy
+from pipelines.gates.policy_changes import changes
 from pipelines.gates.verdict import Facts, judge
 from schemas.manifests import Calibration, Conformal
 from schemas.reports import GateReport, GateResult, Robustness, Verdict
@@ -69,7 +70,7 @@ BEFORE, AFTER = evidence(share(400, 60), 0.85), evidence(share(400, 24), 0.94)
 
 
 def test_the_default_policy_is_the_defaults() -> None:
-    assert load_policy(DEFAULT_POLICY) == Policy()
+    assert load_policy(default_policy("classification")) == Policy()
     assert load_policy("# nothing").sha256 == Policy().sha256, "comments and spelt-out defaults change nothing"
 
 
@@ -81,8 +82,19 @@ def test_a_bad_policy_is_refused(text: str) -> None:
 
 def test_looks_spend_alpha_and_never_more() -> None:
     policy = Policy()
-    assert policy.alpha_at(1) == pytest.approx(0.025)
-    assert sum(policy.alpha_at(look) for look in range(1, 10_000)) < 0.05
+    kept = 1 - policy.settling.share
+    assert policy.alpha_at(1) == pytest.approx(kept * 0.05 * 0.33)
+    labels = sum(policy.settling_alpha_at(look) for look in range(1, 10_000))
+    assert sum(policy.alpha_at(look) for look in range(1, 10_000)) + labels < 0.05
+    assert 0.049 < sum(policy.alpha_at(look, look) for look in range(1, 10_000)) + labels <= 0.05, (
+        "nor if every look has fresh rows"
+    )
+    assert policy.alpha_at(20, 2) > 5 * policy.alpha_at(20), (
+        "rows never looked at carry an alpha that looks at others left"
+    )
+    assert policy.alpha_at(2) == policy.alpha_at(20) > 5 * policy.alpha_at(21)
+    assert policy.harm_level(policy.alpha_at(1)) == pytest.approx(2 * policy.alpha_at(1))
+    assert policy.harm_level(0.04) == 0.05, "a single look never accepts more"
 
 
 def test_a_looser_policy_shows_in_the_report() -> None:
@@ -92,7 +104,9 @@ def test_a_looser_policy_shows_in_the_report() -> None:
     assert report.policy["superiority"]["alpha"] == 0.5
     assert report.policy_sha256 != Policy().sha256
     assert judge(BEFORE, AFTER, AFTER, facts(), looser, previous=looser.values()).policy_changes == []
-    assert changes({}, {"flips": {"max_share": 0.1}}) == ["flips.max_share: absent -> 0.1"]
+    assert changes({}, {"flips": {"max_share": 0.1}}) == [], "a value of a later release is its default"
+    assert changes({}, {"flips": {"max_share": 0.2}}) == ["flips.max_share: 0.1 -> 0.2"]
+    assert changes({"gone": {"x": 1}}, {"new": {"y": 2}}) == ["gone.x: 1 -> absent", "new.y: absent -> 2"]
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------
@@ -108,10 +122,28 @@ def test_a_clearly_better_candidate_passes() -> None:
     assert all(result.sentence for result in report.results)
 
 
+def rare(found: int, false: int) -> LabelEvidence:
+    """400 rows of which 4 are 'b'; the model finds some of these, and takes some of the others for 'b'."""
+    rows = [FileRow(f"text {n}", "b" if n < 4 else "a", {}) for n in range(400)]
+    said_b = [n < found or 4 <= n < 4 + false for n in range(400)]
+    sure = np.random.default_rng(0).normal(0.98, 0.005, 400).clip(0.9, 0.999)
+    probability = np.where(said_b, sure, 1 - sure)
+    return score_label(np.column_stack([1 - probability, probability]), LABELS, rows, version="v", split="reference")
+
+
+def test_a_first_champion_that_finds_rare_labels_is_not_measured_by_accuracy() -> None:
+    found = gate(verdict(None, rare(3, 3)), "bootstrap")  # accuracy 0.990, as the constant prediction's
+    assert found.verdict is Verdict.PASS
+    assert found.sentence == "macro F1 0.797, always predicting the most frequent label 0.497"
+    assert found.interval is not None and found.interval[0] < 0.797 < found.interval[1]
+    for blind in (rare(0, 0), rare(0, 5), rare(4, 390)):
+        assert gate(verdict(None, blind), "bootstrap").verdict is Verdict.FAIL
+
+
 def test_a_gate_that_advises_stops_nothing() -> None:
     policy = load_policy("[superiority]\nblocking = false")
     report = verdict(BEFORE, BEFORE, policy)
-    assert gate(report, "superiority").verdict is Verdict.FAIL
+    assert gate(report, "superiority").verdict is Verdict.INSUFFICIENT
     assert report.verdict is Verdict.PASS
 
 
@@ -137,8 +169,8 @@ def test_a_slightly_better_candidate_is_told_how_many_rows_would_settle_it() -> 
     result = gate(verdict(evidence(share(400, 40)), evidence(share(400, 37))), "superiority")
     assert result.verdict is Verdict.INSUFFICIENT
     assert result.needed is not None
-    assert 400 < result.needed < 1000
-    assert f"about {result.needed} rows would settle it" in result.sentence
+    assert 400 < result.needed < 1200
+    assert f"about {result.needed} rows instead of 400 would settle it" in result.sentence
 
 
 def test_later_looks_need_more_evidence() -> None:
@@ -153,7 +185,8 @@ def test_superiority_by_any_metric(metric: str) -> None:
     policy = load_policy(f'[superiority]\nmetric = "{metric}"')
     assert gate(verdict(BEFORE, AFTER, policy), "superiority").verdict is Verdict.PASS
     assert gate(verdict(AFTER, BEFORE, policy), "superiority").verdict is Verdict.FAIL
-    assert gate(verdict(AFTER, AFTER, policy), "superiority").verdict is Verdict.FAIL
+    same = gate(verdict(AFTER, AFTER, policy), "superiority")
+    assert (same.verdict, same.needed) == (Verdict.INSUFFICIENT, None), "no gain is no proof of a loss"
 
 
 def test_a_better_nll_does_not_pay_for_lost_accuracy() -> None:
@@ -260,7 +293,7 @@ def test_a_label_that_no_row_trains_or_judges_is_not_promoted_away() -> None:
         ({}, {"c"}),
         ({"train": "c"}, set()),
         ({"validation": "c"}, set()),
-        ({"judge": "c"}, set()),
+        ({"reference": "c"}, set()),
         ({"rejections": "c"}, {"c"}),
     ],
 )
@@ -268,14 +301,14 @@ def test_a_label_has_vanished_if_it_was_taught_and_no_row_names_it(given: dict[s
     def example(label: str) -> Example:
         return Example(text=label, label=label, source="seed")
 
-    sides: dict[str, Any] = {side: [example(label)] for side, label in given.items() if side != "judge"}
-    rows = [FileRow("t", given["judge"])] if "judge" in given else []
+    sides: dict[str, Any] = {side: [example(label)] for side, label in given.items() if side != "reference"}
+    rows = [FileRow("t", given["reference"])] if "reference" in given else []
     dataset = Dataset(
         train=[example("a"), example("b"), *sides.get("train", [])],
         validation=sides.get("validation", []),
         rejections=sides.get("rejections", []),
         calibration=[],
-        judge=[FileRow("t", "a"), *rows],
+        reference=[FileRow("t", "a"), *rows],
         labels=["a", "b", "c", "new"],
         manifest=None,  # type: ignore[arg-type]  # is not looked at
     )
@@ -306,7 +339,10 @@ def test_sets_that_hold_less_than_they_promise_stop_a_candidate() -> None:
 def test_answers_that_typos_change_stop_a_candidate_unless_the_champions_do_too() -> None:
     brittle = {"typo": Robustness(edited=500, flipped=100), "case": Robustness(edited=500, flipped=80)}
     steady = {kind: Robustness(edited=500, flipped=20) for kind in brittle}
-    stopped = verdict(BEFORE, AFTER, robustness={"candidate": brittle, "champion": steady})
+    found = {"candidate": brittle, "champion": steady}
+    advised = verdict(BEFORE, AFTER, robustness=found)
+    assert (advised.verdict, gate(advised, "robustness").verdict) == (Verdict.PASS, Verdict.FAIL), "it only advises"
+    stopped = verdict(BEFORE, AFTER, load_policy("[robustness]\nblocking = true"), robustness=found)
     assert stopped.stopped_by() == ["robustness"]
     assert "typo, 100 of 500" in gate(stopped, "robustness").sentence
     assert verdict(BEFORE, AFTER, robustness={"candidate": brittle, "champion": brittle}).verdict is Verdict.PASS

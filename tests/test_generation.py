@@ -1,6 +1,7 @@
 """A loaded version that writes: the same answer whole, in pieces and beside others, golden answers, and the end of it."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 
 from schemas.manifests import Calibration, SequenceCalibration
 from serving.inference import prompts
-from serving.inference.decoder_runtime import DecoderRuntime, last_logits, right_aligned, token_logprobs
+from serving.inference.decoder_runtime import MODEL, DecoderRuntime, last_logits, token_logprobs
 from serving.inference.golden import GoldenMismatch
+from serving.inference.text_generator import right_aligned
 from serving.model_directory import ArtifactDamaged, read_manifest, sha256
 from tests.support.fakes import tiny_causal_model
 from tests.support.versions import copied, rewritten
@@ -36,10 +38,14 @@ def test_an_answer_is_the_same_whole_in_pieces_and_beside_others(writer: Decoder
     assert writer.generate([], 12) == []
 
 
-def test_an_answer_stops_at_its_end_at_its_bound_and_when_nobody_waits(writer: DecoderRuntime) -> None:
+def test_an_answer_stops_at_its_end_at_its_bound_and_when_nobody_waits(
+    writer: DecoderRuntime, text_version: Path, tmp_path: Path
+) -> None:
     [answer] = writer.generate(["hello"], 12)
-    stopping = writer.__class__.__new__(writer.__class__)
-    stopping.__dict__.update(writer.__dict__, _ends=frozenset({answer.tokens[4]}))
+    folder = copied(text_version, tmp_path / "stopping")
+    config = folder / MODEL / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": answer.tokens[4]}), encoding="utf-8")
+    stopping = DecoderRuntime(rewritten(folder))
     [ended] = stopping.generate(["hello"], 12)
     assert ended.tokens == answer.tokens[: answer.tokens.index(answer.tokens[4]) + 1]
     assert len(ended.logprobs) == len(ended.tokens)
@@ -55,8 +61,8 @@ def test_an_answer_stops_at_its_end_at_its_bound_and_when_nobody_waits(writer: D
 def test_characters_of_several_bytes_come_whole(writer: DecoderRuntime) -> None:
     ids = writer.tokenizer("aä€", add_special_tokens=False)["input_ids"]
     assert len(ids) == 6
-    assert writer._text(ids) == "aä€"
-    assert writer._text(ids[:4]) == "aä"
+    assert writer.decode(ids) == "aä€"
+    assert writer.decode(ids[:4]) == "aä"
 
 
 def test_long_texts_are_cut_and_their_prompt_stays_whole(writer: DecoderRuntime) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def test_the_lock_is_of_this_pyproject_and_serving_has_the_same_versions() -> No
     serving = {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in pins("deploy/serving.lock")}
     assert serving == {name: locked[name] for name in serving}
     assert not {"torch", "transformers", "feast"} & serving.keys()
+    pinned = {Requirement(line).name: Requirement(line).specifier for line in project["dependencies"]}
+    file = ROOT / "deploy/package_serving/pyproject.toml"
+    for line in tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"]:
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(serving[canonicalize_name(wanted.name)]), f"{line}: run make lock"
+        assert wanted.specifier == pinned.get(wanted.name, wanted.specifier) or not pinned[wanted.name], line
 
 
 STAMP = {"Python": "3.12", "folder": "/home/ann/ratchet", "extras": "dev", "requirements": "8f3a"}

@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from schemas.settings import Settings, render_settings
-from serving.http.access import Keys, KeysMissing, read_keys, store_keys, write_keys
+from services.cli.identity import operator
+from serving.http.access import Keys, read_keys, store_keys, write_keys
+from serving.keys_file import KeysMissing
 from serving.registry.registry import Registry
 
 KEYS = Keys(api_key="key-1_a", secret="s3cret")
@@ -66,7 +68,7 @@ def test_the_file_explains_itself_and_a_shell_reads_it(tmp_path: Path) -> None:
 def _access(settings: Settings, *arguments: str) -> Result:
     from services.cli.main import cli
 
-    return CliRunner().invoke(cli, ["access", "keys", *arguments, "-c", str(settings.root), "--by", "ann"])
+    return CliRunner().invoke(cli, ["access", "keys", *arguments, "-c", str(settings.root)])
 
 
 @pytest.fixture
@@ -121,5 +123,5 @@ def test_the_audit_log_knows_who_made_which_key_and_not_the_key(project: Setting
         sqlite3.connect(project.path("state/registry.db")).execute("SELECT actor, action, detail FROM audit").fetchall()
     )
     assert [(actor, action, json.loads(detail)) for actor, action, detail in rows] == [
-        ("ann", "access keys", {"made": ["RATCHET_API_KEY"]})
+        (operator(), "access keys", {"made": ["RATCHET_API_KEY"]})
     ]

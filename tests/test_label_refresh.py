@@ -29,7 +29,7 @@ class Hanging:
 
     def __call__(self) -> LabelMap:
         self.reads += 1
-        assert self.let.wait(10)
+        assert self.let.wait(60)
         self.labels = NEW
         return NEW
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from schemas.settings import render_settings
-from services.rounds.executor import REPOSITORY
 from serving.registry.registry import Registry
+from tests.support.fakes import REPOSITORY
 
 LABELS = ["größe", "表格", "naïve"]
 

@@ -80,12 +80,17 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     client = httpx.Client(
         base_url=f"http://127.0.0.1:{project.serving.port}",
         headers={"Authorization": f"Bearer {key}"},
-        timeout=10,
+        timeout=60,
         trust_env=False,
     )
     first = registry.champion()
     assert first is not None
     produced = 0
+
+    state_file = project.path("state/up.json")
+    assert json.loads(state_file.read_text(encoding="utf-8"))["triggers"]["min_feedback"] == 90
+    state_file.unlink()  # as somebody's tidying up does
+    wait_until(state_file.exists)
 
     for path in ("/livez", "/readyz", "/metrics", "/docs", "/docs/swagger-ui-bundle.js", "/openapi.json"):
         assert client.get(path).status_code == 200, path
@@ -123,7 +128,7 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
             RoundState.INSUFFICIENT,
         )
 
-    wait_until(ended, timeout_s=120, every_s=0.5)
+    wait_until(ended, timeout_s=600, every_s=0.5)
     record = registry.rounds()[0]
     assert record.state is RoundState.PROMOTED, record.detail
     assert record.dataset is not None
@@ -138,7 +143,7 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     champion = registry.champion()
     assert champion is not None
     assert (champion.model_version, champion.generation) == (record.candidate_version, 2)
-    wait_until(lambda: {w.generation for w in registry.workers(10)} == {2}, timeout_s=20)
+    wait_until(lambda: {w.generation for w in registry.workers(10)} == {2})
     [prediction] = client.post("/predict", json={"items": [{"text": "the oven and the soup"}]}).json()
     assert prediction["model_version"] == champion.model_version
     produced += 1

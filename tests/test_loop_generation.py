@@ -19,10 +19,9 @@ from pipelines.models.decoder import Decoder, save
 from pipelines.round_inputs import round_folder
 from pipelines.training.tasks.generation import Generation
 from pipelines.training.trainer import train
+from schemas.configuration.training import TrainingSettings
 from schemas.records import RoundState
 from schemas.settings import SettingsError, load_settings
-from schemas.training_settings import TrainingSettings
-from services import feedback_consumer
 from services.cli.main import cli
 from services.projects import create_project, open_project
 from serving.model_directory import read_manifest
@@ -52,8 +51,7 @@ def talking(tmp_path_factory: pytest.TempPathFactory, tiny_decoder: Path) -> Pat
 
 
 @pytest.fixture
-def walk(tmp_path: Path, talking: Path, broker: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Walk]:
-    monkeypatch.setattr(feedback_consumer, "DRAIN_SECONDS", 90.0)  # a group may take its time to let a member in
+def walk(tmp_path: Path, talking: Path, broker: str) -> Iterator[Walk]:
     files = {}
     for name, rows in {"seed": pairs(48, 2, "{} it is"), "reference": pairs(240, 3, "{} it is")}.items():
         files[name] = tmp_path / f"{name}.csv"

@@ -18,7 +18,6 @@ from pipelines.round_inputs import round_folder
 from schemas.records import RoundState
 from schemas.settings import SettingsError, load_settings
 from schemas.targets import COLUMNS, Task
-from services import feedback_consumer
 from services.cli.main import cli
 from services.projects import ProjectError, create_project
 from tests.support.fakes import FILLERS, TOPICS
@@ -53,9 +52,7 @@ def walk(
     tiny_base: Path,
     broker: str,
     request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Walk]:
-    monkeypatch.setattr(feedback_consumer, "DRAIN_SECONDS", 90.0)  # a group may take its time to let a member in
     task: Task = request.param
     made = create_project(
         tmp_path / "toys",

@@ -41,7 +41,7 @@ def filled(folder: Path) -> Path:
     """An outbox that was closed with EVENTS events in it."""
     box = outbox(folder, f"127.0.0.1:{free_port()}")
     for answer in [box.put_feedback(feedback(f"f{i}", "x" * 300)) for i in range(EVENTS)]:
-        answer.result(timeout=10)
+        answer.result(timeout=60)
     box.close(5)
     return folder / "outbox-0.db"
 
@@ -55,8 +55,8 @@ def test_a_damaged_file_is_set_aside_read_out_and_replaced(
     path.write_bytes(change(path.read_bytes()))
     box = outbox(tmp_path, f"127.0.0.1:{free_port()}")
     box.put_prediction(prediction("p"))
-    box.put_feedback(feedback("new")).result(timeout=20)
-    wait_until(lambda: box.waiting >= expected + 2, timeout_s=10)
+    box.put_feedback(feedback("new")).result(timeout=60)
+    wait_until(lambda: box.waiting >= expected + 2)
     box.close(5)
     assert box.dropped == 0
     (aside,) = (found for found in tmp_path.glob("outbox-0.db.damaged-*") if found.name[-4:] not in ("-wal", "-shm"))
@@ -69,17 +69,17 @@ def test_a_file_that_is_damaged_while_in_use_loses_no_feedback_that_is_answered_
     with own_broker() as broker:
         make_topics(broker.address)
         box = outbox(tmp_path, broker.address)
-        box.put_feedback(feedback("before")).result(timeout=10)
-        wait_until(lambda: box.published == 1, timeout_s=10)
+        box.put_feedback(feedback("before")).result(timeout=60)
+        wait_until(lambda: box.published == 1)
         for ending in ("", "-wal"):
             path = Path(f"{tmp_path / 'outbox-0.db'}{ending}")
             path.write_bytes(garbage(path.read_bytes()))
         answered = []
         for number in range(20):
-            if box.put_feedback(feedback(f"f{number}")).exception(timeout=20) is None:
+            if box.put_feedback(feedback(f"f{number}")).exception(timeout=60) is None:
                 answered.append(f"f{number}")
         assert answered
-        wait_until(lambda: set(answered) <= set(published(broker.address, TOPICS.feedback)), timeout_s=20, every_s=0.5)
+        wait_until(lambda: set(answered) <= set(published(broker.address, TOPICS.feedback)), every_s=0.5)
         box.close(5)
 
 
@@ -90,7 +90,7 @@ def test_another_workers_damaged_file_does_not_stop_ours(tmp_path: Path) -> None
     with own_broker() as broker:
         make_topics(broker.address)
         box = outbox(tmp_path, broker.address)
-        wait_until(lambda: box.published == EVENTS, timeout_s=20)
+        wait_until(lambda: box.published == EVENTS)
         box.close(5)
 
 
@@ -101,7 +101,7 @@ def test_a_file_in_use_that_is_empty_or_gone_is_said(
     path = filled(tmp_path)
     path.unlink() if left is None else path.write_text(left, encoding="utf-8")
     box = outbox(tmp_path, f"127.0.0.1:{free_port()}")
-    box.put_feedback(feedback("new")).result(timeout=10)
+    box.put_feedback(feedback("new")).result(timeout=60)
     box.close(5)
     assert "the events that it held are lost" in caplog.text
 
@@ -119,13 +119,13 @@ full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
 if not started: full()
 box = outbox(folder, f"127.0.0.1:{free_port()}")
 if started:
-    box.put_feedback(feedback("before")).result(timeout=10)
+    box.put_feedback(feedback("before")).result(timeout=60)
     full()
 for number in range(5): box.put_prediction(prediction(f"p{number}"))
-wait_until(lambda: box.dropped == 5, timeout_s=10)
-refused = box.put_feedback(feedback("refused")).exception(timeout=10)
+wait_until(lambda: box.dropped == 5)
+refused = box.put_feedback(feedback("refused")).exception(timeout=60)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
-box.put_feedback(feedback("after")).result(timeout=10)
+box.put_feedback(feedback("after")).result(timeout=60)
 box.put_prediction(prediction("p"))
 box.close(5)
 print(json.dumps([type(refused).__name__, box.dropped]))

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,16 +13,17 @@ from click.testing import CliRunner, Result
 from services.checks.preflight import BrokenProject, problems
 from services.cli.main import cli
 from services.projects import ProjectError, create_project, open_project
-from services.rounds.executor import REPOSITORY
-from tests.support.fakes import toy_rows, write_rows
+from tests.support.fakes import REPOSITORY, toy_rows, write_rows
+from tests.support.families import write_weights
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that has the files of a base model; nothing here loads one."""
     folder = tmp_path_factory.mktemp("base")
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (folder / name).touch()
+    (folder / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    (folder / "tokenizer.json").touch()
+    write_weights(folder / "model.safetensors", [2, 3])
     return folder
 
 
@@ -128,7 +128,7 @@ def test_what_is_broken_is_one_line_of_up_and_of_doctor(
     assert refused.exit_code == 1
     assert line in str(refused.exception)
     assert "\n" not in str(refused.exception)
-    if case != "setting":
+    if case not in ("setting", "brokers"):  # refused when the settings are read
         assert any(line in problem for problem in problems(open_project(project)))
 
 
@@ -141,7 +141,6 @@ def test_up_refuses_every_problem_in_seconds(project: Path) -> None:
     (project / "keys.env").unlink()
     (project / "policy.toml").unlink()
     command = [sys.executable, "-m", "services.cli.main", "up", "-c", str(project)]
-    started = time.monotonic()
     done = subprocess.run(
         command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60, encoding="utf-8"
     )
@@ -149,8 +148,7 @@ def test_up_refuses_every_problem_in_seconds(project: Path) -> None:
     first, second = done.stderr.splitlines()
     assert first.startswith("ratchet: ") and "keys.env is missing" in first
     assert "gates.policy = 'policy.toml': No such file" in second
-    assert time.monotonic() - started < 20, "2 s on an idle machine; nothing was started"
-    assert not (project / "state/logs").exists()
+    assert not (project / "state/logs").exists(), "nothing was started"
 
 
 def test_doctor_fails_on_missing_keys_and_names_the_command(project: Path) -> None:
@@ -168,6 +166,24 @@ def test_doctor_fails_on_missing_keys_and_names_the_command(project: Path) -> No
     assert "feature_store.yaml line 1 is not YAML" in checks["feature store"]["sentence"]
     assert _run("access", "keys", "-c", str(project)).exit_code == 0
     assert problems(open_project(project), "keys") == []
+
+
+def test_doctor_names_a_missing_registry_and_creates_none(project: Path) -> None:
+    file = project / "state/registry.db"
+    file.unlink()
+    shown = _run("doctor", "-c", str(project), "--json")
+    assert shown.exit_code == 1
+    checks = {check["part"]: check for check in json.loads(shown.output)}
+    assert checks["registry"]["verdict"] == "FAIL"
+    assert checks["registry"]["sentence"] == (
+        f"the registry {file} is missing: restore the registry from its newest backup, "
+        "or accept a new one with `ratchet up --new-registry`"
+    )
+    assert [part for part, check in checks.items() if check["verdict"] == "FAIL"] == ["registry"]
+    for arguments in (["status"], ["model", "list"], ["labels", "list"]):
+        refused = _run(*arguments, "-c", str(project))
+        assert (refused.exit_code, f"the registry {file} is missing" in str(refused.exception)) == (1, True), arguments
+    assert not file.exists()
 
 
 def test_doctor_shows_no_password(project: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_a_project_is_made_for_its_own_user_alone(tmp_path: Path, tiny_base: Pat
     assert open_to_others == []
 
 
+def test_serving_starts_with_a_private_umask(tmp_path: Path) -> None:
+    program, config = tmp_path / "python", tmp_path / "ratchet.toml"
+    program.write_text("#!/bin/sh\numask\n", encoding="utf-8")
+    program.chmod(0o700)
+    config.write_text("", encoding="utf-8")
+    code = "import os, sys; from pathlib import Path; from serving.process.start import serve; sys.executable = sys.argv[1]; "
+    command = [sys.executable, "-c", f"{code} serve(Path(sys.argv[2]), os.environ)", program, config]
+    assert (
+        subprocess.check_output(["sh", "-c", 'umask 000; exec "$@"', "sh", *map(str, command)], cwd=REPOSITORY)
+        == b"0077\n"
+    )
+
+
 def test_folders_of_an_earlier_version_are_closed(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir(mode=0o755)
     (tmp_path / "state").chmod(0o755)
@@ -98,6 +112,17 @@ def test_a_label_cannot_forge_a_log_line() -> None:
     assert others
     assert all(line.startswith("  ") for line in others)
     assert "\x1b" not in "".join(others)
+
+
+def test_times_in_the_log_are_utc_whatever_the_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "STD-10DST,J1/0,J365/23")  # summer time all the year, eleven hours ahead
+    time.tzset()
+    record = logging.LogRecord("ratchet.api", logging.INFO, "", 0, "x", (), None)
+    record.created, record.msecs = 1_764_415_800.25, 250.0
+    line = OneLine("%(asctime)s %(name)s %(message)s").format(record)
+    monkeypatch.undo()
+    time.tzset()
+    assert line == "2025-11-29 11:30:00,250Z ratchet.api x"
 
 
 def test_a_long_text_is_cut() -> None:

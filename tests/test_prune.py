@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from schemas.configuration.training import TrainingSettings
 from schemas.records import RoundState
 from schemas.setting_groups import ArtifactSettings, ModelSettings
 from schemas.settings import Settings, render_settings
-from schemas.training_settings import TrainingSettings
 from services.cli.main import cli
 from services.rounds import disk_room
 from services.rounds.disk_room import NoRoom, clear_models, disk_bytes, needed_bytes, refuse_without_room, shortage
@@ -18,7 +18,7 @@ from services.rounds.prune import LOGS_BYTES, Pruned, leftovers, refuse_pruned, 
 from serving.artifacts import ArtifactStore
 from serving.model_directory import write_manifest
 from serving.registry.registry import Registry
-from tests.support.registries import manifest
+from tests.support.manifests import manifest
 
 MODEL_BYTES = 200_000
 EXPLAIN = ["dataset.html", "dataset.json", "report.html", "report.json", "round.json", "rows.jsonl"]
@@ -151,13 +151,12 @@ def test_versions_and_rounds_of_others_are_left_alone(site: Site) -> None:
     assert leftovers(site.settings, site.registry) == []
 
 
-def test_the_oldest_logs_go_beyond_their_total(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.rounds.prune.LOGS_BYTES", 20)
+def test_the_oldest_logs_go_beyond_their_total(site: Site) -> None:
     ids = []
     for _ in range(4):
         ids.append(site.begin())
         site.registry.finish_round(ids[-1], RoundState.FAILED, detail="test")
-    site.prune()
+    remove(site.settings, leftovers(site.settings, site.registry, logs_bytes=20))
     logs = sorted(path.name for path in site.settings.path("state/logs").iterdir())
     assert logs == sorted(f"round-{round_id}.log" for round_id in ids[-2:])  # of seven bytes each
     assert LOGS_BYTES == 50 * 10**6
@@ -176,7 +175,7 @@ def test_the_command_shows_and_removes(site: Site) -> None:
     assert CliRunner().invoke(cli, ["prune", "-c", str(config)]).output == "nothing to remove\n"
 
 
-def test_a_round_without_room_is_refused_in_one_line(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_without_room_is_refused_in_one_line(site: Site) -> None:
     base = site.settings.root / "base"
     base.mkdir()
     (base / "model.safetensors").write_bytes(bytes(1000))
@@ -197,7 +196,6 @@ def test_what_an_attempt_has_written_is_not_needed_again(site: Site, monkeypatch
     base = site.settings.root / "base"
     base.mkdir()
     (base / "model.safetensors").write_bytes(bytes(MODEL_BYTES))
-    monkeypatch.setattr(disk_room, "BESIDE_MODEL", 0)
     settings = site.settings.model_copy(
         update={
             "model": ModelSettings(name="m", base_model=str(base)),
@@ -205,9 +203,8 @@ def test_what_an_attempt_has_written_is_not_needed_again(site: Site, monkeypatch
         }
     )
     round_id = site.begin()
-    monkeypatch.setattr(
-        "services.rounds.disk_room.shutil.disk_usage", lambda _: type("Usage", (), {"free": 3 * MODEL_BYTES})
-    )
+    free = needed_bytes(settings.model) - 3 * MODEL_BYTES
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
     assert shortage(settings)
     assert shortage(settings, round_id) is None
     clear_models(site.folder(round_id))

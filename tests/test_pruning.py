@@ -12,8 +12,10 @@ from scipy.stats import spearmanr
 from transformers import AutoConfig, AutoModel
 
 from pipelines.compression import distillation, export, pruning
-from pipelines.models.encoder import Encoder, TextModel, UnknownArchitecture, layers_of
-from schemas.training_settings import TrainingSettings
+from pipelines.models import families
+from pipelines.models.encoder import Encoder, TextModel, layers_of
+from pipelines.models.families import Parts, UnknownArchitecture
+from schemas.configuration.training import TrainingSettings
 from tests.support.fakes import toy_rows
 
 TEXTS = sorted({text for text, _ in toy_rows(48, seed=3)}, key=len)
@@ -56,8 +58,8 @@ def outputs(encoder: Encoder, model: TextModel, texts: Sequence[str] = TEXTS) ->
     return np.asarray(model(**encoder.batch(texts)).detach().numpy())
 
 
-def parts_of(model: TextModel) -> pruning.Parts:
-    return pruning.PARTS[model.encoder.config.model_type]
+def parts_of(model: TextModel) -> Parts:
+    return families.parts_of(model.encoder.config.model_type)
 
 
 def test_keeping_everything_changes_nothing(model: tuple[Encoder, TextModel]) -> None:
@@ -78,7 +80,8 @@ def test_every_layer_has_the_asked_shape_and_onnx_says_the_same(
         assert layer.get_submodule(parts.widen).weight.shape == (8, 32)
         assert layer.get_submodule(parts.narrow).weight.shape == (32, 8)
     export.export(narrow, encoder, tmp_path)
-    export.quantise(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    rows = [encoder.batch([text])["input_ids"][0].tolist() for text in TEXTS]
+    export.quantise(tmp_path / "model.onnx", tmp_path / "int8.onnx", rows)
     inputs = {name: tensor.numpy() for name, tensor in encoder.batch(TEXTS[:6]).items()}
     wanted = outputs(encoder, narrow, TEXTS[:6])
     exact, int8 = (

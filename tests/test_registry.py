@@ -14,7 +14,8 @@ from serving.registry.registry import (
     UnknownVersion,
 )
 from tests.support import registries
-from tests.support.registries import START, Clock, add_versions, begin, manifest, statement
+from tests.support.manifests import manifest
+from tests.support.registries import START, Clock, add_versions, begin, statement
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

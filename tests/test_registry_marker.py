@@ -1,16 +1,19 @@
 """A lost, replaced, older or rewritten registry is noticed by the marker beside the artefacts."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from serving.artifacts import ArtifactStore
 from serving.live import LiveModel
-from serving.registry.marker import RegistryLost, accept, check, keep
-from serving.registry.registry import Registry
+from serving.registry.registry import Registry, RegistryUnavailable
+from serving.registry.safeguards.marker import RegistryLost, accept, check, keep
+from serving.registry.tables import metadata
 from tests.support import registries
-from tests.support.registries import Clock, add_versions, statement
+from tests.support.registries import Clock, add_versions, postgres_schema, statement
 from tests.support.versions import copied, promote
 
 url, clock, registry = registries.url, registries.clock, registries.registry
@@ -19,6 +22,16 @@ url, clock, registry = registries.url, registries.clock, registries.registry
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(str(tmp_path / "a [store]"))
+
+
+@pytest.fixture
+def another(url: str, tmp_path: Path) -> Iterator[str]:
+    """Another empty database of the same kind."""
+    if url.startswith("sqlite"):
+        yield f"sqlite:///{tmp_path}/new.db"
+    else:
+        with postgres_schema() as address:
+            yield address
 
 
 @pytest.fixture
@@ -78,10 +91,38 @@ def test_what_a_registry_lost_is_said_with_the_way_out(
     check(promoted, store)
 
 
-def test_a_registry_made_anew_is_noticed_even_at_the_same_generation(
-    promoted: Registry, store: ArtifactStore, tmp_path: Path, clock: Clock
+def test_a_registry_that_is_missing_is_refused_and_not_created(
+    promoted: Registry, store: ArtifactStore, url: str, tmp_path: Path
 ) -> None:
-    with contextlib.closing(Registry(f"sqlite:///{tmp_path}/new.db", "m", clock=clock)) as new:
+    promoted.close()
+    file = tmp_path / "state/100 %/registry.db"
+    if url.startswith("sqlite"):
+        file.unlink()
+    else:
+        engine = sa.create_engine(url)
+        with engine.begin() as connection:
+            metadata.drop_all(connection)
+            connection.execute(sa.text("DROP TABLE alembic_version"))
+        engine.dispose()
+    with contextlib.closing(Registry(url, "m")) as opened:
+        assert not opened.exists()
+        with pytest.raises(
+            RegistryLost, match="the registry is missing or empty, and generation 2 was promoted, according"
+        ):
+            check(opened, store)
+        with pytest.raises(RegistryUnavailable):
+            opened.champion()
+        assert not file.exists()
+        opened.migrate()
+        assert opened.exists()
+        with pytest.raises(RegistryLost, match="lost or an older copy: it has no champion"):
+            check(opened, store)
+
+
+def test_a_registry_made_anew_is_noticed_even_at_the_same_generation(
+    promoted: Registry, store: ArtifactStore, another: str, clock: Clock
+) -> None:
+    with contextlib.closing(Registry(another, "m", clock=clock)) as new:
         new.migrate()
         with pytest.raises(RegistryLost, match="lost or an older copy: it has no champion"):
             check(new, store)
@@ -101,14 +142,14 @@ def test_an_emptied_audit_log_is_no_whole_one_even_without_a_marker(registry: Re
 
 
 def test_serving_goes_on_with_its_version_when_the_registry_is_another(
-    registry: Registry, store: ArtifactStore, version: Path, tmp_path: Path
+    registry: Registry, store: ArtifactStore, version: Path, another: str, tmp_path: Path
 ) -> None:
     live = LiveModel(registry, store, tmp_path / "cache", threads=1, poll_seconds=60)
     promote(registry, store, version)
     promote(registry, store, copied(version, tmp_path / "b", model_version="b"))
     keep(registry, store)
     live.follow()
-    with contextlib.closing(Registry(f"sqlite:///{tmp_path}/new.db", "m")) as new:
+    with contextlib.closing(Registry(another, "m")) as new:
         new.migrate()
         promote(new, store, version)
         again = LiveModel(new, store, tmp_path / "cache", threads=1, poll_seconds=60)

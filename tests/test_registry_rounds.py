@@ -96,29 +96,6 @@ def test_a_round_ends_once(registry: Registry, clock: Clock) -> None:
         registry.finish_round("no such round", RoundState.FAILED, detail="x")
 
 
-def test_looks_are_counted_since_a_round_was_promoted(registry: Registry) -> None:
-    add_versions(registry, "v1", "v2")
-
-    def judged(state: RoundState, *, bootstrap: bool = False, gated: bool = True) -> None:
-        record = begin(registry)
-        if gated:
-            registry.update_round(record.round_id, gate_report=gate_report(Verdict.FAIL, bootstrap=bootstrap))
-        registry.finish_round(record.round_id, state, detail="x")
-
-    assert registry.looks_since_promotion() == 0
-    judged(RoundState.REJECTED, bootstrap=True)
-    judged(RoundState.FAILED, gated=False)
-    assert registry.looks_since_promotion() == 0
-    judged(RoundState.REJECTED)
-    judged(RoundState.INSUFFICIENT)
-    assert registry.looks_since_promotion() == 2
-    registry.promote("v1", expected=None, token=None, actor="me", round_id=begin(registry).round_id)
-    assert registry.looks_since_promotion() == 0
-    judged(RoundState.REJECTED)
-    registry.promote("v2", expected="v1", token=None, actor="ada")
-    assert registry.looks_since_promotion() == 1
-
-
 def test_the_last_cut_is_that_of_the_newest_round_that_did_not_fail(registry: Registry) -> None:
     assert registry.last_cut() == {}
     registry.finish_round(begin(registry, cut={"t/0": 5}).round_id, RoundState.REJECTED, detail="x")

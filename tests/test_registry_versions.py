@@ -4,7 +4,8 @@ import pytest
 
 from serving.registry.registry import Registry, UnknownVersion
 from tests.support import registries
-from tests.support.registries import START, manifest
+from tests.support.manifests import manifest
+from tests.support.registries import START
 
 url, clock, registry = registries.url, registries.clock, registries.registry
 

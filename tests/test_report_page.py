@@ -12,7 +12,7 @@ from pipelines.dataset.counted import ticks
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.classification import LabelEvidence, score_label
 from pipelines.gates.evidence_and_facts import RoundEvidence
-from pipelines.gates.policy import DEFAULT_POLICY, Policy
+from pipelines.gates.policy import Policy, default_policy
 from pipelines.report import page as report_page
 from pipelines.report import round_report
 from schemas.manifests import Calibration, Conformal
@@ -128,7 +128,7 @@ def test_a_sealed_version_holds_its_report_and_is_only_found_with_the_same_files
     (directory / "model.onnx").write_text("weights", encoding="utf-8")
     judged = write_manifest(directory, manifest(["label 0"]))
     assert round_report.sealed(directory) is None
-    round_report.seal(directory, found, judged, DEFAULT_POLICY)
+    round_report.seal(directory, found, judged, default_policy("classification"))
     kept = verify(round_report.sealed_folder(directory))
     assert kept.files.keys() == {"model.onnx", "policy.toml", "report.html", "report.json"}
     assert round_report.sealed(directory) == found
@@ -137,7 +137,7 @@ def test_a_sealed_version_holds_its_report_and_is_only_found_with_the_same_files
     half = round_report.sealed_folder(directory) / "report.json"
     half.write_text(half.read_text(encoding="utf-8")[:100], encoding="utf-8")
     assert round_report.sealed(directory) is None, "an attempt that died while sealing"
-    round_report.seal(directory, found, judged, DEFAULT_POLICY)
+    round_report.seal(directory, found, judged, default_policy("classification"))
     shutil.rmtree(directory)
     directory.mkdir()
     (directory / "model.onnx").write_text("other weights", encoding="utf-8")
@@ -148,3 +148,22 @@ def test_a_sealed_version_holds_its_report_and_is_only_found_with_the_same_files
 def test_ticks_are_round_numbers_around_the_data() -> None:
     assert ticks(0.13, 0.87) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(5, 5)[0] <= 5 <= ticks(5, 5)[-1]
+
+
+def test_a_hyperparameter_study_is_a_table_and_a_chart() -> None:
+    parameters = {"learning_rate": 1e-3, "lora_rank": 16, "epochs": 8, "weight_decay": 0.01, "adapted_layers": 6}
+    trials = [
+        {"phase": "hyperparameters", "trial": 0, "state": "complete", **parameters, "value": 0.41},
+        {"phase": "hyperparameters", "trial": 1, "state": "pruned", **parameters},
+        {"phase": "hyperparameters", "trial": 2, "state": "complete", **parameters, "value": 0.36},
+    ]
+    end = {"phase": "hyperparameters", "chosen": "trial 2", "gain": 0.05, "gain_needed": 0.02}
+    plain = report()
+    assert "Hyperparameter study" not in report_page.render(plain)
+    page = report_page.render(plain.model_copy(update={"history": [*trials, end, *plain.history]}))
+    assert "Chosen: trial 2; it gains" in page
+    assert page.count("<td>complete</td>") == 2
+    assert "Loss on validation rows, by trial" in page
+    skipped = {"phase": "hyperparameters", "chosen": "recipe", "why": "12 validation rows, 30 are needed"}
+    page = report_page.render(plain.model_copy(update={"history": [skipped, *plain.history]}))
+    assert "Chosen: recipe, because 12 validation rows, 30 are needed" in page

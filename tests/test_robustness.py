@@ -25,6 +25,12 @@ def test_a_typo_swaps_two_inner_letters() -> None:
     assert [word[0] for word in edited.split()] == [word[0] for word in text.split()]
 
 
+def test_a_long_text_gets_a_few_typos() -> None:
+    text = " ".join(f"where{chr(97 + n % 26)} refund" for n in range(100))
+    edited = robustness.typo(text)
+    assert sum(a != b for a, b in zip(text.split(), edited.split(), strict=True)) == robustness.MOST_TYPOS
+
+
 def test_rows_are_chosen_whatever_their_order() -> None:
     texts = [f"text {n}" for n in range(50)]
     chosen = {texts[n] for n in robustness.chosen_rows(texts, 10)}
@@ -50,7 +56,9 @@ def test_flips_are_counted_against_the_models_own_answers() -> None:
     def alike(some, others):  # type: ignore[no-untyped-def]
         return some.argmax(axis=1) == others.argmax(axis=1)
 
-    found = robustness.count_flips(Shouting(), ["small letters", "CAPITAL LETTERS"], np.eye(2), alike)
+    model = Shouting()
+    found = robustness.count_flips(model, ["small letters", "CAPITAL LETTERS"], model.probabilities, alike)
     assert {kind: one.flipped for kind, one in found.items()} == {"typo": 0, "case": 2, "white space": 0, "padding": 0}
-    assert all(one.edited == 2 for one in found.values())
-    assert robustness.count_flips(Shouting(), [], np.zeros((0, 2)), alike) == {}
+    seen = {kind: one.edited for kind, one in found.items()}
+    assert seen == {"typo": 2, "case": 2, "white space": 0, "padding": 2}, "what the model cannot see does not count"
+    assert robustness.count_flips(model, [], model.probabilities, alike) == {}

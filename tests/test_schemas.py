@@ -1,17 +1,21 @@
 """The shapes: events round-trip, settings refuse what is wrong by name, the JSON documents are the models'."""
 
+import json
 import re
 import tomllib
 import uuid
 from datetime import UTC
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from schemas.events import FeedbackData, FeedbackReceived, PredictionMade, new_id, parse_event
+from schemas.asyncapi import EVENTS
+from schemas.events import FeedbackData, FeedbackKind, FeedbackReceived, PredictionMade, new_id, parse_event
 from schemas.export import FOLDER, documents
 from schemas.settings import BASIC, Settings, SettingsError, load_settings, render_settings
+from schemas.targets import Task
 
 OLD_PREDICTION = b"""{"specversion": "1.0", "id": "01900000-0000-7000-8000-000000000000", "source": "ratchet/m/serving",
  "subject": "p1", "time": "2026-11-24T10:00:00+01:00", "type": "ratchet.prediction.made.v1", "from_the_future": 1,
@@ -115,3 +119,28 @@ def test_a_scalar_where_a_table_belongs_is_refused_by_name() -> None:
 def test_the_json_documents_are_those_of_the_models() -> None:
     committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
     assert committed == documents(), "run `make schemas`"
+
+
+def test_a_producer_finds_in_the_documents_what_every_event_must_carry() -> None:
+    made = {name: json.loads(content) for name, content in documents().items()}
+    for model in EVENTS.values():
+        assert set(made[f"{model.__name__}.json"]["required"]) == {
+            "specversion",
+            "type",
+            "id",
+            "source",
+            "subject",
+            "data",
+        }
+    asyncapi = made["asyncapi.json"]
+    refs = re.findall(r'"\$ref": "([^"]+)"', documents()["asyncapi.json"])
+    assert refs
+    for ref in refs:
+        target = asyncapi
+        for part in ref.removeprefix("#/").split("/"):
+            target = made[part] if part.endswith(".json") else target[part]
+    described = asyncapi["components"]["messages"]["FeedbackReceived"]["description"]
+    for kind in get_args(FeedbackKind):
+        assert kind in described
+    for task in get_args(Task):
+        assert f"correction, {task}" in described

@@ -14,9 +14,9 @@ from tests.support.served import Served, make_project, served
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Served]:
+def server(tmp_path_factory: pytest.TempPathFactory, version: Path) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("served") / "project"
-    config = make_project(root, tiny_base, workers=1, cors_origins=["https://app.example"], keep_alive_s=1.5)
+    config = make_project(root, version, workers=1, cors_origins=["https://app.example"], keep_alive_s=1.5)
     with served(config) as running:
         yield running
 
@@ -32,8 +32,9 @@ def test_metrics_do_not_grow_with_what_callers_send(server: Served, client: http
         lines = client.get("/metrics").text.splitlines()
         return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
 
-    for path in ("/livez", "/readyz", "/healthz"):
+    for path in ("/livez", "/readyz", "/healthz", "/nowhere"):
         client.get(path)
+    client.post("/livez")
     known = series()
     for n in range(50):
         client.get(f"/{n}" + "x" * 1000)
@@ -63,10 +64,10 @@ def test_connections_of_a_worker_are_bounded(server: Served) -> None:
         (b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", b"400"),
         (b"GET /livez HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 200_000 + b"\r\n\r\n", b"431"),
     ):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as one:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as one:
             one.sendall(request)
             assert one.recv(4096).split()[1] == status
-    idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     idle.request("GET", "/livez")
     idle.getresponse().read()
     assert idle.sock.recv(1) == b""  # closed after keep_alive_s, before the time-out of this end

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from schemas.records import RoundState
 from schemas.setting_groups import ModelSettings, TriggerSettings
 from schemas.settings import Settings, render_settings
 from services.cli.status import look, triggers_line
 from services.ingestion import feedback_counts
 from services.ingestion.feedback_counts import FeedbackCounts, counts
 from services.projects import LOCK, STATE
-from services.rounds.executor import REPOSITORY
 from serving.file_lock import held
 from serving.registry.glance import glance, read_registry, read_sqlite
 from serving.registry.registry import Registry
+from tests.support.fakes import REPOSITORY
 from tests.support.registries import add_versions, begin
 
 
@@ -62,6 +63,21 @@ def test_status_loads_neither_sqlalchemy_nor_feast(project: Settings) -> None:
     assert "worker     77 serves v1" in lines
     assert any(line.startswith("round      ") and "running: not begun" in line for line in lines)
     assert "feedback   0 of 200 since the last round" in lines
+
+
+def test_how_the_last_round_ended_is_said(project: Settings) -> None:
+    with contextlib.closing(Registry(project.registry_url, "shop")) as registry:
+        record = registry.unfinished_round()
+        assert record is not None
+        detail = "superiority: not shown to be better: 12 rows gained, 9 lost of 300 " * 3
+        registry.finish_round(record.round_id, RoundState.INSUFFICIENT, detail=detail)
+    value, lines = look(project.root)
+    assert value["round"] is None
+    assert value["last_round"]["state"] == "insufficient evidence"
+    [line] = [line for line in lines if line.startswith("round ")]
+    assert line.startswith(f"round      none now; {record.round_id} ended ")
+    assert "insufficient evidence: superiority: not shown to be better" in line
+    assert line.endswith("...")
 
 
 def _log_of(settings: Settings, version: int) -> None:

@@ -16,6 +16,7 @@ from pipelines.feature_store.store import FeatureStore
 from pipelines.round_inputs import round_folder
 from schemas.records import RoundRecord, RoundState
 from schemas.settings import Settings
+from services.cli.identity import operator
 from services.cli.main import cli
 from services.projects import open_project
 from serving.artifacts import ArtifactStore
@@ -32,6 +33,12 @@ def command(project: Path, *arguments: str) -> Result:
     return CliRunner().invoke(cli, [*arguments, "-c", str(project)])
 
 
+def why(refused: Result) -> str:
+    """Return the line that `main` prints for a refused command."""
+    assert isinstance(refused.exception, Exception)
+    return f"{refused.output}{refused.exception}"
+
+
 def answer(project: Path, *arguments: str) -> dict[str, object]:
     """Return the JSON object that a command prints."""
     done = command(project, *arguments, "--json")
@@ -42,7 +49,9 @@ def answer(project: Path, *arguments: str) -> dict[str, object]:
 
 def opened(project: Path) -> tuple[Settings, Registry]:
     settings = open_project(project)
-    return settings, Registry(settings.registry_url, settings.model.name)
+    registry = Registry(settings.registry_url, settings.model.name)
+    registry.upgrade()  # as every command does
+    return settings, registry
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -138,12 +147,15 @@ def test_a_stored_version_is_whole_and_gives_its_golden_outputs(project: Path, v
 
 
 def test_a_rollback_makes_the_version_before_the_champion(project: Path) -> None:
-    champion = answer(project, "model", "rollback", "--by", "ann", "--reason", "complaints")
-    assert (champion["model_version"], champion["generation"], champion["actor"]) == (FIRST, 3, "ann")
+    champion = answer(project, "model", "rollback", "--reason", "complaints")
+    assert (champion["model_version"], champion["generation"], champion["actor"]) == (FIRST, 3, operator())
     refused = command(project, "model", "rollback", FIRST)
     assert refused.exit_code == 1
-    assert f"{FIRST} is the champion already" in refused.output
-    assert answer(project, "model", "rollback", CHAMPION)["generation"] == 4
+    assert f"{FIRST} is the champion already" in why(refused)
+    again = command(project, "model", "rollback")
+    assert again.exit_code == 1, "a second one does not toggle back"
+    assert "no other version to roll back to" in why(again)
+    assert answer(project, "model", "rollback", CHAMPION, "--reason", "was no fault")["generation"] == 4
     _, registry = opened(project)
     assert registry.verify_audit() == []
     registry.close()
@@ -182,26 +194,26 @@ def test_a_round_goes_on_from_what_is_stored(judged: tuple[Path, RoundRecord]) -
 
 def test_an_approved_candidate_is_the_champion(awaiting: tuple[Path, RoundRecord]) -> None:
     project, record = awaiting
-    champion = answer(project, "round", "approve", record.round_id, "--by", "ann", "--reason", "read the report")
+    champion = answer(project, "round", "approve", record.round_id, "--reason", "read the report")
     assert (champion["model_version"], champion["generation"]) == (record.candidate_version, 3)
     _, registry = opened(project)
     assert registry.round(record.round_id).state is RoundState.PROMOTED
-    assert registry.version(str(record.candidate_version)).approved_by == "ann"
+    assert registry.version(str(record.candidate_version)).approved_by == operator()
     assert registry.verify_audit() == []
     registry.close()
     for decision in ("approve", "reject"):
-        again = command(project, "round", decision, record.round_id)
+        again = command(project, "round", decision, record.round_id, "--reason", "again")
         assert again.exit_code == 1, decision
     assert answer(project, "model", "rollback")["model_version"] == CHAMPION
 
 
 def test_a_rejected_candidate_changes_nothing(awaiting: tuple[Path, RoundRecord]) -> None:
     project, record = awaiting
-    ended = answer(project, "round", "reject", "latest", "--by", "ann", "--reason", "too few rows")
-    assert (ended["state"], ended["detail"]) == ("rejected", "rejected by ann: too few rows")
-    refused = command(project, "round", "approve", record.round_id)
+    ended = answer(project, "round", "reject", "latest", "--reason", "too few rows")
+    assert (ended["state"], ended["detail"]) == ("rejected", f"rejected by {operator()}: too few rows")
+    refused = command(project, "round", "approve", record.round_id, "--reason", "enough for me")
     assert refused.exit_code == 1
-    assert "have a candidate to approve" in refused.output
+    assert "add --overrule" in why(refused)
     _, registry = opened(project)
     champion = registry.champion()
     registry.close()
@@ -212,6 +224,6 @@ def test_a_rejected_candidate_changes_nothing(awaiting: tuple[Path, RoundRecord]
 def test_a_candidate_judged_against_another_champion_is_not_approved(awaiting: tuple[Path, RoundRecord]) -> None:
     project, record = awaiting
     assert command(project, "model", "rollback").exit_code == 0
-    refused = command(project, "round", "approve", record.round_id)
+    refused = command(project, "round", "approve", record.round_id, "--reason", "good")
     assert refused.exit_code == 1
-    assert f"was judged against {CHAMPION}" in refused.output
+    assert f"was judged against {CHAMPION}" in why(refused)

@@ -6,9 +6,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pyarrow as pa
 import pytest
 import yaml
@@ -18,6 +16,7 @@ from pipelines.feature_store.store import FeatureStore, default_feature_store_ya
 from schemas.setting_groups import FeatureStoreSettings
 from schemas.settings import Settings
 from tests.support.events import feedback, pid, prediction
+from tests.support.object_store import s3_server
 from tests.support.stored_rows import NOW, rows
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -25,28 +24,8 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """An s3:// address on a server of this process, which as S3 itself lets one of two conditional writes of a key pass."""
-    from moto.s3.responses import S3Response
-    from moto.server import ThreadedMotoServer
-
-    put, one_at_a_time = S3Response.put_object, threading.Lock()  # moto looks for the key, then writes it
-
-    def put_at_once(self: S3Response) -> Any:
-        with one_at_a_time:
-            return put(self)
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(S3Response, "put_object", put_at_once)
-        for name, value in {**keys, "AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true"}.items():
-            patch.setenv(name, value)
-        boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="events")
-        yield "s3://events"
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 def test_on_s3_stored_offsets_are_never_stored_again(s3: str) -> None:

@@ -87,7 +87,8 @@ def test_a_policy_is_explained_likewise() -> None:
     ):
         load_policy(b"\xef\xbb\xbf[superiority]\r\nalhpa = 0.1\r\n")
     with pytest.raises(
-        BadPolicy, match=r"^policy\.toml line 2: superiority\.metric = 'acc': expected 'accuracy', 'nll', "
+        BadPolicy,
+        match=r"^policy\.toml line 2: superiority\.metric = 'acc': expected 'accuracy_or_brier', 'accuracy', ",
     ):
         load_policy("[superiority]\nmetric = 'acc'")
 

@@ -1,38 +1,24 @@
 """MLflow: a round is logged once, its aliases follow, and a server that is away stops nothing."""
 
-from typing import Any
-
 import pytest
 
-from pipelines.gates.policy import DEFAULT_POLICY
+from pipelines.gates.policy import default_policy
 from pipelines.report import mlflow_tracking, round_report
 from pipelines.round_inputs import round_folder
-from pipelines.training_round import run_round
-from schemas.records import RoundState
+from schemas.records import RoundRecord, RoundState
 from schemas.settings import Settings
 from services.rounds.announce import announce
-from serving.artifacts import ArtifactStore
 from serving.registry.registry import Registry
+from tests.support.first_rounds import next_round
 
 
 def tracked(settings: Settings, uri: str) -> Settings:
     return settings.model_copy(update={"training": settings.training.model_copy(update={"mlflow_uri": uri})})
 
 
-def run(settings: Settings, registry: Registry) -> Any:
-    settings.path("policy.toml").write_text(DEFAULT_POLICY, encoding="utf-8")
-    record = registry.claim_round(reason="test", cut={}, token=None)
-    assert record is not None
-    return run_round(
-        record.round_id,
-        settings=settings,
-        registry=registry,
-        store=ArtifactStore(settings.location(settings.artifacts.url)),
-        features=None,
-        token=None,
-        progress=lambda *_: None,
-        announce=lambda champion: announce(settings, registry, champion),
-    )
+def run(settings: Settings, registry: Registry) -> RoundRecord:
+    settings.path("policy.toml").write_text(default_policy("classification"), encoding="utf-8")
+    return next_round(settings, registry, announce=lambda champion: announce(settings, registry, champion))
 
 
 def test_a_round_is_logged_once_and_the_aliases_follow(full_precision: Settings, registry: Registry) -> None:

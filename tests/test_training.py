@@ -16,15 +16,12 @@ from pipelines.models.encoder import (
     BaseModelMissing,
     Encoder,
     TextModel,
-    UnknownArchitecture,
-    adapter_targets,
     base_model_path,
     base_model_sha256,
     mean_pool,
     trainable_copy,
 )
 from pipelines.models.probe import fit_probe
-from pipelines.training import trainer
 from pipelines.training.errors import TrainingDiverged
 from pipelines.training.fitting import Fit, batch_size
 from pipelines.training.frozen_layers import LowerStates
@@ -32,12 +29,14 @@ from pipelines.training.label_names import label_rows, words
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.tasks.task import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 from tests.support.fakes import TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)
 TASK = Classification(LABELS)
 RECIPE = TrainingSettings(
+    tfidf=False,
+    probe_c=0.075,
     epochs=4,
     threads=1,
     learning_rate=5e-3,
@@ -104,10 +103,7 @@ def test_training_leaves_the_encoder_as_it_was(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("cross_below", [1000, 50])
-def test_adapters_are_kept_when_they_help_on_rows_not_trained_on(
-    encoder: Encoder, cross_below: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer, "CROSS_BELOW", cross_below)
+def test_adapters_are_kept_when_they_help_on_rows_not_trained_on(encoder: Encoder, cross_below: int) -> None:
     test = toy_rows(120, seed=9)
     rows, held = examples(60, seed=1), examples(24, seed=2)
     # A probe held this short leaves much to learn; adapters of a random base first make it worse, hence the patience.
@@ -201,15 +197,12 @@ def test_other_architectures_start_from_lower_states_too(encoder: Encoder, tmp_p
         np.testing.assert_allclose(opened.outputs(range(10)), whole, atol=1e-4)
 
 
-def test_base_models_are_found_hashed_or_refused_by_name(encoder: Encoder, tmp_path: Path) -> None:
+def test_base_models_are_found_hashed_or_refused(encoder: Encoder) -> None:
     assert base_model_path(str(encoder.path)) == encoder.path
     assert (base_model_path(None) / "config.json").is_file()
     with pytest.raises(BaseModelMissing, match="no-such-model"):
         base_model_path("/nowhere/no-such-model")
     assert base_model_sha256(encoder.path) == base_model_sha256(encoder.path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    with pytest.raises(UnknownArchitecture, match="gpt2"):
-        adapter_targets(tmp_path, "query-value")
 
 
 def test_small_sets_get_small_batches() -> None:
@@ -282,6 +275,15 @@ def test_a_loss_that_is_no_number_stops_the_training_with_the_way_out(encoder: E
     settings = RECIPE.model_copy(update={"learning_rate": rate, "head_learning_rate": rate})
     expected = (
         rf"the training loss is ({said}) at step \d+ of \d+ \(.*\): lower training.learning_rate, or set training.bf16"
+    )
+    with pytest.raises(TrainingDiverged, match=expected):
+        train(TASK, encoder, examples(60, 1), examples(20, 2), settings, lambda *_: None)
+
+
+def test_a_loss_that_explodes_stops_the_training_with_the_way_out(encoder: Encoder) -> None:
+    settings = RECIPE.model_copy(update={"head_learning_rate": 300.0})
+    expected = (
+        r"the training loss exploded from .* to .* in epoch \d \(learning rate 3e\+02\): lower training.learning_rate"
     )
     with pytest.raises(TrainingDiverged, match=expected):
         train(TASK, encoder, examples(60, 1), examples(20, 2), settings, lambda *_: None)

@@ -23,12 +23,12 @@ from pipelines.training.tasks.regression import Regression
 from pipelines.training.tasks.task import Batch, HeldOut
 from pipelines.training.trainer import Trained, probe_outputs, train
 from pipelines.training.warm_start import CannotContinue, WarmStart, open_warm_start
-from schemas.manifests import Calibration, Golden, ModelManifest
+from schemas.configuration.training import TrainingSettings
 from schemas.records import Pace
 from schemas.targets import Task, canonical
-from schemas.training_settings import TrainingSettings
 from serving.model_directory import write_manifest
 from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
+from tests.support.manifests import manifest
 from tests.support.versions import other_base
 
 LABELS = sorted(TOPICS)
@@ -62,23 +62,9 @@ def saved(
     """A version's directory as training leaves it."""
     directory.mkdir()
     export.save_weights(trained.model, directory)
-    manifest = ModelManifest(
-        model_version=directory.name,
-        model_name="m",
-        task=task,
-        labels=labels,
-        base_model="tiny",
-        base_model_sha256=base_model_sha256(encoder.path),
-        max_length=32,
-        parent_version=None,
-        round_id="r",
-        dataset_fingerprint="f",
-        method=trained.method,
-        calibration=Calibration(),
-        golden=Golden(texts=[], probabilities=[]),
-        files={},
-    )
-    write_manifest(directory, manifest)
+    sha = base_model_sha256(encoder.path)
+    filled = manifest(directory.name, task=task, labels=labels, base_model_sha256=sha, method=trained.method)
+    write_manifest(directory, filled)
     return directory
 
 
@@ -113,11 +99,6 @@ def test_all_weights_learn_in_each_family_and_the_base_stays(encoder: Encoder, t
     for name, weights in before.items():
         if "embeddings." in name or name.endswith(("query.weight", "q_lin.weight")):
             assert np.array_equal(learned[name], weights.numpy()) == ("embeddings." in name), name
-    export.export(model, base, tmp_path)
-    texts = [row.text for row in rows[:4]]
-    inputs = {name: tensor.numpy() for name, tensor in base.batch(texts).items()}
-    exported = ort.InferenceSession(tmp_path / "model.onnx").run(["logits"], inputs)[0]
-    np.testing.assert_allclose(exported, outputs(model, base, texts), atol=1e-4)
 
 
 def test_all_weights_go_through_a_round_and_on_from_it(encoder: Encoder, tmp_path: Path) -> None:
@@ -125,6 +106,10 @@ def test_all_weights_go_through_a_round_and_on_from_it(encoder: Encoder, tmp_pat
     trained = train(TASK, encoder, examples(60, 1), [], settings, lambda *_: None)
     assert trained.method == "full"
     texts = [text for text, _ in toy_rows(5, seed=3)]
+    export.export(trained.model, encoder, tmp_path)  # of other families, test_pruning.py exports
+    inputs = {name: tensor.numpy() for name, tensor in encoder.batch(texts).items()}
+    exported = ort.InferenceSession(tmp_path / "model.onnx").run(["logits"], inputs)[0]
+    np.testing.assert_allclose(exported, outputs(trained.model, encoder, texts), atol=1e-4)
     before = opened(saved(trained, encoder, tmp_path / "v1", LABELS), encoder, settings)
     again = TASK.start(encoder, examples(20, 2), settings, before)
     np.testing.assert_allclose(outputs(again, encoder, texts), outputs(trained.model, encoder, texts), atol=1e-5)
@@ -160,9 +145,9 @@ def test_rates_fall_with_depth_and_over_time(encoder: Encoder) -> None:
     rows = examples(9, seed=4)
     model = TASK.start(encoder, rows, settings)
     fit = Fit(TASK, model, TASK.rows(encoder, rows, settings), range(9), settings)
-    groups = {(group["initial_lr"], group["weight_decay"]) for group in fit._optimizer.param_groups[:-1]}
+    groups = {(group["initial_lr"], group["weight_decay"]) for group in fit.optimizer.param_groups[:-1]}
     assert groups == {(rate, decay) for rate in (1e-3, 5e-4, 2.5e-4) for decay in (0.1, 0.0)}
-    assert fit._optimizer.param_groups[-1]["initial_lr"] == settings.head_learning_rate
+    assert fit.optimizer.param_groups[-1]["initial_lr"] == settings.head_learning_rate
     for kind in ("linear", "cosine", "constant"):
         factor = schedule(100, recipe(schedule=kind, warmup_share=0.1))
         rising, falling = [factor(n) for n in range(10)], [factor(n) for n in range(10, 100)]

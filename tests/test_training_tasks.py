@@ -12,7 +12,7 @@ import torch
 from pipelines.compression import export
 from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder
-from pipelines.models.probe import fit_one_vs_rest, fit_ridge
+from pipelines.models.probe import fit_one_vs_rest_path, fit_ridge
 from pipelines.training.fitting import Fit
 from pipelines.training.tasks.choose import task_for
 from pipelines.training.tasks.classification import Classification
@@ -20,8 +20,8 @@ from pipelines.training.tasks.multilabel import Multilabel
 from pipelines.training.tasks.regression import Regression
 from pipelines.training.tasks.task import Batch
 from pipelines.training.trainer import Trained, probe_outputs, train
+from schemas.configuration.training import TrainingSettings
 from schemas.targets import canonical
-from schemas.training_settings import TrainingSettings
 from tests.support.fakes import TINY_RECIPE, TOPICS, toy_rows
 
 LABELS = sorted(TOPICS)
@@ -96,7 +96,9 @@ def test_a_number_is_learned_and_exported_in_its_unit(encoder: Encoder, tmp_path
 
 def test_the_probe_of_a_number_ships_in_its_unit(encoder: Encoder) -> None:
     rows = rated(40, seed=1)
-    trained = train(task_for("regression", [], rows), encoder, rows, [], TrainingSettings(epochs=0), lambda *_: None)
+    trained = train(
+        task_for("regression", [], rows), encoder, rows, [], TrainingSettings(epochs=0, tfidf=False), lambda *_: None
+    )
     expected = probe_outputs(Regression(), encoder, rows, [row.text for row in rows], RECIPE)
     np.testing.assert_allclose(outputs(trained, encoder, rows), expected, rtol=1e-3)
 
@@ -143,8 +145,8 @@ def test_probes_respect_weights_and_survive_labels_without_rows() -> None:
     points = np.array([[0.0], [0.1], [1.0], [1.1]], dtype=np.float32)
     middle = np.array([[0.55]], dtype=np.float32)
     targets = np.array([[0, 0, 1], [0, 0, 1], [1, 0, 1], [1, 0, 1]], dtype=np.float32)
-    even = fit_one_vs_rest(points, targets, c=1.0)
-    light = fit_one_vs_rest(points, targets, c=1.0, weights=[1, 1, 0.1, 0.1])
+    even = fit_one_vs_rest_path(points, targets, cs=[1.0])[0]
+    light = fit_one_vs_rest_path(points, targets, cs=[1.0], weights=[1, 1, 0.1, 0.1])[0]
     assert light.outputs(middle)[0, 0] < even.outputs(middle)[0, 0]
     assert even.outputs(middle)[0, 1] < 0 < even.outputs(middle)[0, 2]
     values = np.array([0.0, 0.0, 10.0, 10.0])

@@ -58,7 +58,8 @@ def test_age_counts_towards_progress() -> None:
 def test_cron_fires_when_due() -> None:
     policy = TriggerSettings(cron="0 3 * * *")
     assert not decide(state(), policy, NOW).fire
-    decision = decide(state(cron=True), policy, NOW)
+    assert not decide(state(cron=True), policy, NOW).fire, "without new feedback there is nothing to learn"
+    decision = decide(state(1, cron=True), policy, NOW)
     assert decision.fire
     assert "0 3 * * *" in decision.reason
 

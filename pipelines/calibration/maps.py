@@ -1,7 +1,7 @@
 """Calibration maps: from logits to calibrated probabilities, with the scores of prediction sets.
 
 Turns logits and the truth of calibration rows into a `Calibration`, a part of the artefact. evaluation/evaluators.py calls
-`fit` and `fit_each`; training compares epochs by the fitted temperature. Pure functions; serving applies the map.
+`cross_fit` and `cross_fit_each`; training compares epochs by the fitted temperature. Pure functions; serving applies the map.
 
 Cross-validation chooses the kind of map, "none" included; a richer kind has to beat a simpler one by a standard error.
 Prediction sets are fitted on the same held-out probabilities: an overfitted map would promise too small sets. `fit` is for
@@ -9,13 +9,14 @@ labels that exclude each other, `fit_each` for labels that don't; intervals.py i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
-from pipelines.calibration import conformal
+from pipelines.calibration import conformal, thresholds
 from pipelines.metrics import probabilistic
 from schemas.manifests import Calibration
 from serving.inference import calibration as applied
@@ -61,30 +62,49 @@ def fit_kind(kind: Kind, logits: Floats, truth: Integers) -> Calibration:
             return Calibration()
 
 
+@dataclass(frozen=True)
+class CrossFit:
+    """A map fitted on all rows, and each row's probabilities [n, k] by a map of the same kind that was fitted without it.
+
+    `fold` [n] numbers the rows that were left out together. The first is what ships, the second is how the rows judge it. So are
+    the `answers` [n, k] where several labels can be true: each row's labels by thresholds that were fitted without its fold.
+    """
+
+    calibration: Calibration
+    probabilities: Floats
+    fold: Integers
+    answers: Bools | None = None
+
+
 def fit(logits: Floats, truth: Integers, sets: Literal["lac", "aps"] = "lac") -> Calibration:
+    """Fit as `cross_fit` does, and return the map alone."""
+    return cross_fit(logits, truth, sets).calibration
+
+
+def cross_fit(logits: Floats, truth: Integers, sets: Literal["lac", "aps"] = "lac") -> CrossFit:
     """Fit the map with the lowest cross-validated NLL on [n, k] logits, and the scores of prediction sets.
 
     Fewer than MIN_ROWS rows give no map; no rows give no scores.
     """
     n = len(truth)
     if n < MIN_ROWS:
-        scores = conformal.fit(sets, applied.softmax(logits), truth) if n else None
-        return Calibration(fitted_rows=n, conformal=scores)
+        probabilities = applied.softmax(logits)
+        scores = conformal.fit(sets, probabilities, truth) if n else None
+        return CrossFit(Calibration(fitted_rows=n, conformal=scores), probabilities, _folds(np.arange(n)))
     rivals: list[Kind] = ["temperature", "platt", "isotonic"] if logits.shape[1] == 2 else ["temperature", "vector"]
     order = np.argsort(truth, kind="stable")  # stratified by label: folds take every FOLDS-th row
     held_out = {kind: _held_out(kind, fit_kind, applied.apply, logits, truth, order) for kind in (*rivals, "none")}
     losses = {kind: probabilistic.row_nll(probabilities, truth) for kind, probabilities in held_out.items()}
     chosen = _chosen(rivals, losses)
     fitted = fit_kind(chosen, logits, truth)
-    return fitted.model_copy(
-        update={
-            "fitted_rows": n,
-            "nll_before": float(row_nll(logits, truth).mean()),
-            "nll_after": float(probabilistic.row_nll(applied.apply(fitted, logits), truth).mean()),
-            "held_out_nll": {kind: float(loss.mean()) for kind, loss in losses.items()},
-            "conformal": conformal.fit(sets, held_out[chosen], truth),
-        }
-    )
+    measured = {
+        "fitted_rows": n,
+        "nll_before": float(row_nll(logits, truth).mean()),
+        "nll_after": float(probabilistic.row_nll(applied.apply(fitted, logits), truth).mean()),
+        "held_out_nll": {kind: float(loss.mean()) for kind, loss in losses.items()},
+        "conformal": conformal.fit(sets, held_out[chosen], truth),
+    }
+    return CrossFit(fitted.model_copy(update=measured), held_out[chosen], _folds(order))
 
 
 def fit_kind_each(kind: Kind, logits: Floats, truth: Bools) -> Calibration:
@@ -107,12 +127,27 @@ def fit_kind_each(kind: Kind, logits: Floats, truth: Bools) -> Calibration:
     return Calibration(kind="vector", scale=scale.tolist(), shift=shift.tolist())
 
 
-def fit_each(logits: Floats, truth: Bools) -> Calibration:
-    """Fit as `fit` does, for labels that don't exclude each other: [n, k], [n, k]."""
+def fit_each(logits: Floats, truth: Bools, metric: str = "micro_f1", at_least_one: bool | None = None) -> Calibration:
+    """Fit as `cross_fit_each` does, and return the map alone."""
+    return cross_fit_each(logits, truth, metric, at_least_one).calibration
+
+
+def cross_fit_each(
+    logits: Floats, truth: Bools, metric: str = "micro_f1", at_least_one: bool | None = None
+) -> CrossFit:
+    """Fit as `cross_fit` does, for labels that don't exclude each other: [n, k], [n, k]; and their thresholds.
+
+    `metric` and `at_least_one` are as for `thresholds.fit`. The answers of each fold are by thresholds that were fitted without
+    it, on held-out probabilities of the other folds alone.
+    """
     n = len(truth)
     if n < MIN_ROWS:
-        scores = conformal.fit_outer(applied.sigmoid(logits), truth) if n else None
-        return Calibration(fitted_rows=n, conformal=scores)
+        probabilities = applied.sigmoid(logits)
+        every = thresholds.always_one(truth, at_least_one)
+        fitted = Calibration(
+            fitted_rows=n, conformal=conformal.fit_outer(probabilities, truth) if n else None, at_least_one=every
+        )
+        return CrossFit(fitted, probabilities, _folds(np.arange(n)), applied.answered(fitted, probabilities))
     rivals: list[Kind] = ["temperature", "vector"]
     maps = (fit_kind_each, applied.apply_to_each)
     held_out = {kind: _held_out(kind, *maps, logits, truth, np.arange(n)) for kind in (*rivals, "none")}
@@ -120,15 +155,28 @@ def fit_each(logits: Floats, truth: Bools) -> Calibration:
     chosen = _chosen(rivals, losses)
     fitted = fit_kind_each(chosen, logits, truth)
     after = probabilistic.row_nll_each(applied.apply_to_each(fitted, logits), truth)
-    return fitted.model_copy(
-        update={
-            "fitted_rows": n,
-            "nll_before": float(_logistic_losses(logits, truth).mean()),
-            "nll_after": float(after.mean()),
-            "held_out_nll": {kind: float(loss.mean()) for kind, loss in losses.items()},
-            "conformal": conformal.fit_outer(held_out[chosen], truth),
-        }
-    )
+    measured = {
+        "fitted_rows": n,
+        "nll_before": float(_logistic_losses(logits, truth).mean()),
+        "nll_after": float(after.mean()),
+        "held_out_nll": {kind: float(loss.mean()) for kind, loss in losses.items()},
+        "conformal": conformal.fit_outer(held_out[chosen], truth),
+        **thresholds.fit(held_out[chosen], truth, metric, at_least_one),
+    }
+    fold, answers = _folds(np.arange(n)), np.zeros_like(truth)
+    for number in range(FOLDS):
+        held, kept = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        inner = _held_out(chosen, *maps, logits[kept], truth[kept], np.arange(len(kept)))
+        rule = Calibration.model_validate(thresholds.fit(inner, truth[kept], metric, at_least_one))
+        answers[held] = applied.answered(rule, held_out[chosen][held])
+    return CrossFit(fitted.model_copy(update=measured), held_out[chosen], fold, answers)
+
+
+def _folds(order: Integers) -> Integers:
+    """Return the fold of each row [n], as `_held_out` draws them from this order."""
+    fold = np.empty(len(order), dtype=np.int64)
+    fold[order] = np.arange(len(order)) % FOLDS
+    return fold
 
 
 def _chosen(rivals: Sequence[Kind], losses: Mapping[Kind, Floats]) -> Kind:

@@ -20,13 +20,15 @@ from torch.nn import functional
 
 from pipelines.compression import pruning
 from pipelines.models.encoder import Encoder, TextModel, computes_bf16, layers_of, mean_pool
+from pipelines.training.errors import check_loss
 from pipelines.training.fitting import batches, schedule
 from pipelines.training.history import TrainingProgress
 from pipelines.training.warm_start import HEAD, WarmStart
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 
 BATCH = 32
 PRUNING_TEXTS = 1024  # on which the importance of heads and units is measured
+REMEDY = "raise or unset training.student_layers, training.student_heads and training.student_feed_forward"
 LEARNING_RATE, WARMUP_SHARE, WEIGHT_DECAY = 2e-4, 0.06, 0.01
 
 
@@ -54,6 +56,8 @@ def distil(
     texts: Sequence[str],
     settings: TrainingSettings,
     progress: TrainingProgress,
+    *,
+    learning_rate: float = LEARNING_RATE,
 ) -> TextModel:
     """Return a student of the shape in `settings`; the order of the texts does not matter.
 
@@ -63,36 +67,56 @@ def distil(
         texts: texts like those to be served; labels are not needed.
         settings: the recipe.
         progress: receives the completed share from 0 to 1.
+        learning_rate: peak learning rate.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
 
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    draw = random.Random(settings.seed)  # noqa: S311 - the order of batches is no secret
     unique = sorted(set(texts), key=lambda text: (len(text), text))
-    teacher_pooled, teacher_outputs = run_all(teacher, encoder, unique)
-    pooled_scale, output_scale = (t.var(dim=0).sum().clamp(min=1e-6) for t in (teacher_pooled, teacher_outputs))
+    targets = run_all(teacher, encoder, unique)
+    scales = [target.var(dim=0).sum().clamp(min=1e-6) for target in targets]
     student = start_student(teacher, settings.student_layers)  # stays in evaluation mode: without dropout
     if settings.student_heads < 1 or settings.student_feed_forward < 1:
-        _narrow(student, encoder, unique, settings, [1 / pooled_scale.sqrt(), 1 / output_scale.sqrt()])
+        _narrow(student, encoder, unique, settings, [1 / scale.sqrt() for scale in scales])
+    _fit(student, encoder, unique, targets, scales, settings, progress, learning_rate)
+    return student
+
+
+def _fit(
+    student: TextModel,
+    encoder: Encoder,
+    texts: Sequence[str],
+    targets: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    settings: TrainingSettings,
+    progress: TrainingProgress,
+    learning_rate: float,
+) -> None:
+    """Train a student on texts sorted by length, towards its teacher's embeddings and outputs. Raises TrainingDiverged."""
+    draw = random.Random(settings.seed)  # noqa: S311 - the order of batches is no secret
     trained = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    steps = settings.student_epochs * -(-len(unique) // BATCH)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    step, steps = 0, settings.student_epochs * -(-len(texts) // BATCH)
     falling = settings.model_copy(update={"warmup_share": WARMUP_SHARE, "schedule": "linear"})
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(steps, falling))
     half = computes_bf16()
     for epoch in range(settings.student_epochs):
-        for rows in batches(range(len(unique)), range(len(unique)), BATCH, draw):  # sorted by length already
-            pooled, outputs = _run(student, encoder, [unique[n] for n in rows], half)
-            loss = functional.mse_loss(pooled, teacher_pooled[rows], reduction="sum") / pooled_scale
-            loss = loss + functional.mse_loss(outputs, teacher_outputs[rows], reduction="sum") / output_scale
+        for rows in batches(range(len(texts)), range(len(texts)), BATCH, draw):
+            outputs = _run(student, encoder, [texts[n] for n in rows], half)
+            parts = zip(outputs, targets, scales, strict=True)
+            loss = sum(functional.mse_loss(o, t[rows], reduction="sum") / scale for o, t, scale in parts) / len(rows)
+            step += 1
+            check_loss(float(loss.detach()), "distillation loss", step, steps, rate.get_last_lr()[0], REMEDY)
             optimizer.zero_grad()
-            (loss / len(rows)).backward()
+            loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             rate.step()
         progress((epoch + 1) / settings.student_epochs, None)
-    return student
 
 
 def start_student(teacher: TextModel, kept: int | None) -> TextModel:

@@ -9,7 +9,7 @@ import io
 import logging
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from safetensors.torch import save_file
 
+from pipelines.compression.activation_ranges import fix_ranges
 from pipelines.compression.packing import PackedModel
 from pipelines.models.encoder import NORM, Encoder, TextModel
+from pipelines.models.families import encoder_family
 from pipelines.training.warm_start import ADAPTER, HEAD, WEIGHTS
 
 
@@ -41,7 +43,7 @@ def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
     """Merge a copy and write model.onnx and tokenizer.json.
 
     The graph takes input_ids and attention_mask, int64 [batch, sequence], both dynamic, and returns `logits` [batch, k] for
-    every task. Padding costs it little (packing.py).
+    every task. Padding costs it little where the family can be packed (packing.py).
     """
     # Merging changes the frozen weights in place, and those are shared with the base model: merge a copy.
     merged = copy.deepcopy(model)
@@ -53,7 +55,7 @@ def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
     with _errors_only("torch.onnx"), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         torch.onnx.export(
-            PackedModel(merged),
+            PackedModel(merged) if encoder_family(merged.encoder.config.model_type).packs else merged,
             (example["input_ids"], example["attention_mask"]),
             directory / "model.onnx",
             input_names=["input_ids", "attention_mask"],
@@ -66,9 +68,10 @@ def export(model: TextModel, encoder: Encoder, directory: Path) -> None:
     encoder.tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
 
 
-def quantise(source: Path, target: Path) -> None:
-    """Write `target`, the int8 graph of `source`: weights per output channel, activations on each call (dynamic quantisation).
+def quantise(source: Path, target: Path, rows: Sequence[Sequence[int]]) -> None:
+    """Write `target`, the int8 graph of `source`: weights per output channel, activations within fixed ranges over `rows`.
 
+    `rows` are token ids of training texts, without padding. Fixed ranges make a text's answer the same alone and in any batch.
     One scale for a whole weight matrix loses two more points of agreement, and is no faster. On x86 processors without VNNI,
     weights use 7 bits: with 8, ONNX Runtime's products saturate there (its documentation on quantization, "U8S8").
     """
@@ -76,6 +79,9 @@ def quantise(source: Path, target: Path) -> None:
     add_pre_process_metadata(model)  # the exporter has inferred all shapes already
     with _errors_only("root"):  # it warns of integer tensors, which it leaves as they are
         quantize_dynamic(model, target, per_channel=True, reduce_range=_saturates(), weight_type=QuantType.QInt8)
+    quantised = onnx.load(target)
+    fix_ranges(quantised, rows)
+    onnx.save(quantised, target)
 
 
 @contextlib.contextmanager

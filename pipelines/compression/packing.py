@@ -52,9 +52,13 @@ def attend(
     *,
     scaling: float,
     layout: Layout,
+    sliding_window: int | None = None,
     **___: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return attention within each row: query, key and value [1, heads, t, width] -> [1, t, heads, width]."""
+    """Return attention within each row: query, key and value [1, heads, t, width] -> [1, t, heads, width].
+
+    With a `sliding_window`, a token attends to those at a smaller distance alone.
+    """
     heads = query.shape[1]
 
     def rows(packed: torch.Tensor) -> torch.Tensor:
@@ -62,6 +66,10 @@ def attend(
         return laid_out.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     absent = (1 - layout.mask.to(query.dtype))[:, None, None, :] * FAR_BELOW
+    if sliding_window is not None:
+        positions = torch.arange(layout.mask.shape[1], device=query.device)
+        far = (positions[:, None] - positions[None, :]).abs() >= sliding_window
+        absent = absent + far.to(query.dtype)[None, None] * FAR_BELOW
     weights = torch.softmax(rows(query) @ rows(key).transpose(2, 3) * scaling + absent, dim=-1)
     attended = layout.pack((weights @ rows(value)).transpose(1, 2).flatten(2))
     return attended.unflatten(-1, (heads, -1)).unsqueeze(0), None

@@ -10,44 +10,13 @@ over the outputs estimate it in one backward pass (Hutchinson 1990).
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipelines.models.encoder import UnknownArchitecture, layers_of
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Names of a layer's modules, and of the attributes that hold its attention module's shape."""
-
-    attention: str
-    inner: tuple[str, str, str]  # query, key and value, within the attention module
-    merge: str
-    widen: str
-    narrow: str
-    shape: tuple[str, str]  # number of heads, total width of the heads
-
-
-BERT = Parts(
-    attention="attention.self",
-    inner=("query", "key", "value"),
-    merge="attention.output.dense",
-    widen="intermediate.dense",
-    narrow="output.dense",
-    shape=("num_attention_heads", "all_head_size"),
-)
-DISTILBERT = Parts(
-    attention="attention",
-    inner=("q_lin", "k_lin", "v_lin"),
-    merge="attention.out_lin",
-    widen="ffn.lin1",
-    narrow="ffn.lin2",
-    shape=("n_heads", "dim"),
-)
-PARTS = {"bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT, "distilbert": DISTILBERT}
+from pipelines.models.encoder import layers_of
+from pipelines.models.families import Parts, parts_of
 
 
 def prune(
@@ -72,11 +41,7 @@ def prune(
         UnknownArchitecture: encoders of this `model_type` cannot be pruned.
 
     """
-    kind = encoder.config.model_type
-    if kind not in PARTS:
-        known = ", ".join(PARTS)
-        raise UnknownArchitecture(f"base model has model_type {kind!r}; heads and units can be pruned in {known}")
-    parts = PARTS[kind]
+    parts = parts_of(encoder.config.model_type)
     scores = importance(encoder, parts, outputs_of, batches, seed)
     for layer, (head_scores, unit_scores) in zip(layers_of(encoder), scores, strict=True):
         _slice(layer, parts, _highest(head_scores, heads), _highest(unit_scores, feed_forward))

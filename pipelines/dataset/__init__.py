@@ -5,5 +5,7 @@ balance. Rows in equal rows kept plus rows dropped by reason (manifest.py). The 
 of character 3-grams of at least 0.9) is exact (PartEnum, Arasu et al. 2006). Every row in use leads its group, so no two of
 them are near-duplicates, whatever their sides. A group's side is drawn from a keyed hash, and stored once in the split ledger.
 
-files.py reads labelled files; project_dataset.py joins a project's files and feedback. report/ describes the result.
+files.py reads labelled files; project_dataset.py joins a project's files and feedback. replayed.py says how many of the
+champion's answers that nobody corrected train beside them. obstacles.py says why a dataset allows no round. report/ describes
+the result.
 """

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from statistics import median
 
-from pipelines.dataset.examples import FROM_FILES, Drops, Example
+from pipelines.dataset.examples import CURATED, Drops, Example
 
 MOST_WEIGHT = 10.0
 CAP = 5  # rows of a label, in medians of all labels
@@ -35,7 +35,7 @@ def replay(
     if ratio is None or since is None:
         return rows
     moment = since.isoformat()
-    older = [e for e in rows if e.source not in FROM_FILES and e.order <= moment]
+    older = [e for e in rows if e.source not in CURATED and e.order <= moment]
     room = max(always, int(ratio * (len(rows) - len(older))))
     if len(older) <= room:
         return rows
@@ -64,7 +64,7 @@ def capped(rows: list[Example], drops: Drops) -> list[Example]:
     kept = set()
     for e in sorted(rows, key=_draw):
         seen[e.label] += 1
-        if seen[e.label] <= most or e.source in FROM_FILES:
+        if seen[e.label] <= most or e.source in CURATED:
             kept.add(id(e))
     return drops.keep(rows, lambda e: id(e) in kept, "over the cap per label")
 

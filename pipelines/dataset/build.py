@@ -1,6 +1,6 @@
 """Build the dataset of a round from files and feedback, with a reason for every row that is left out.
 
-Order: collect, clean, cap per person, quarantine, cluster near-duplicates, hold out the reference and the audit sample,
+Order: collect, clean, cap per person, quarantine, cluster near-duplicates, hold out the reference and the audit texts,
 merge by vote, assign sides, replay and balance. `build` reads no files; its only side effect is that it records sides in the
 split ledger.
 
@@ -9,27 +9,33 @@ Every row in use, on any side, leads its cluster. No two of them are near-duplic
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset import balance, split
-from pipelines.dataset.clean import Tokens, clean, tidy
-from pipelines.dataset.collect import from_feedback, from_files
+from pipelines.dataset.cleaning.clean import clean
+from pipelines.dataset.cleaning.names import installed_tier
+from pipelines.dataset.cleaning.quarantine import quarantined_people
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import FileRow
-from pipelines.dataset.groups import AUDIT, IN_AUDIT, JUDGING, Groups
+from pipelines.dataset.groups import JUDGING, TRAINED, Groups, untrained
 from pipelines.dataset.manifest import Sides, manifest_of
-from pipelines.dataset.names import installed_tier
-from pipelines.dataset.quarantine import quarantined
+from pipelines.dataset.sources.collect import from_feedback, from_files
+from pipelines.dataset.sources.queue_labels import QueueRows
 from pipelines.feature_store.store import FeedbackRow
 from schemas.manifests import DatasetManifest
+from schemas.records import Trusted
 from schemas.settings import Settings
+from schemas.targets import LABELLED, labels_of
+from serving.inference.normalise import normalise
 
 USES = {"validation": "validate", "calibration": "judge", "test": "judge"}  # sides without rejections
+NOBODY = Trusted()
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]  # n texts -> [n, width]
 Redact = Callable[[list[str]], list[str]]  # texts -> texts without names of people and places
 
@@ -51,9 +57,11 @@ class Sources:
     seed: Sequence[FileRow]  # train in every round
     domain: Sequence[FileRow] = ()  # further labelled rows
     reference: Sequence[FileRow] | None = None  # curated, never train; None: only held-out rows form the reference set
+    queue: QueueRows = field(default_factory=QueueRows)  # what people labelled in the queue
     feedback: Sequence[FeedbackRow]  # effective feedback up to `cut`
     cut: dict[str, int]  # last offset of feedback by topic-partition, for the manifest
     since: datetime | None = None  # feedback up to this time is subject to replay; None: all feedback is new
+    trusted: Trusted = NOBODY  # people whom a reviewer released from quarantine, or rejected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +79,6 @@ def build(
     settings: Settings,
     embed: Embed,
     ledger: Ledger,
-    tokens: Tokens | None = None,
 ) -> Dataset:
     """Return the dataset of one round. The order of the source rows makes no difference.
 
@@ -81,18 +88,16 @@ def build(
         settings: the project's.
         embed: n texts -> [n, width].
         ledger: sides assigned before; this round's new sides are written to it.
-        tokens: token counts of the base model; None: no text is too long.
 
     """
     drops, reference_drops = Drops(), Drops()
     redact = installed_tier() if settings.dataset.names else None
-    examples = clean_and_cap(sources, labels, settings, tokens, redact, drops)
-    people = quarantined_people(examples, embed, settings)
+    examples = clean_and_cap(sources, labels, settings, redact, drops)
+    people = quarantined_people(examples, embed, settings, sources.trusted)
     examples = drops.keep(examples, lambda e: e.person not in people, "quarantined person")
-    groups = group_near_duplicates(sources.reference or (), examples, redact, ledger, settings)
-    reference, reference_sides = hold_out_reference(groups, settings, reference_drops)
-    audit = groups.audit(drops)
-    on = assign_sides(groups, audit, reference_sides, ledger, settings, drops)
+    groups = group_near_duplicates(sources, examples, redact, ledger, settings, reference_drops)
+    reference, reference_sides = hold_out_reference(groups, labels, settings, reference_drops)
+    on = assign_sides(groups, reference_sides, ledger, settings, drops)
     kept = {
         side: drops.keep(on[side], lambda e: not e.rejects, f"rejection: does not {use}") for side, use in USES.items()
     }
@@ -100,15 +105,17 @@ def build(
         train=replay_and_balance([e for e in on["train"] if not e.rejects], sources.since, settings, drops),
         validation=kept["validation"],
         rejections=[e for e in on["train"] if e.rejects],
-        calibration=_file_rows(reference["calibration"] + kept["calibration"]),
-        judge=_file_rows(reference["test"] + kept["test"]),
-        audit=audit,
+        **by_use(
+            _file_rows(reference["calibration"] + kept["calibration"]),
+            _file_rows(reference["test"] + kept["test"]),
+            settings,
+        ),
     )
     manifest = manifest_of(
         sides,
         labels,
         settings.model.task,
-        rows_in=len(sources.seed) + len(sources.domain) + len(sources.feedback),
+        rows_in=len(sources.seed) + len(sources.domain) + len(sources.feedback) + len(sources.queue.trains),
         cut=sources.cut,
         curated=len(reference_sides),
         quarantined_people=sorted(people),
@@ -122,13 +129,13 @@ def clean_and_cap(
     sources: Sources,
     labels: Sequence[str],
     settings: Settings,
-    tokens: Tokens | None,
     redact: Redact | None,
     drops: Drops,
 ) -> list[Example]:
     """Return the usable rows of seed, domain and feedback: cleaned, and the newest `max_rows_per_person` of each person."""
     wanted, task = settings.dataset, settings.model.task
     files = [*from_files(sources.seed, "seed"), *from_files(sources.domain, "domain")]
+    files += from_files(sources.queue.trains, "settled")
     examples = clean(
         [*files, *from_feedback(sources.feedback, drops, task)],
         set(labels),
@@ -136,7 +143,6 @@ def clean_and_cap(
         task=task,
         min_chars=wanted.min_chars,
         language=wanted.language,
-        tokens=tokens,
         names=redact,
     )
     cap = wanted.max_rows_per_person
@@ -151,57 +157,58 @@ def clean_and_cap(
     return drops.keep(examples, lambda e: id(e) in kept, "over the cap per person")
 
 
-def quarantined_people(examples: Sequence[Example], embed: Embed, settings: Settings) -> set[str]:
-    """Return the people whose corrections contradict everybody else's; nobody if quarantine is off."""
-    if not settings.dataset.quarantine or not any(e.person for e in examples):
-        return set()
-    given = sorted((e for e in examples if not e.rejects), key=lambda e: (e.text, e.label, e.person or "", e.order))
-    return quarantined(
-        [e.text for e in given],
-        [e.label for e in given],
-        [e.person for e in given],
-        [e.source == "correction" for e in given],
-        task=settings.model.task,
-        embed=embed,
-        probe_c=settings.training.probe_c,
-    )
-
-
 def group_near_duplicates(
-    reference: Sequence[FileRow],
+    sources: Sources,
     examples: Sequence[Example],
     redact: Redact | None,
     ledger: Ledger,
     settings: Settings,
+    drops: Drops,
 ) -> Groups:
-    """Return the clusters of the reference and all other rows, with the sides that the ledger has for them."""
-    rows, name = from_files(reference, "seed"), settings.model.name
-    texts = [tidy(e.text) for e in rows]
-    curated = [replace(e, text=text) for e, text in zip(rows, redact(texts) if redact else texts, strict=True)]
-    return Groups(curated, examples, lambda text: split.cluster_key(name, text), ledger.sides, settings.model.task)
+    """Return the clusters of reference, audit texts and other rows; `drops` counts audited rows that are near a trained one."""
+
+    def stored(texts: Iterable[str]) -> list[str]:
+        tidied = [normalise(text) for text in texts]
+        return redact(tidied) if redact else tidied
+
+    def normalised(rows: Sequence[FileRow]) -> list[Example]:
+        given = from_files(rows, "seed")
+        return [replace(e, text=text) for e, text in zip(given, stored(e.text for e in given), strict=True)]
+
+    key_of = partial(split.cluster_key, settings.model.name)
+    audited = untrained(normalised(sources.queue.judges), examples, key_of, ledger.sides, drops)
+    curated = [*normalised(sources.reference or ()), *audited]
+    waiting = stored(sorted(sources.queue.waiting))
+    return Groups(curated, waiting, examples, key_of, ledger.sides, settings.model.task)
 
 
 def hold_out_reference(
-    groups: Groups, settings: Settings, drops: Drops
+    groups: Groups, labels: Sequence[str], settings: Settings, drops: Drops
 ) -> tuple[dict[str, list[Example]], dict[str, str]]:
-    """Return the curated rows by side, and the side of each key. Rows that have trained in an earlier round are dropped."""
-    policy = _policy(settings)
+    """Return the curated rows by side, and the side of each key.
+
+    Rows that have trained in an earlier round are dropped, and rows with a label outside the taxonomy: no model can answer
+    them correctly.
+    """
+    policy, known, task = _policy(settings), set(labels), settings.model.task
     held_out: dict[str, list[Example]] = {side: [] for side in JUDGING}
     sides: dict[str, str] = {}
-    for e in groups.reference(drops):
+    rows = groups.reference(drops)
+    if task in LABELLED:
+        rows = drops.keep(rows, lambda e: known.issuperset(labels_of(task, e.label)), "label is not in the taxonomy")
+    for e in rows:
         key = groups.key[e.text]
         side = groups.known.get(key) or split.held_out_side(key, policy)
         if side in JUDGING:
             held_out[side].append(e)
             sides[key] = side
         else:
-            drops.add(IN_AUDIT if side == AUDIT else "has trained: it cannot judge", e.text)
+            drops.add(TRAINED, e.text)
     return held_out, sides
 
 
 def assign_sides(
     groups: Groups,
-    audit: Sequence[Example],
     reference_sides: Mapping[str, str],
     ledger: Ledger,
     settings: Settings,
@@ -218,13 +225,19 @@ def assign_sides(
         task=settings.model.task,
         reference_rows=len(reference_sides),
     )
-    drawn = {groups.key[e.text]: AUDIT for e in audit}
-    in_force = ledger.record_sides({**reference_sides, **drawn, **dict(zip(keys, decided, strict=True))})
+    in_force = ledger.record_sides({**reference_sides, **dict(zip(keys, decided, strict=True))})
     groups.drop_between(in_force, drops)
     on = defaultdict[str, list[Example]](list)
     for e, key in sorted(zip(merged, keys, strict=True), key=lambda pair: pair[0].text):
         on[in_force[key]].append(e)
     return on
+
+
+def by_use(calibration: list[FileRow], test: list[FileRow], settings: Settings) -> dict[str, list[FileRow]]:
+    """Return the rows that only calibrate and those that judge; without `dataset.calibration_share` all rows judge."""
+    if settings.dataset.calibration_share is None:
+        return {"calibration": [], "reference": calibration + test}
+    return {"calibration": calibration, "reference": test}
 
 
 def replay_and_balance(train: list[Example], since: datetime | None, settings: Settings, drops: Drops) -> list[Example]:
@@ -239,7 +252,7 @@ def replay_and_balance(train: list[Example], since: datetime | None, settings: S
 
 def _policy(settings: Settings) -> split.Policy:
     wanted = settings.dataset
-    return split.Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
+    return split.Policy(wanted.validation_share, wanted.calibration_share or 0.0, wanted.split_by)
 
 
 def _file_rows(rows: Iterable[Example]) -> list[FileRow]:

@@ -5,9 +5,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 # Origin of a label, the most trusted first. The order decides which row represents a cluster.
-SOURCES = ("seed", "domain", "reviewer", "correction", "confirmation", "rating", "rejection")
+SOURCES = (
+    "seed",
+    "domain",
+    "reviewer",
+    "settled",
+    "correction",
+    "confirmation",
+    "rating",
+    "rejection",
+    "unchallenged",
+)
 FROM_FILES = frozenset({"seed", "domain", "reviewer"})
-VOTES = {"seed": 1000.0, "domain": 1000.0, "reviewer": 10.0}
+CURATED = FROM_FILES | {"settled"}  # labels of settled rounds train, but are no fair sample and are never held out
+UNCHALLENGED = "unchallenged"  # a prediction that nobody answered; it has no vote beside people or files
+VOTES = {"seed": 1000.0, "domain": 1000.0, "reviewer": 10.0, "settled": 10.0}
 SHOWN = 120  # characters shown of a dropped row
 
 
@@ -26,7 +38,6 @@ class Example:
     weight: float = 1.0
     order: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
-    audit: bool = False
 
     @property
     def rejects(self) -> bool:

@@ -7,8 +7,8 @@ as they are.
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from pipelines.dataset.clean import tidy
 from pipelines.dataset.files import FileRow
+from serving.inference.normalise import tidy
 
 
 def row_key(text: str) -> str:

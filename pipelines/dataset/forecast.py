@@ -6,16 +6,16 @@ bound. services/checks/data_summary.py calls it.
 
 from collections.abc import Sequence
 
-from pipelines.dataset.collect import from_files
 from pipelines.dataset.files import FileRow
+from pipelines.dataset.sources.collect import from_files
 from pipelines.dataset.split import Policy, cluster_key, decide, held_out_side
 from schemas.settings import Settings
 
 
 def judging_rows(seed: Sequence[FileRow], reference: Sequence[FileRow], settings: Settings) -> int:
-    """Return how many of these rows a first round puts on the side "test"."""
+    """Return how many of these rows judge in a first round."""
     wanted, name = settings.dataset, settings.model.name
-    policy = Policy(wanted.validation_share, wanted.calibration_share, wanted.split_by)
+    policy = Policy(wanted.validation_share, wanted.calibration_share or 0.0, wanted.split_by)
     curated = {cluster_key(name, row.text) for row in reference}
     keyed = {cluster_key(name, row.text): row for row in from_files(seed, "seed")}
     train = {key: row for key, row in keyed.items() if key not in curated}

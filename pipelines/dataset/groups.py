@@ -1,11 +1,12 @@
-"""Cluster a round's texts together with the reference and the audit sample, and merge each cluster to one row.
+"""Cluster a round's texts together with the reference and the audit texts, and merge each cluster to one row.
 
-Precedence: the reference and the audit sample, whose near-duplicates never train; then texts that the split ledger has, so
-that a leader of an earlier round leads again; then rows of files; then people's rows. A row near two leaders is dropped. If
-they are on different sides it is a "bridge", else a "duplicate".
+Precedence: the reference, whose near-duplicates never train, and audit texts that wait for a label, whose near-duplicates do
+not train yet; then texts that the split ledger has, so that a leader of an earlier round leads again; then rows of files; then
+people's rows; then answers that nobody challenged. A row near two leaders is dropped. If they are on different sides it is a
+"bridge", else a "duplicate".
 
-A text joins the audit sample when it is first seen, or never. A text that has trained does not become evidence when it is
-sampled later. A sampled text does not train after the feedback that sampled it is withdrawn.
+A labelled audit text is a row of the reference. One without a label waits a limited time, after which feedback on it trains.
+A text that has trained waits for nothing: it could not judge any more.
 
 build.py makes one `Groups` a round, and assigns the sides.
 """
@@ -13,13 +14,14 @@ build.py makes one `Groups` a round, and assigns the sides.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pipelines.dataset.aggregate import aggregate
-from pipelines.dataset.deduplicate import cluster
-from pipelines.dataset.examples import FROM_FILES, Drops, Example
+from pipelines.dataset.cleaning.aggregate import aggregate
+from pipelines.dataset.cleaning.deduplicate import cluster
+from pipelines.dataset.examples import FROM_FILES, UNCHALLENGED, Drops, Example
 from schemas.targets import Task
 
-JUDGING, AUDIT = ("calibration", "test"), "audit"
-IN_REFERENCE, IN_AUDIT, BRIDGE, DUPLICATE = "in the reference", "in the audit sample", "bridge", "duplicate"
+JUDGING, TRAINING = ("calibration", "test"), ("train", "validation")
+TRAINED = "has trained: it cannot judge"
+IN_REFERENCE, IN_AUDIT, BRIDGE, DUPLICATE = "in the reference", "waits for an audit label", "bridge", "duplicate"
 
 
 class Groups:
@@ -31,6 +33,7 @@ class Groups:
 
     Args:
         curated: normalised rows of the reference.
+        waiting: normalised audit texts that wait for a label.
         examples: all other rows, normalised.
         key_of: text -> its key in the ledger.
         sides: keys -> side of each key that has one.
@@ -41,6 +44,7 @@ class Groups:
     def __init__(
         self,
         curated: Sequence[Example],
+        waiting: Sequence[str],
         examples: Sequence[Example],
         key_of: Callable[[str], str],
         sides: Callable[[Iterable[str]], dict[str, str]],
@@ -48,16 +52,12 @@ class Groups:
     ) -> None:
         self._task = task
         self._reference = _by_text(curated)
-        given = _by_text(examples)
-        self.key = {text: key_of(text) for text in (*self._reference, *given)}
+        self._others = _by_text(examples)
+        self.key = {text: key_of(text) for text in (*self._reference, *waiting, *self._others)}
         self.known = sides(set(self.key.values()))
-        self._audit = {
-            text: [e for e in rows if e.audit]
-            for text, rows in given.items()
-            if text not in self._reference and self._is_audit(text, rows)
-        }
-        self._others = _by_text(e for e in examples if not e.audit or e.text not in self._audit)
-        anchors = [*self._in_order(self._reference), *self._in_order(self._audit)]
+        waits = (text for text in waiting if self.known.get(self.key[text]) not in TRAINING)
+        self._audit = dict.fromkeys(text for text in waits if text not in self._reference)
+        anchors = [*self._in_order(self._reference), *self._audit]
         rest = [
             text for text in self._in_order(self._others) if text not in self._reference and text not in self._audit
         ]
@@ -71,11 +71,6 @@ class Groups:
     def reference(self, drops: Drops) -> list[Example]:
         """Return one reference row a cluster, with the elected label."""
         return self._judging(range(len(self._reference)), self._reference, drops)
-
-    def audit(self, drops: Drops) -> list[Example]:
-        """Return one audit row a cluster that is not in the reference, without rejections."""
-        rows = self._judging(range(len(self._reference), self._anchors), self._audit, drops)
-        return drops.keep(rows, lambda e: not e.rejects, "rejection: does not judge")
 
     def merge(self, drops: Drops) -> list[Example]:
         """Return one example a cluster of the rows that may train or be held out, elected by all its members."""
@@ -123,10 +118,6 @@ class Groups:
         side, other = (self.known.get(self.key[self._texts[m]]) for m in (n, near[0]))
         return (None, BRIDGE) if side is not None and side != other else (near[0], "")
 
-    def _is_audit(self, text: str, rows: Sequence[Example]) -> bool:
-        known = self.known.get(self.key[text])
-        return any(e.audit for e in rows) if known is None else known == AUDIT
-
     def _judging(self, numbers: Iterable[int], rows: Mapping[str, list[Example]], drops: Drops) -> list[Example]:
         members: dict[int, list[Example]] = {n: list(rows[self._texts[n]]) for n in numbers if self._leads[n]}
         for n in numbers:
@@ -140,12 +131,36 @@ class Groups:
         return [e for e in merged if e is not None]
 
     def _in_order(self, rows: Mapping[str, list[Example]]) -> list[str]:
-        def precedence(text: str) -> tuple[bool, str, bool, str]:
+        def precedence(text: str) -> tuple[bool, str, int, str]:
             known = self.key[text] in self.known
-            people = not known and not any(e.source in FROM_FILES for e in rows[text])
-            return not known, self.key[text] if known else "", people, text
+            sources = {e.source for e in rows[text]}
+            rank = 0 if known or sources & FROM_FILES else 1 if sources != {UNCHALLENGED} else 2
+            return not known, self.key[text] if known else "", rank, text
 
         return sorted(rows, key=precedence)
+
+
+def untrained(
+    audited: Sequence[Example],
+    examples: Sequence[Example],
+    key_of: Callable[[str], str],
+    sides: Callable[[Iterable[str]], dict[str, str]],
+    drops: Drops,
+) -> list[Example]:
+    """Return the audited rows that judge already, and the new ones that are near no row that has trained."""
+    if not audited:
+        return []
+    texts = {e.text for e in examples}
+    known = sides({key_of(text) for text in (*texts, *(e.text for e in audited))})
+    trained = sorted(text for text in texts if known.get(key_of(text)) in TRAINING)
+    clusters = cluster([*trained, *(e.text for e in audited)], len(trained))
+    near = {
+        e.text
+        for n, e in enumerate(audited, len(trained))
+        if key_of(e.text) not in known and any(other < len(trained) for other in clusters.near.get(n, ()))
+    }
+    fair = drops.keep(audited, lambda e: known.get(key_of(e.text)) not in TRAINING, TRAINED)
+    return drops.keep(fair, lambda e: e.text not in near, f"near a row that {TRAINED}")
 
 
 def _by_text(rows: Iterable[Example]) -> dict[str, list[Example]]:

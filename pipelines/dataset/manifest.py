@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from pipelines.dataset.counted import Counted
-from pipelines.dataset.examples import Drops, Example
+from pipelines.dataset.examples import UNCHALLENGED, Drops, Example
 from pipelines.dataset.files import FileRow
 from schemas.manifests import DatasetManifest
 from schemas.targets import Task
@@ -21,16 +21,20 @@ from schemas.targets import Task
 class Sides:
     """The rows in use, by side.
 
-    `rejections` name a label that their text does not have. `judge` is the reference set (side "test"). `audit` is a fair
-    sample of traffic, and never trains.
+    `rejections` name a label that their text does not have. `reference` is the reference set. `calibration` only fits the
+    calibration; if it is empty, the reference rows do that too, by cross-fitting.
     """
 
     train: list[Example]
     validation: list[Example]
     rejections: list[Example] = field(default_factory=list)
     calibration: list[FileRow]
-    judge: list[FileRow]
-    audit: list[Example] = field(default_factory=list)
+    reference: list[FileRow]
+
+    @property
+    def calibrating(self) -> list[FileRow]:
+        """Return the rows that fit the calibration."""
+        return self.calibration or self.reference
 
 
 def manifest_of(
@@ -48,31 +52,32 @@ def manifest_of(
     """Return the counts and fingerprints of a dataset; `curated` of its held-out rows come from the reference file."""
     train, validation = sides.train, sides.validation
     counted = Counted.over(task, labels, [e.label for e in train])
+    used = [
+        (side, e.text, e.label, e.source, round(e.weight, 9))
+        for side, rows in (("train", train), ("validation", validation), ("rejection", sides.rejections))
+        for e in rows
+    ]
     return DatasetManifest(
-        fingerprint=_fingerprint(
-            (side, e.text, e.label, e.source, round(e.weight, 9))
-            for side, rows in (("train", train), ("validation", validation), ("rejection", sides.rejections))
-            for e in rows
-        ),
+        fingerprint=_fingerprint(used),
+        given_sha256=_fingerprint(row for row in used if row[3] != UNCHALLENGED),
         cut=cut,
         labels=list(labels),
         rows_in=rows_in,
         rows_train=len(train),
         rows_validation=len(validation),
         rows_rejections=len(sides.rejections),
-        rows_held_out=len(sides.judge) + len(sides.calibration) - curated,
-        rows_audit=len(sides.audit),
+        rows_held_out=len(sides.reference) + len(sides.calibration) - curated,
         rows_by_source=dict(sorted(Counter(e.source for e in [*train, *validation]).items())),
         rows_by_label=counted.rows(e.label for e in [*train, *validation]),
         dropped=dict(sorted(drops.counts.items())),
         dropped_examples=dict(sorted(drops.examples.items())),
         quarantined_people=quarantined_people,
-        reference_rows=len(sides.judge),
+        reference_rows=len(sides.reference),
         reference_calibration_rows=len(sides.calibration),
         reference_dropped=dict(sorted(reference_drops.counts.items())),
         reference_sha256=_fingerprint(
             (side, row.text, row.label)
-            for side, rows in (("calibration", sides.calibration), ("test", sides.judge))
+            for side, rows in (("calibration", sides.calibration), ("test", sides.reference))
             for row in rows
         ),
     )

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from pipelines.dataset.build import Dataset, Ledger, Sources, build
-from pipelines.dataset.clean import Tokens
+from pipelines.dataset.build import NOBODY, Dataset, Ledger, Sources, build
 from pipelines.dataset.examples import Example
 from pipelines.dataset.exclusions import kept
 from pipelines.dataset.files import Columns, FileRow, read_rows
+from pipelines.dataset.sources.queue_labels import QueueRows
 from pipelines.feature_store.store import FeedbackRow
 from schemas.labels import LabelMap
+from schemas.records import Trusted
 from schemas.settings import Settings
 from schemas.targets import LABELLED, Task, canonical, labels_of, value_of
-from serving.atomic_write import sync
+from serving.atomic_write import replacing
 
 if TYPE_CHECKING:
     from pipelines.models.base_models import Base
@@ -38,11 +39,13 @@ def collect_and_build(
     base: "Base",
     since: datetime | None = None,
     without: frozenset[str] = frozenset(),
+    queue: QueueRows | None = None,
+    trusted: Trusted = NOBODY,
 ) -> Dataset:
     """Return the dataset of the project's files and this feedback; see `build`. Raises BadFile.
 
     `labels` is the taxonomy: renamed labels of files and feedback get their current names. `without` has the keys of excluded
-    texts (exclusions.py).
+    texts (exclusions.py), `queue` what people labelled there, `trusted` a reviewer's decisions about people.
     """
     task, reference, columns = settings.model.task, settings.dataset.reference, columns_of(settings)
 
@@ -50,13 +53,21 @@ def collect_and_build(
         rows = kept(read_rows(settings.path(path), task, columns), without)
         return [replace(row, label=labels.target(task, row.label)) for row in rows]
 
+    given = queue or QueueRows()
+    labelled = QueueRows(
+        judges=_judging(kept(given.judges, without), labels, task),
+        trains=kept(given.trains, without),
+        waiting=given.waiting,
+    )
     sources = Sources(
         seed=read(settings.dataset.seed),
         domain=[row for path in settings.dataset.domain for row in read(path)],
         reference=_judging(read(reference), labels, task) if reference else None,
+        queue=labelled,
         feedback=[_renamed(row, labels, task) for row in feedback],
         cut=cut,
         since=since,
+        trusted=trusted,
     )
     return build(
         sources,
@@ -64,7 +75,6 @@ def collect_and_build(
         settings=settings,
         embed=base.embed,
         ledger=ledger,
-        tokens=Tokens(base.token_counts, base.token_limit),
     )
 
 
@@ -92,21 +102,16 @@ def _renamed(row: FeedbackRow, labels: LabelMap, task: Task) -> FeedbackRow:
 
 
 def write_rows(folder: Path, dataset: Dataset) -> None:
-    """Write every row that trains, validates or is audited to rows.jsonl, with its side."""
+    """Write every row that trains or validates to rows.jsonl, with its side."""
     sides = {
         "train": dataset.train,
         "validation": dataset.validation,
         "rejection": dataset.rejections,
-        "audit": dataset.audit,
     }
-    beside = folder / f"{ROWS}.tmp"
-    with beside.open("wb") as file:
+    with replacing(folder / ROWS) as temporary, temporary.open("wb") as file:
         for side, rows in sides.items():
             for row in rows:
                 file.write(orjson.dumps(row)[:-1] + b',"side":"%s"}\n' % side.encode())
-    sync(beside)
-    beside.rename(folder / ROWS)
-    sync(folder)
 
 
 def training_rows(folder: Path) -> list[Example]:
@@ -116,5 +121,6 @@ def training_rows(folder: Path) -> list[Example]:
         for line in file:
             row = orjson.loads(line)
             if row.pop("side") in ("train", "validation"):
+                row.pop("audit", None)  # of a round by an earlier release
                 rows.append(Example(**row))
     return rows

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pipelines.dataset.examples import FROM_FILES, Example
 from schemas.targets import Task, labels_of
+from serving.inference.normalise import folded
 
 Side = Literal["train", "validation", "calibration", "test"]
 LEAST_TRAINING_ROWS = 2  # per label
@@ -29,13 +30,12 @@ class Policy:
 
 def cluster_key(name: str, text: str) -> str:
     """Return the ledger's key of a text, 64 hexadecimal digits; case and white space make no difference."""
-    folded = " ".join(text.casefold().split())
-    return hashlib.sha256(f"{name}\0{folded}".encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(f"{name}\0{folded(text)}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def held_out_side(key: str, policy: Policy) -> Side:
     """Return "calibration" or "test" for a held-out row."""
-    return "calibration" if _share(key, 2) < policy.calibration else "test"
+    return "calibration" if draw(key, 2) < policy.calibration else "test"
 
 
 def decide(
@@ -50,7 +50,8 @@ def decide(
     """Return the side of each row.
 
     30 % of the rows of files are held out until 1,000 rows are; none if the reference file has 500 rows or more. Feedback is no
-    fair sample and is never held out. Every label keeps two training rows, if that many are new.
+    fair sample and is never held out. Every label keeps two training rows, if that many are new. Where the draw holds out
+    none, one row that training can spare judges, so that a project of a few rows has rounds, which labels then settle.
 
     Args:
         rows: one for each cluster, in any order.
@@ -81,7 +82,7 @@ def decide(
             waiting.subtract(row_labels)
             enough = all(in_training[label] + waiting[label] >= LEAST_TRAINING_ROWS for label in row_labels)
             draws = held_out < TEST_ROWS and reference_rows < STANDING_REFERENCE and e.source in FROM_FILES
-            if enough and draws and _share(key, 1) < TEST_SHARE:
+            if enough and draws and draw(key, 1) < TEST_SHARE:
                 wanted = held_out_side(key, policy)
                 held_out += 1
             elif enough and _validates(e, key, policy, newest):
@@ -89,15 +90,34 @@ def decide(
             else:
                 in_training.update(row_labels)
         side[key] = wanted
+    if not held_out and (spared := _spared(rows, fresh, side, in_training, task)):
+        side[spared] = "test"
     return [side[key] for key in keys]
+
+
+def _spared(
+    rows: Sequence[Example],
+    fresh: Sequence[tuple[str, int]],
+    side: Mapping[str, str],
+    in_training: Mapping[str, int],
+    task: Task,
+) -> str | None:
+    """Return the key of a new row of a file that training can spare, where the draw left none to judge; None if there is none."""
+    for key, n in fresh:
+        e = rows[n]
+        taught = side[key] == "train"
+        spare = not taught or all(in_training[label] > LEAST_TRAINING_ROWS for label in labels_of(task, e.label))
+        if e.source in FROM_FILES and not e.rejects and spare:
+            return key
+    return None
 
 
 def _validates(e: Example, key: str, policy: Policy, newest: str) -> bool:
     if policy.by == "time" and e.order:
         return e.order >= newest
     if policy.by == "person" and e.person:
-        return _share(hashlib.sha256(e.person.encode()).hexdigest(), 0) < policy.validation
-    return _share(key, 0) < policy.validation
+        return draw(hashlib.sha256(e.person.encode()).hexdigest(), 0) < policy.validation
+    return draw(key, 0) < policy.validation
 
 
 def _newest(rows: Sequence[Example], share: float) -> str:
@@ -106,6 +126,6 @@ def _newest(rows: Sequence[Example], share: float) -> str:
     return times[int(len(times) * (1 - share))] if times else ""
 
 
-def _share(key: str, draw: int) -> float:
+def draw(key: str, number: int) -> float:
     """Return the draw of this number from a hash, in [0, 1); draws are independent."""
-    return int(key[16 * draw : 16 * (draw + 1)], 16) / 16**16
+    return int(key[16 * number : 16 * (number + 1)], 16) / 16**16

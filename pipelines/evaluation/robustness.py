@@ -19,14 +19,15 @@ from schemas.reports import Robustness
 from serving.inference.encoder_runtime import Runtime
 
 WORDS_PER_TYPO = 8
+MOST_TYPOS = 3  # people misspell a few words of a long text, not one in eight
 
 
 def typo(text: str) -> str:
-    """Swap two neighbouring letters inside one of every eight words of four letters or more, at least in one."""
+    """Swap two neighbouring letters inside one of every eight words of four letters or more; at least one, at most MOST_TYPOS."""
     draw = random.Random(hashlib.sha256(text.encode()).digest())  # noqa: S311 - reproducible, not a secret
     words = [match for match in re.finditer(r"[^\W\d_]{4,}", text) if len(set(match.group()[1:-1])) > 1]
     letters = list(text)
-    for match in draw.sample(words, min(len(words), 1 + len(words) // WORDS_PER_TYPO)):
+    for match in draw.sample(words, min(len(words), 1 + len(words) // WORDS_PER_TYPO, MOST_TYPOS)):
         inside = range(match.start() + 1, match.end() - 2)
         at = draw.choice([n for n in inside if letters[n] != letters[n + 1]])
         letters[at], letters[at + 1] = letters[at + 1], letters[at]
@@ -52,7 +53,7 @@ EDITS = {"typo": typo, "case": case, "white space": white_space, "padding": padd
 
 
 def chosen_rows(texts: Sequence[str], most: int) -> NDArray[np.int64]:
-    """Return the numbers of at most `most` rows, chosen by hash and so independent of their order."""
+    """Return the indices of at most `most` rows, chosen by the hash of their text: their order does not matter."""
     ordered = sorted(range(len(texts)), key=lambda n: hashlib.sha256(texts[n].encode()).digest())
     return np.array(ordered[:most], dtype=np.int64)
 
@@ -60,15 +61,15 @@ def chosen_rows(texts: Sequence[str], most: int) -> NDArray[np.int64]:
 def count_flips(
     runtime: Runtime,
     texts: Sequence[str],
-    outputs: NDArray[np.float64],
+    outputs_of: Callable[[Sequence[str]], NDArray[np.float64]],
     same_answer: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.bool_]],
 ) -> dict[str, Robustness]:
-    """Return, by kind of edit, how many predictions it changes.
+    """Return, by kind of edit, how many texts the model sees differently, and how many of their predictions change.
 
     Args:
         runtime: the model.
         texts: n unedited texts.
-        outputs: the model's outputs for them, [n, k].
+        outputs_of: returns the model's calibrated outputs for m texts, [m, k].
         same_answer: returns on which rows two outputs [m, k] are the same prediction.
 
     """
@@ -76,15 +77,16 @@ def count_flips(
         return {}
     before = runtime.encode(texts)
     edited = {kind: [edit(text) for text in texts] for kind, edit in EDITS.items()}
-    # An edit that leaves the tokens as they are (case, for an uncased model) needs no prediction.
+    # An edit that leaves the tokens as they are (case, for an uncased model) tests nothing, so it does not count.
     changed = {
         kind: [n for n, tokens in enumerate(runtime.encode(edits)) if tokens != before[n]]
         for kind, edits in edited.items()
     }
-    after = runtime.probabilities([edited[kind][n] for kind, rows in changed.items() for n in rows])
+    outputs = outputs_of(texts)
+    after = outputs_of([edited[kind][n] for kind, rows in changed.items() for n in rows])
     result, start = {}, 0
     for kind, rows in changed.items():
         same = same_answer(outputs[rows], after[start : start + len(rows)])
-        result[kind] = Robustness(edited=len(texts), flipped=int((~same).sum()))
+        result[kind] = Robustness(edited=len(rows), flipped=int((~same).sum()))
         start += len(rows)
     return result

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.process.start import APPLICATION
+
 QUERIES, GENERATIONS = 20, 3  # predictions to time; fewer for generation, which is slow
 LIMIT_S = 120
 
@@ -32,10 +34,9 @@ def try_in_fresh_process(directory: Path) -> SmokeTest:
     """Load a version in a process of its own, run predictions and return the measurements."""
     size_mb = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6
     command = [sys.executable, "-m", "pipelines.evaluation.smoke_test", str(directory)]
-    repository = Path(__file__).parents[2]
     try:
         done = subprocess.run(
-            command, cwd=repository, capture_output=True, text=True, timeout=LIMIT_S, check=False, encoding="utf-8"
+            command, cwd=APPLICATION, capture_output=True, text=True, timeout=LIMIT_S, check=False, encoding="utf-8"
         )
     except subprocess.TimeoutExpired:
         return SmokeTest(

@@ -11,18 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from pipelines.calibration import sequence_confidence
+from pipelines.calibration import maps, sequence_confidence
 from pipelines.dataset.build import Dataset
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation import robustness
+from pipelines.evaluation.answer_rule import AnswerRule
 from pipelines.evaluation.evidence.evidence import Evidence
 from pipelines.evaluation.evidence.generation import Likelihood, TextEvidence, accepted, score_text
 from pipelines.models.decoder import Decoder
 from pipelines.training.tasks.generation import encoded
+from schemas.configuration.training import TrainingSettings
 from schemas.manifests import Calibration, Golden
 from schemas.reports import Robustness
-from schemas.training_settings import TrainingSettings
 from serving.inference.decoder_runtime import DecoderRuntime, scored
+from serving.inference.text_generator import TextGenerator
 
 log = logging.getLogger("ratchet.evaluation")
 
@@ -33,7 +35,7 @@ CHANGED_NATS = float(np.log(2))  # loss of log-likelihood per token at which an 
 class TextEvaluator:
     """Evaluator of generation."""
 
-    def calibrate(self, writer: DecoderRuntime, rows: Sequence[FileRow], _sets: str) -> Calibration:
+    def calibrate(self, writer: DecoderRuntime, rows: Sequence[FileRow], _rule: AnswerRule) -> Calibration:
         """Fit the confidence of generated texts to whether they count as accepted."""
         sampled = self.sample(rows)
         written = writer.generate([row.text for row in sampled])
@@ -52,8 +54,10 @@ class TextEvaluator:
             log.info("texts are generated for %d of %d rows", len(sampled), len(rows))
         return sampled
 
-    def evaluate(self, writer: DecoderRuntime, rows: Sequence[FileRow], *, split: str) -> Evidence:
-        """Generate a text for each row and score it against the row's answer."""
+    def evaluate(
+        self, writer: DecoderRuntime, rows: Sequence[FileRow], *, split: str, cross: AnswerRule | None = None
+    ) -> Evidence:
+        """Generate a text for each row and score it against the row's answer; `cross` as for an `Evaluator`."""
         written = writer.generate([row.text for row in rows])
         return score_text(
             [one.text.strip() for one in written],
@@ -63,6 +67,7 @@ class TextEvaluator:
             split=split,
             logprobs=[one.logprobs for one in written],
             calibration=writer.manifest.calibration,
+            fold=np.arange(len(rows)) % maps.FOLDS if cross else None,
         )
 
     def edit_flips(self, writer: DecoderRuntime, evidence: Evidence, rows: NDArray[np.int64]) -> dict[str, Robustness]:
@@ -78,19 +83,25 @@ class TextEvaluator:
             flips[kind] = Robustness(edited=len(given), flipped=int(changed.sum()))
         return flips
 
-    def score_baseline(
-        self, base: Decoder, dataset: Dataset, rows: Sequence[FileRow], _settings: TrainingSettings
-    ) -> Evidence:
-        """Score the answer of the most similar training row (TF-IDF), with the NLL of the untrained base model."""
+    def score_baselines(
+        self, base: Decoder, dataset: Dataset, rows: Sequence[FileRow], _settings: TrainingSettings, _rule: AnswerRule
+    ) -> dict[str, Evidence]:
+        """Score the answer of the most similar training row (TF-IDF), and the untrained base model's; both with its NLL."""
         known = [*dataset.train, *dataset.validation]
         words = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
         theirs = words.fit_transform([row.text for row in known])
         nearest = (words.transform([row.text for row in rows]) @ theirs.T).argmax(axis=1)
         texts = [known[n].label for n in np.asarray(nearest).ravel().tolist()]
-        return score_text(texts, likelihood(base, rows), rows, version="nearest row", split="reference")
+        untrained = TextGenerator(base.tokenizer, base.model, base.max_length, base.max_new_tokens, base.normalise)
+        written = [one.text for one in untrained.generate([row.text for row in rows])]
+        likely = likelihood(base, rows)
+        return {
+            "probe": score_text(texts, likely, rows, version="nearest row", split="reference"),
+            "untrained": score_text(written, likely, rows, version="untrained", split="reference"),
+        }
 
 
-def likelihood(model: Decoder | DecoderRuntime, rows: Sequence[FileRow]) -> Likelihood:
+def likelihood(model: Decoder | TextGenerator, rows: Sequence[FileRow]) -> Likelihood:
     """Return the likelihood of the rows' answers under a model."""
     pairs = [encoded(model, row.text, row.label) for row in rows]
     logprobs = scored(model.model, [ids for ids, _ in pairs], [length for _, length in pairs])

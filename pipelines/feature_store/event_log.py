@@ -14,11 +14,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pds
 import pyarrow.fs as pfs
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
@@ -99,8 +100,7 @@ class EventLog:
         self._local = "://" not in location
         self._tables: dict[str, DeltaTable] = {}
         self._cuts: dict[str, tuple[int, dict[str, int]]] = {}
-        self._compactions: dict[str, int] = {}
-        self._secured: dict[str, int] = {}
+        self._compactions, self._secured = dict[str, int](), dict[str, int]()
         self._seen = {name: self.version(name) for name in SCHEMAS}
 
     def uri(self, name: str) -> str:
@@ -113,16 +113,13 @@ class EventLog:
         return -1 if offset is None else int(offset)
 
     def append(self, name: str, rows: pa.Table, positions: Mapping[str, int] | None = None) -> int:
-        """Commit the rows that are not stored yet, together with the positions up to which topics have been read.
+        """Commit the rows that are not stored yet, with the positions up to which topics were read; return their number.
 
         Args:
             name: "predictions" or "feedback".
             rows: in SCHEMAS[name].
             positions: last offset read, by '<topic_id>/<partition>', where it exceeds that of the rows because later
                 messages gave no row.
-
-        Returns:
-            The number of new rows.
 
         Raises:
             ConcurrentCommitError: another writer was first; read the positions again.
@@ -224,20 +221,23 @@ class EventLog:
 
     def positions(self, name: str) -> dict[str, int]:
         """Return the cut that covers all rows: their last offset by '<topic_id>/<partition>'."""
-        version = self.version(name)
-        if self._cuts.get(name, (-1, {}))[0] != version:
-            self._cuts[name] = (version, last_stored_offsets(snapshot(self._tables[name])))
+        if self._cuts.get(name, (-1, {}))[0] != (version := self.version(name)):
+            self._cuts[name] = (version, last_stored_offsets(self.rows(name)))
         return dict(self._cuts[name][1])
+
+    def is_known(self, name: str, topic_partition: str) -> bool:
+        """Return whether a position of a topic-partition was ever committed, be it -1."""
+        return self._newest(name).transaction_version(topic_partition) is not None
+
+    def rows(self, name: str) -> pds.Dataset:
+        """Return the rows of a table's newest snapshot."""
+        self._newest(name)
+        return snapshot(self._tables[name])
 
     def stored_at(self, name: str) -> datetime | None:
         """Return when the newest row of a table was stored; None for an empty table."""
-        import duckdb
-
-        self._newest(name)
-        with duckdb.connect() as connection:
-            connection.register("rows", self._tables[name].to_pyarrow_dataset())
-            newest = connection.execute("SELECT epoch_us(max(created_timestamp)) FROM rows").fetchone()
-        return None if not newest or newest[0] is None else EPOCH + timedelta(microseconds=newest[0])
+        newest: datetime | None = pc.max(self.rows(name).to_table(["created_timestamp"])["created_timestamp"]).as_py()
+        return newest
 
     def _newest(self, name: str, written: str | None = None) -> DeltaTable:
         """Return the table at its newest version, its commits checked and synced. `written`: see `secure`."""

@@ -4,12 +4,14 @@ The feedback consumer calls it for every message.
 """
 
 import math
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 import orjson
 from pydantic import ValidationError
 
+from schemas.cloudevents import UnreadableMode, structured
 from schemas.events import Event, FeedbackReceived, PredictionMade, parse_event
 from serving.messaging.publisher import MAX_MESSAGE_BYTES
 
@@ -25,21 +27,27 @@ class BadMessage(ValueError):
 Stored = TypeVar("Stored", bound=Event)
 
 
-def read_event(value: bytes | None, table: str) -> PredictionMade | FeedbackReceived:
+def read_event(
+    value: bytes | None, table: str, headers: Sequence[tuple[str, bytes | None]] = ()
+) -> PredictionMade | FeedbackReceived:
     """Return the event of a message for `table` ("predictions" or "feedback"), with values that every store can represent.
 
     Raises BadMessage.
     """
+    expected = PredictionMade if table == "predictions" else FeedbackReceived
     if value is None:
         raise BadMessage("a tombstone where an event belongs")
     if len(value) > MAX_MESSAGE_BYTES:
         raise BadMessage(f"{len(value)} bytes, {MAX_MESSAGE_BYTES} at most")
     try:
-        event = parse_event(value)
+        event = parse_event(structured(value, headers))
+    except UnreadableMode as error:
+        raise BadMessage(str(error)) from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise BadMessage(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    expected = PredictionMade if table == "predictions" else FeedbackReceived
+        if first["type"].startswith("union_tag"):
+            raise BadMessage(f"type: missing or unknown: expected {expected.model_fields['type'].default}") from None
+        raise BadMessage(f"{'.'.join(map(str, first['loc'])) or 'event'}: {first['msg']}") from None
     if not isinstance(event, expected):
         raise BadMessage(f"{event.type} does not belong among {table}")
     if event.time.year not in YEARS:

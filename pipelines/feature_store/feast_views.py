@@ -4,6 +4,7 @@ Feast's public API validates and converts DataFrames, which would cost more than
 the only caller.
 """
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -45,10 +46,9 @@ entity_key_serialization_version: 3
 
 
 def read_config(settings: Settings) -> dict[str, Any]:
-    """Return feature_store.yaml with current class paths and absolute paths. Raises OSError."""
-    config: dict[str, Any] = yaml.safe_load(
-        settings.path(settings.feature_store.config).read_text(encoding="utf-8-sig")
-    )
+    """Return feature_store.yaml with variables of the environment, current class paths and absolute paths. Raises OSError."""
+    text = settings.path(settings.feature_store.config).read_text(encoding="utf-8-sig")
+    config: dict[str, Any] = yaml.safe_load(os.path.expandvars(text))  # as Feast's own commands read the file
     for store in ("offline_store", "online_store"):
         if isinstance(config.get(store), dict):
             config[store]["type"] = MOVED.get(config[store].get("type"), config[store].get("type"))

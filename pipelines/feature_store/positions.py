@@ -3,7 +3,7 @@
 A topic-partition is written '<topic_id>/<partition>'. event_log.py stores positions with each commit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +27,18 @@ def last_stored_offsets(rows: pds.Dataset) -> dict[str, int]:
         connection.register("rows", rows)
         query = 'SELECT topic_id || \'/\' || "partition", max("offset") FROM rows GROUP BY 1'
         return {name: int(last) for name, last in connection.execute(query).fetchall()}
+
+
+def column_at(
+    rows: pds.Dataset, column: str, topic_ids: Sequence[str], partition: int, first: int, last: int
+) -> dict[int, set[str]]:
+    """Return `column` of the rows at the offsets `first` to `last` of a partition of any of these topics, by offset."""
+    beyond = (pds.field("offset") >= first) & (pds.field("offset") <= last) & (pds.field("partition") == partition)
+    at = rows.to_table(columns=["offset", column], filter=beyond & pds.field("topic_id").isin(list(topic_ids)))
+    by_offset: dict[int, set[str]] = {}
+    for offset, value in zip(at["offset"].to_pylist(), at[column].to_pylist(), strict=True):
+        by_offset.setdefault(offset, set()).add(value)
+    return by_offset
 
 
 def rows_beyond(rows: pa.Table, stored: Mapping[str, int]) -> pa.Table:

@@ -16,13 +16,15 @@ import pyarrow.compute as pc
 from pipelines.feature_store import effective_feedback as feedback_rules
 from pipelines.feature_store.event_log import EPOCH, SCHEMAS, EventLog
 from pipelines.feature_store.feast_views import FeastViews, default_feature_store_yaml, read_config
+from pipelines.feature_store.unchallenged import COLUMNS, unchallenged
 from schemas.events import PredictionMade
 from schemas.settings import Settings
 from schemas.targets import LABELLED
 
-__all__ = ["FeatureStore", "FeedbackRow", "default_feature_store_yaml"]
+__all__ = ["UNCHALLENGED", "FeatureStore", "FeedbackRow", "default_feature_store_yaml"]
+UNCHALLENGED = "unchallenged"  # kind of a prediction that nobody answered
 ONLINE = ("model_version", "predicted_label", "user")
-JOINED = ("text", "predicted_label", "model_version", "metadata", "audit")
+JOINED = ("text", "predicted_label", "model_version", "metadata")
 # A prediction may seem this much later than its feedback. The two are joined by id, so a clock that was set back must not
 # separate them.
 CLOCK_SKEW = timedelta(days=3653)
@@ -42,7 +44,6 @@ class FeedbackRow:
     predicted_label: str
     model_version: str
     metadata: dict[str, str]
-    audit: bool = False
 
 
 class FeatureStore:
@@ -126,9 +127,8 @@ class FeatureStore:
                 predicted_label=label,
                 model_version=version,
                 metadata=orjson.loads(metadata or "{}"),
-                audit=bool(audit),
             )
-            for value, time, feedback_id, prediction_id, kind, user, text, label, version, metadata, audit in zip(
+            for value, time, feedback_id, prediction_id, kind, user, text, label, version, metadata in zip(
                 values, times, *columns, strict=True
             )
         ]
@@ -181,6 +181,53 @@ class FeatureStore:
         order = [("event_timestamp", "descending"), ("prediction_id", "ascending")]
         newest = stored.take(pc.select_k_unstable(stored, limit, order))
         return list(zip(newest["text"].to_pylist(), newest["predicted_label"].to_pylist(), strict=True))
+
+    def new_texts(
+        self, since: datetime, after: datetime | None, limit: int, *, audit: bool = False
+    ) -> tuple[list[str], datetime | None]:
+        """Return the distinct texts of the newest predictions made from `since` on, and up to which storage time they were read.
+
+        Args:
+            since: texts that were predicted before are left out, later repetitions too.
+            after: only predictions stored later than this; None: all.
+            limit: maximum number of texts; the newest are returned.
+            audit: only predictions in the audit sample, whether or not their text was predicted before.
+
+        """
+        rows = self._views.stored("predictions", ("text", "audit"))
+        made, stored = rows["event_timestamp"], rows["created_timestamp"]
+        recent = pc.greater_equal(made, pa.scalar(since, made.type))
+        fresh = recent if after is None else pc.and_(recent, pc.greater(stored, pa.scalar(after, stored.type)))
+        if audit:
+            fresh, earlier = pc.and_(fresh, pc.fill_null(rows["audit"], False)), set[str]()
+        else:
+            earlier = set(pc.unique(rows.filter(pc.invert(recent))["text"]).to_pylist())
+        new = rows.filter(fresh).sort_by([("event_timestamp", "descending")])
+        if not new.num_rows:
+            return [], None
+        texts = dict.fromkeys(text for text in new["text"].to_pylist() if text not in earlier)
+        until: datetime = pc.max(new["created_timestamp"]).as_py()
+        return list(texts)[:limit], until
+
+    def unchallenged(self, version: str, until: datetime, most: int) -> list[FeedbackRow]:
+        """Return predictions of a version without feedback as rows of the kind UNCHALLENGED; see unchallenged.py."""
+        predictions = self._views.stored("predictions", COLUMNS)
+        silent = unchallenged(predictions, self._views.stored("feedback", ("prediction_id",)), version, until, most)
+        return [
+            FeedbackRow(
+                feedback_id=row["prediction_id"],
+                prediction_id=row["prediction_id"],
+                kind=UNCHALLENGED,
+                value=None,
+                user=None,
+                time=row["event_timestamp"],
+                text=row["text"],
+                predicted_label=row["predicted_label"],
+                model_version=version,
+                metadata=orjson.loads(row["metadata"] or "{}"),
+            )
+            for row in silent.to_pylist()
+        ]
 
     def count_labelled_since(self, cut: Mapping[str, int]) -> int:
         """Return the number of effective feedback beyond `cut` that a round can train on. Cheap while nothing is stored.

@@ -10,36 +10,52 @@ import numpy as np
 
 from pipelines.evaluation.evidence.evidence import MIN_SLICE_ROWS, Evidence, slices
 from pipelines.evaluation.evidence.labels import RightOrWrong
+from pipelines.gates.alpha_spending import ONE_LOOK
 from pipelines.gates.policy import (
     FlipsPolicy,
     ForgettingPolicy,
-    MarginPolicy,
+    NonInferiorityPolicy,
     SlicesPolicy,
     SuperiorityPolicy,
-    metric_of_task,
 )
 from pipelines.gates.result import gate_result
 from pipelines.metrics import paired_tests
 from schemas.reports import GateResult, SliceChange, Verdict
 from schemas.targets import labels_of
 
-LEVEL = 0.05
+
+def metric_of_task(metric: str, available: Sequence[str]) -> str:
+    """Return the metric that `superiority.metric` of policy.toml means for a task with these metrics, the main one first.
+
+    policy.toml has the same metric names for all tasks, and `ratchet init` writes "accuracy" for regression too. A name that the
+    task lacks therefore means its main metric.
+    """
+    return metric if metric in available else available[0]
 
 
 def superiority(
-    champion: Evidence, candidate: Evidence, look: int, alpha: float, policy: SuperiorityPolicy
+    champion: Evidence,
+    candidate: Evidence,
+    look: int,
+    alpha: float,
+    policy: SuperiorityPolicy,
+    next_alpha: float | None = None,
 ) -> GateResult:
-    """Pass if the candidate is better than the champion, at the level of this look."""
+    """Pass if a gain over the champion is shown at the level of this look; fail if a gain is excluded.
+
+    `next_alpha` is the level of the next look, at which more rows would have to settle it; None: this look's.
+    """
     comparison = candidate.compared_with(champion, metric_of_task(policy.metric, candidate.metrics))
     p, needed = comparison.p_better, None
     numbers = f"{comparison.sentence}; p = {p:.2g}, alpha at look {look} = {alpha:.2g}"
     if p <= alpha:
         verdict, sentence = Verdict.PASS, f"better than the champion: {numbers}"
-    elif comparison.observed > 0:
-        verdict, needed = Verdict.INSUFFICIENT, comparison.rows_needed(0.0, alpha)
-        sentence = f"not shown to be better: {numbers}; about {needed} rows would settle it"
+    elif comparison.p_worse <= ONE_LOOK:
+        verdict, sentence = Verdict.FAIL, f"worse than the champion: {numbers}"
     else:
-        verdict, sentence = Verdict.FAIL, f"not better than the champion: {numbers}"
+        verdict = Verdict.INSUFFICIENT
+        needed = comparison.rows_needed(0.0, alpha if next_alpha is None else next_alpha)
+        sentence = f"not shown to be better: {numbers}{_settled_by(needed, comparison.n)}"
     return gate_result(
         "superiority",
         verdict,
@@ -48,29 +64,58 @@ def superiority(
         comparison=comparison,
         threshold=0.0,
         needed=needed,
+        p=p,
     )
 
 
-def non_inferiority(champion: Evidence, candidate: Evidence, policy: MarginPolicy) -> GateResult:
-    """Pass if the main metric is lower than the champion's by less than the margin."""
-    return main_metric_holds("non_inferiority", champion, candidate, policy.margin, policy.blocking, "the champion's")
+def _settled_by(needed: int | None, n: int) -> str:
+    """Return the end of a sentence: how many rows would settle it, if the observed change is the true one."""
+    if needed is None:
+        return "; no number of rows would show a gain that is not there"
+    return f"; about {needed} rows instead of {n} would settle it, with a probability of {paired_tests.POWER:.0%}"
+
+
+def non_inferiority(
+    champion: Evidence, candidate: Evidence, policy: NonInferiorityPolicy, level: float = ONE_LOOK
+) -> GateResult:
+    """Pass if a loss beyond the margin in the main metric is excluded at this level."""
+    blocking = policy.blocking
+    return main_metric_holds(
+        "non_inferiority", champion, candidate, policy.margin, blocking, "the champion's", level=level
+    )
 
 
 def main_metric_holds(
-    gate: str, before: Evidence, after: Evidence, margin: float, blocking: bool, whose: str
+    gate: str,
+    before: Evidence,
+    after: Evidence,
+    margin: float,
+    blocking: bool,
+    whose: str,
+    level: float = ONE_LOOK,
+    metric: str | None = None,
 ) -> GateResult:
-    """Pass if the task's main metric is shown to be lower by less than `margin`; fail if it is shown to be lower."""
-    comparison = after.compared_with(before)
-    observed, needed = comparison.observed, None
-    low, _ = comparison.interval(1 - 2 * LEVEL)
-    numbers = f"{after.measure} {observed:+.4f} against {whose} on {comparison.n} rows, at least {low:+.4f} with 95 % confidence"
+    """Pass if the task's main metric (or `metric`) is shown to be lower by less than `margin`, at a one-sided level.
+
+    Fail if it is shown to be lower by more; otherwise the rows are too few to tell.
+    """
+    comparison = after.compared_with(before, metric)
+    observed, needed, measure = comparison.observed, None, metric.replace("_f1", " F1") if metric else after.measure
+    low, _ = comparison.interval(1 - 2 * level)
+    _, high = comparison.interval(1 - 2 * ONE_LOOK)
+    numbers = (
+        f"{measure} {observed:+.4f} against {whose} on {comparison.n} rows, at least {low:+.4f} with"
+        f" {100 * (1 - level):.4g} % confidence"
+    )
     if low > -margin:
         verdict, sentence = Verdict.PASS, numbers
-    elif comparison.p_worse <= LEVEL or observed <= -margin:
-        verdict, sentence = Verdict.FAIL, f"{numbers}: lower than the margin of {margin:.3f} allows"
+    elif high < -margin:
+        verdict, sentence = Verdict.FAIL, f"{numbers}: lower by more than the margin of {margin:.3f}"
     else:
-        verdict, needed = Verdict.INSUFFICIENT, comparison.rows_needed(-margin, LEVEL)
-        sentence = f"{numbers}: a loss of {margin:.3f} is not ruled out; about {needed} rows would settle it"
+        verdict, needed = Verdict.INSUFFICIENT, comparison.rows_needed(-margin, level)
+        sentence = f"{numbers}: a loss of {margin:.3f} is not ruled out" + (
+            _settled_by(needed, comparison.n) if needed else ""
+        )
     return gate_result(
         gate, verdict, sentence, blocking=blocking, comparison=comparison, threshold=-margin, needed=needed
     )

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.dataset.files import FileRow
+from pipelines.evaluation.answer_rule import AnswerRule
 from pipelines.evaluation.evaluators import evaluate
 from pipelines.evaluation.evidence.evidence import Evidence, OutputEvidence
-from pipelines.gates.against_champion import main_metric_holds
+from pipelines.evaluation.evidence.labels import RightOrWrong
+from pipelines.gates.against_champion import main_metric_holds, slice_changes, slices_hold
 from pipelines.gates.policy import CompressedPolicy, Policy
 from pipelines.gates.result import gate_result
 from pipelines.gates.verdict import gate_report
@@ -37,10 +39,15 @@ class CompressedTrial:
         return self.result.verdict is Verdict.PASS
 
 
-def try_compressed(full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Policy) -> CompressedTrial:
-    """Judge a compressed artefact against its full-precision model, both calibrated, on reference rows."""
-    before = evaluate(full, rows, split="reference")
-    after = evaluate(other, rows, split="reference")
+def try_compressed(
+    full: Runtime, other: Runtime, rows: Sequence[FileRow], policy: Policy, cross: AnswerRule | None = None
+) -> CompressedTrial:
+    """Judge a compressed artefact against its full-precision model, both calibrated, on reference rows.
+
+    `cross` is as for an `Evaluator`.
+    """
+    before = evaluate(full, rows, split="reference", cross=cross)
+    after = evaluate(other, rows, split="reference", cross=cross)
     name = other.manifest.artifact
     judged = judge_compressed(before, after, policy, student=name == STUDENT)
     slow, fast = _seconds((full, other), [row.text for row in rows[:TIMED_TEXTS]])
@@ -83,7 +90,19 @@ def judge_compressed(
         ),
         _nll_holds(full, compressed, rule),
     ]
+    if isinstance(full, RightOrWrong) and isinstance(compressed, RightOrWrong):
+        results += _minority_holds(full, compressed, policy)
     return gate_report(results, policy, look=0)
+
+
+def _minority_holds(full: RightOrWrong, compressed: RightOrWrong, policy: Policy) -> list[GateResult]:
+    """Return results on macro F1 and on slices: accuracy hardly moves if one rare label loses many of its rows."""
+    rule, whose = policy.compressed, "the full-precision model's"
+    macro = main_metric_holds(
+        "macro_f1", full, compressed, rule.accuracy_margin, rule.blocking, whose, metric="macro_f1"
+    )
+    slices = policy.slices.model_copy(update={"blocking": rule.blocking})
+    return [macro, slices_hold(slice_changes(full, compressed, slices), slices)]
 
 
 def _agreement(full: OutputEvidence, compressed: OutputEvidence, policy: CompressedPolicy, least: float) -> GateResult:

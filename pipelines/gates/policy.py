@@ -6,130 +6,25 @@ Turns the text of `policy.toml` into a `Policy`, and two policies into a list of
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipelines.gates import policy_template, settling_policy
+from pipelines.gates.alpha_spending import ONE_LOOK, share_at
+from pipelines.gates.approval import TEMPLATE, ApprovalPolicy
+from pipelines.gates.settling_policy import SettlingPolicy
 from schemas import toml_file
 from schemas.targets import Task
 
 FILE = "policy.toml"
 
-_TEMPLATE = """# Thresholds of the gates. A gate with blocking = false only advises.
-# Every report shows the values that it was judged by, and each value that changed since the round before.
-
-[data]
-blocking = true
-# The smallest reference set. With fewer rows, a better model cannot be told from chance.
-min_judge_rows = 100
-# The largest share of people in quarantine. More of them points to an attack or a bug.
-max_quarantined_people_share = 0.5
-# Reference rows that may also be training rows. There is no good reason for one.
-max_leaked_rows = 0
-# The largest population stability index of the labels; above 0.25 is called a major shift. It only advises: rounds exist to
-# follow shifts.
-max_drift = 0.25
-
-[superiority]
-blocking = true
-# The metric that has to improve:
-#   accuracy   exact one-sided McNemar test; a multilabel row is right if all its labels are
-#   nll, brier paired test, which detects more with the same rows
-#   macro_f1   paired bootstrap
-# Regression has nll; any other value means the mean squared error. Generation has nll, per token of the reference answer; any
-# other value means chrF.
-metric = "$metric"
-# The k-th round since the last promotion may spend alpha / (k (k + 1)). All rounds together stay below alpha.
-alpha = 0.05
-
-[non_inferiority]
-blocking = true
-# The main metric may be lower than the champion's by less than this, with 95 % confidence. The main metric is accuracy; for
-# regression, the relative change of the mean squared error; for generation, chrF. Superiority in the main metric implies it.
-margin = $margin
-
-[slices]
-blocking = true
-# A slice is a metadata value or a label. It stops a candidate if a loss of more than `margin` has a probability above `likely`.
-margin = $margin
-likely = 0.8
-# A slice with fewer rows only advises: ten small slices would stop every second candidate that is equal to the champion. It
-# still stops a candidate if the loss is significant at `alpha`, with Holm's correction over all slices.
-min_rows = 200
-alpha = 0.05
-
-[flips]
-blocking = true
-# The largest share of rows that the champion has right and the candidate wrong, at 95 % confidence. People notice such rows,
-# even if more rows improved. All rows of gates.must_pass have to be right.
-max_share = 0.1
-
-[calibration]
-blocking = true
-# How often a candidate that is as calibrated and as good as the champion is stopped by mean confidence, NLL, Brier score and
-# coverage together.
-alpha = 0.01
-# ECE has to stay below the 99th percentile of a perfectly calibrated model at this number of rows, or below this value.
-ece_floor = 0.02
-# The coverage at which prediction sets or intervals are checked.
-coverage = 0.95
-
-[forgetting]
-blocking = true
-# Labels that are missing from the newest `recent_rows` feedback rows are judged together, as one slice.
-recent_rows = 500
-
-[robustness]
-blocking = true
-# The largest share of predictions that typos, case, white space and padding may change; the champion's share, if that is
-# larger. A generated text counts as changed if its tokens become less than half as likely.
-max_flips = 0.1
-# How many reference rows are edited, each in every way. Every round takes the same rows.
-rows = $edited
-
-[baseline]
-blocking = true
-# The candidate may be worse than a cheap baseline by at most this. The baseline is a logistic probe on frozen embeddings; for
-# generation, the answer of the most similar training row (chrF).
-margin = $margin
-
-[serving]
-blocking = true
-# Limits of the artefact in a fresh process: median time for one text (milliseconds), memory of the whole process and size on
-# disk (MB).
-max_latency_ms = $latency
-max_memory_mb = 4000
-max_size_mb = 4000
-
-[bootstrap]
-blocking = true
-# The first model has no champion to beat. It has to beat a constant prediction by this.
-min_gain_over_majority = 0.02
-
-[compressed]
-blocking = true
-# A compressed artefact (int8) against the full-precision model of the same round, on the same rows: the smallest share of equal
-# predictions, and by how much accuracy and NLL may be worse, with 95 % confidence.
-min_agreement = 0.985
-# The same share for a distilled student: another model, whose errors may differ without being more.
-min_student_agreement = 0.95
-accuracy_margin = 0.02
-nll_margin = 0.02
-"""
-
-_VALUES = {"metric": "accuracy", "margin": "0.01", "edited": "500", "latency": "500"}
-# Generated texts vary more between models than labels do: 200 rows give chrF to about 0.03. A text takes seconds.
-_GENERATION_VALUES = {"metric": "nll", "margin": "0.05", "edited": "25", "latency": "30000"}
-
 
 def default_policy(task: Task) -> str:
     """Return the text of policy.toml for a new project of this task."""
-    return Template(_TEMPLATE).substitute(_GENERATION_VALUES if task == "generation" else _VALUES)
-
-
-DEFAULT_POLICY = default_policy("classification")
+    template = Template(policy_template.TEMPLATE + settling_policy.TEMPLATE + TEMPLATE)
+    return template.substitute({**policy_template.VALUES, **policy_template.VALUES_OF_TASK.get(task, {})})
 
 
 class BadPolicy(ValueError):
@@ -151,9 +46,9 @@ class DataPolicy(_Gate):
 
 
 class SuperiorityPolicy(_Gate):
-    """Metric, and the significance level that all looks share; `metric_of_task` maps the metric to a task's."""
+    """Metric (`metric_of_task` maps it to a task's), and the significance level that all looks share."""
 
-    metric: Literal["accuracy", "nll", "brier", "macro_f1"] = "accuracy"
+    metric: Literal["accuracy_or_brier", "accuracy", "nll", "brier", "macro_f1", "micro_f1"] = "accuracy_or_brier"
     alpha: float = Field(0.05, gt=0, lt=1)
 
 
@@ -161,6 +56,12 @@ class MarginPolicy(_Gate):
     """Margin in the task's main metric."""
 
     margin: float = Field(0.01, ge=0, le=1)
+
+
+class NonInferiorityPolicy(MarginPolicy):
+    """Margin, and the probability, shared by all looks, that a loss beyond it passes."""
+
+    alpha: float = Field(0.1, gt=0, lt=1)
 
 
 class SlicesPolicy(MarginPolicy):
@@ -194,6 +95,7 @@ class ForgettingPolicy(_Gate):
 class RobustnessPolicy(_Gate):
     """Limit on predictions that harmless edits change."""
 
+    blocking: bool = False
     max_flips: float = Field(0.1, ge=0, le=1)
     rows: int = Field(500, ge=0)
 
@@ -227,7 +129,7 @@ class Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     data: DataPolicy = DataPolicy()
     superiority: SuperiorityPolicy = SuperiorityPolicy()
-    non_inferiority: MarginPolicy = MarginPolicy()
+    non_inferiority: NonInferiorityPolicy = NonInferiorityPolicy()
     slices: SlicesPolicy = SlicesPolicy()
     flips: FlipsPolicy = FlipsPolicy()
     calibration: CalibrationPolicy = CalibrationPolicy()
@@ -237,6 +139,8 @@ class Policy(BaseModel):
     serving: ServingPolicy = ServingPolicy()
     bootstrap: BootstrapPolicy = BootstrapPolicy()
     compressed: CompressedPolicy = CompressedPolicy()
+    approval: ApprovalPolicy = ApprovalPolicy()
+    settling: SettlingPolicy = SettlingPolicy()
 
     @property
     def sha256(self) -> str:
@@ -245,21 +149,20 @@ class Policy(BaseModel):
 
     def values(self) -> dict[str, dict[str, Any]]:
         """Return all values: gate -> key -> value."""
-        values: dict[str, dict[str, Any]] = self.model_dump(mode="json")
-        return values
+        return dict(self.model_dump(mode="json"))
 
-    def alpha_at(self, look: int) -> float:
-        """Return the level of the `look`-th look (from 1) since the last promotion; all levels add up to alpha."""
-        return self.superiority.alpha / (look * (look + 1))
+    def alpha_at(self, look: int, fresh: int | None = None) -> float:
+        """Return the level of a look at the reference set; arguments as for `share_at`. Labels spend settling.share of alpha."""
+        kept = 1 - self.settling.share if self.settling.enabled else 1.0
+        return kept * self.superiority.alpha * share_at(look, fresh)
 
+    def settling_alpha_at(self, look: int) -> float:
+        """Return the level at which labels judge the `look`-th judgement (from 1) against the same champion."""
+        return self.settling.alpha_at(look, self.superiority.alpha)
 
-def metric_of_task(metric: str, available: Sequence[str]) -> str:
-    """Return the metric that `superiority.metric` of policy.toml means for a task with these metrics, the main one first.
-
-    policy.toml has the same metric names for all tasks, and `ratchet init` writes "accuracy" for regression too. A name that the
-    task lacks therefore means its main metric.
-    """
-    return metric if metric in available else available[0]
+    def harm_level(self, alpha: float) -> float:
+        """Return the level at which a loss beyond the margin has to be excluded, at a look with this `alpha`."""
+        return min(ONE_LOOK, self.non_inferiority.alpha * alpha / self.superiority.alpha)
 
 
 def load_policy(raw: str | bytes) -> Policy:
@@ -272,14 +175,3 @@ def load_policy(raw: str | bytes) -> Policy:
     except ValidationError as error:
         errors = error.errors(include_url=False)
         raise BadPolicy("; ".join(toml_file.explain(e, Policy, text, FILE) for e in errors)) from error
-
-
-def changes(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the differences between two policies' `values`, one line each: "superiority.alpha: 0.05 -> 0.2"."""
-    lines = []
-    for gate in sorted(before.keys() | after.keys()):
-        old, new = before.get(gate, {}), after.get(gate, {})
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                lines.append(f"{gate}.{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}")
-    return lines

@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 
 POINTS = 400  # of the quadrature in `harm_probability`
 RESAMPLES = 2000
+TAIL_DRAWS = 20  # fewer draws than this say little about a p-value: the normal tail does
+POWER = 0.8  # of the number of rows that "would settle it"
 
 
 class PairedComparison(Protocol):
@@ -59,9 +61,9 @@ class PairedComparison(Protocol):
         """Return the posterior probability that the second model is worse by more than `margin`."""
 
     def rows_needed(self, better_than: float, alpha: float) -> int | None:
-        """Return about how many rows would show, at `alpha`, a gain above `better_than` if the observed one is true.
+        """Return how many rows would show, at `alpha` and with probability POWER, a gain above `better_than`.
 
-        None if the observed gain is not above `better_than`.
+        The observed gain is taken as the true one; None if it is not above `better_than`. The number exceeds `n`.
         """
 
 
@@ -110,12 +112,12 @@ class AccuracyChange:
         return _harm_probability(self.gained, self.lost, self.n, margin)
 
     def rows_needed(self, better_than: float, alpha: float) -> int | None:
-        """Return about how many rows would show a gain above `better_than`; None if the observed one is not."""
+        """Return how many rows would show a gain above `better_than`; None if the observed one is not."""
         room = self.observed - better_than
         if room <= 0 or not self.n:
             return None
         variance = max(self.gained + self.lost, 1) / self.n - self.observed**2
-        return ceil(max(variance, 1 / self.n) * (float(norm.isf(alpha)) / room) ** 2)
+        return max(self.n + 1, rows_for(room, sqrt(max(variance, 1 / self.n)), alpha))
 
 
 @lru_cache(10_000)
@@ -186,7 +188,7 @@ class MeanGain:
         return float(t.cdf((-margin - self.observed) / spread, self.n - 1))
 
     def rows_needed(self, better_than: float, alpha: float) -> int | None:
-        """Return about how many rows would show a mean gain above `better_than`; None if the observed one is not."""
+        """Return how many rows would show a mean gain above `better_than`; None if the observed one is not."""
         room = self.gains - better_than
         return rows_needed_for_mean(float(room.mean()), mean_interval(room), self.n, alpha)
 
@@ -216,13 +218,23 @@ class ResampledGain:
 
     @property
     def p_better(self) -> float:
-        """Return the share of draws without a gain."""
-        return (1 + int((self._drawn <= 0).sum())) / (RESAMPLES + 1)
+        """Return the share of draws without a gain; in the far tail, that of a normal distribution."""
+        return self._share(self._drawn <= 0, self.observed)
 
     @property
     def p_worse(self) -> float:
         """Return the share of draws without a loss."""
-        return (1 + int((self._drawn >= 0).sum())) / (RESAMPLES + 1)
+        return self._share(self._drawn >= 0, -self.observed)
+
+    def _share(self, draws: Bools, gain: float) -> float:
+        """Return a share of draws; in the far tail, where few are left, that of a normal of the same spread.
+
+        A share of 2,000 draws is never below .0005, where late looks ask for less.
+        """
+        hits, spread = int(draws.sum()), float(self._drawn.std(ddof=1))
+        if hits >= TAIL_DRAWS or not spread:
+            return (1 + hits) / (RESAMPLES + 1)
+        return max(float(norm.sf(gain / spread)), hits / RESAMPLES)
 
     @property
     def sentence(self) -> str:
@@ -239,7 +251,7 @@ class ResampledGain:
         return float((self._drawn < -margin).mean())
 
     def rows_needed(self, better_than: float, alpha: float) -> int | None:
-        """Return about how many rows would show a gain above `better_than`; None if the observed one is not."""
+        """Return how many rows would show a gain above `better_than`; None if the observed one is not."""
         low, high = self.interval()
         return rows_needed_for_mean(self.observed - better_than, (low - better_than, high - better_than), self.n, alpha)
 
@@ -258,11 +270,16 @@ def mean_interval(difference: Floats, level: float = 0.95) -> tuple[float, float
 
 
 def rows_needed_for_mean(observed: float, interval: tuple[float, float], n: int, alpha: float) -> int | None:
-    """Return about how many rows would show, at `alpha`, a mean above 0, from its 95 % interval on n rows; None if it is not."""
+    """Return how many rows would show, at `alpha`, a mean above 0, from its 95 % interval on n rows; None if it is not."""
     if observed <= 0:
         return None
-    spread = (interval[1] - interval[0]) / (2 * float(norm.isf(0.025)))
-    return ceil(n * (float(norm.isf(alpha)) * spread / observed) ** 2)
+    error = (interval[1] - interval[0]) / (2 * float(norm.isf(0.025)))
+    return max(n + 1, rows_for(observed, error * sqrt(n), alpha))
+
+
+def rows_for(gain: float, spread: float, alpha: float) -> int:
+    """Return how many rows show a mean `gain` of rows with this spread, at `alpha` one-sided, with probability POWER."""
+    return ceil(((float(norm.isf(alpha)) + float(norm.isf(1 - POWER))) * spread / gain) ** 2)
 
 
 def share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -16,6 +16,8 @@ from sacrebleu.metrics import BLEU, CHRF
 from scipy import stats
 from sklearn import metrics
 
+from serving.inference.normalise import folded
+
 AVERAGES = ("macro", "micro", "weighted")
 
 
@@ -81,7 +83,7 @@ def bleu(references: Sequence[Sequence[str]], answers: Sequence[str]) -> float:
 
 def row_generation(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Return the metrics of `generation` that exist for a single text: name -> [n]."""
-    exact = [_plain(answer) in map(_plain, given) for given, answer in zip(references, answers, strict=True)]
+    exact = [folded(answer) in map(folded, given) for given, answer in zip(references, answers, strict=True)]
     return {
         "chrf": row_chrf(references, answers),
         **{name: np.array(values) for name, values in _rouge(references, answers).items()},
@@ -102,10 +104,6 @@ def _rouge(references: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[
     scorer = rouge_scorer.RougeScorer(names, use_stemmer=False)
     scores = [scorer.score_multi(list(given), answer) for given, answer in zip(references, answers, strict=True)]
     return {name.lower(): [one[name].fmeasure for one in scores] for name in names}
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _averages(truth: NDArray[Any], answers: NDArray[Any], names: Sequence[str] = AVERAGES) -> dict[str, float]:

@@ -45,10 +45,21 @@ def ece(confidence: Floats, right: NDArray[np.bool_] | Floats) -> float:
     return float(_Binned(confidence).errors((right - confidence)[None])[0])
 
 
-def ece_null(confidence: Floats, quantile: float = 0.99, seed: int = 0) -> float:
-    """Return a quantile of the ECE of a perfectly calibrated model with these confidences [n]."""
+def binned_errors(confidence: Floats, residuals: Floats) -> Floats:
+    """Return the ECE of many draws: residuals are outcome minus confidence, [draws, n]; bins are those of confidence [n]."""
+    return _Binned(confidence).errors(residuals)
+
+
+def ece_null(
+    confidence: Floats,
+    quantile: float = 0.99,
+    seed: int = 0,
+    refitted: Callable[[NDArray[np.bool_]], Floats] | None = None,
+) -> float:
+    """Return a quantile of the ECE of a perfectly calibrated model with these confidences [n]; `refitted` as for `measure`."""
     outcomes = np.random.default_rng(seed).random((NULL_DRAWS, len(confidence))) < confidence
-    return float(np.quantile(_Binned(confidence).errors(outcomes - confidence), quantile))
+    shift = refitted(outcomes) if refitted else 0.0
+    return float(np.quantile(_Binned(confidence).errors(outcomes - confidence - shift), quantile))
 
 
 def bias(confidence: Floats, right: NDArray[np.bool_], fitted_rows: int = 0) -> tuple[float, float]:
@@ -69,11 +80,6 @@ def mean_bias(gaps: Floats, fitted_rows: int = 0) -> tuple[float, float]:
     return gap, float(2 * norm.sf(abs(gap) / max(variance**0.5, FLOOR)))
 
 
-def classwise_ece(probabilities: Floats, truth: Integers) -> float:
-    """Return the mean over labels of each label's ECE, equal-mass bins (adaptive, Nixon et al. 2019): [n, k], [n]."""
-    return float(_Classwise(probabilities).errors(truth[None])[0])
-
-
 def smooth_ece(confidence: Floats, right: NDArray[np.bool_] | Floats) -> float:
     """Return the calibration error without bins (SmoothECE, Błasiok & Nakkiran 2023): [n], [n].
 
@@ -91,14 +97,21 @@ def reliability(confidence: Floats, right: NDArray[np.bool_]) -> list[Reliabilit
     ]
 
 
-def measure(probabilities: Floats, truth: Integers, seed: int = 0) -> dict[str, Measure]:
-    """Return accuracy, NLL, Brier score, ECE, class-wise and smooth ECE, each with interval and null: [n, k], [n]."""
+def measure(
+    probabilities: Floats, truth: Integers, seed: int = 0, refitted: Callable[[Integers], Floats] | None = None
+) -> dict[str, Measure]:
+    """Return accuracy, NLL, Brier score, ECE, class-wise and smooth ECE, each with interval and null: [n, k], [n].
+
+    `refitted` turns imagined labels [draws, n] into shifts of the top label's confidence [draws, n], where the map that gave
+    it was fitted on such labels: the nulls of ECE and smooth ECE then include the map's error.
+    """
     draw = np.random.default_rng(seed)
     n, confidence, best = len(truth), probabilities.max(axis=1), probabilities.argmax(axis=1)
     imagined = _outcomes(probabilities, draw, min(NULL_DRAWS, max(200, MAX_CELLS // n)))
     counts = draw.multinomial(n, np.full(n, 1 / n), size=min(RESAMPLES, max(200, MAX_CELLS // n))).astype(np.float64)
     binned, smoothed, by_label = _Binned(confidence), _Smoothed(confidence), _Classwise(probabilities)
     squares = (probabilities**2).sum(axis=1)
+    shift = refitted(imagined) if refitted else 0.0
 
     def of_rows(value: Callable[[Integers], Floats]) -> Measure:
         """Return the measure of a mean over rows; `value` turns outcomes [..., n] into values [..., n]."""
@@ -106,7 +119,7 @@ def measure(probabilities: Floats, truth: Integers, seed: int = 0) -> dict[str, 
 
     def of_residuals(errors: Callable[[Floats], Floats]) -> Measure:
         residuals = (best == truth) - confidence
-        null = errors((imagined == best) - confidence)
+        null = errors((imagined == best) - confidence - shift)
         return _measure(float(errors(residuals[None])[0]), errors(counts * residuals), null)
 
     rows = np.arange(n)
@@ -122,10 +135,19 @@ def measure(probabilities: Floats, truth: Integers, seed: int = 0) -> dict[str, 
     }
 
 
-def measure_each(probabilities: Floats, truth: NDArray[np.bool_], seed: int = 0) -> dict[str, Measure]:
-    """Return subset accuracy, NLL and Brier score summed over labels, and the ECE over all labels: [n, k], [n, k].
+def measure_each(
+    probabilities: Floats,
+    truth: NDArray[np.bool_],
+    predicted: NDArray[np.bool_] | None = None,
+    seed: int = 0,
+    refitted: Callable[[NDArray[np.bool_]], Floats] | None = None,
+) -> dict[str, Measure]:
+    """Return subset accuracy, micro F1, NLL and Brier score summed over labels, and the ECE over all labels: [n, k] each.
 
-    The bootstrap resamples whole rows; the null draws labels independently.
+    Without `predicted`, a label is predicted above a probability of 0.5.
+
+    The bootstrap resamples whole rows; the null draws labels independently. `refitted` is as for `measure`, for imagined
+    labels and probabilities [draws, n, k].
     """
     draw = np.random.default_rng(seed)
     n, cells = probabilities.shape[0], 4 * probabilities.size
@@ -133,7 +155,7 @@ def measure_each(probabilities: Floats, truth: NDArray[np.bool_], seed: int = 0)
     counts = draw.multinomial(n, np.full(n, 1 / n), size=min(RESAMPLES, max(100, MAX_CELLS // cells))).astype(
         np.float64
     )
-    binned, predicted = _Binned(probabilities.ravel()), probabilities > 0.5
+    binned, given = _Binned(probabilities.ravel()), probabilities > 0.5 if predicted is None else predicted
 
     def of_rows(value: Callable[[NDArray[np.bool_]], Floats]) -> Measure:
         values = value(truth)
@@ -142,15 +164,21 @@ def measure_each(probabilities: Floats, truth: NDArray[np.bool_], seed: int = 0)
     def errors(residuals: Floats) -> Floats:
         return binned.errors(residuals.reshape(len(residuals), -1))
 
+    def micro_f1(outcomes: NDArray[np.bool_], weights: Floats) -> Floats:
+        both, total = (outcomes & given).sum(axis=-1), outcomes.sum(axis=-1) + given.sum(axis=-1)
+        return np.asarray(2 * (weights * both).sum(axis=-1) / np.maximum((weights * total).sum(axis=-1), 1))
+
+    even = np.ones((1, n))
     residuals = truth - probabilities
     return {
-        "accuracy": of_rows(lambda outcomes: (outcomes == predicted).all(axis=-1).astype(np.float64)),
+        "micro_f1": _measure(float(micro_f1(truth, even)[0]), micro_f1(truth, counts), micro_f1(imagined, even)),
+        "accuracy": of_rows(lambda outcomes: (outcomes == given).all(axis=-1).astype(np.float64)),
         "nll": of_rows(lambda outcomes: row_nll_each(probabilities, outcomes)),
         "brier": of_rows(lambda outcomes: ((outcomes - probabilities) ** 2).sum(axis=-1)),
         "ece": _measure(
             float(errors(residuals[None])[0]),
             errors(counts[:, :, None] * residuals),
-            errors(imagined - probabilities),
+            errors(imagined - probabilities - (refitted(imagined) if refitted else 0.0)),
         ),
     }
 
@@ -219,7 +247,7 @@ class _Smoothed:
 
 
 class _Classwise:
-    """ECE of each label's probability, averaged over labels, with bins fixed by the probabilities [n, k]."""
+    """ECE of each label's probability, averaged over labels (Nixon et al. 2019), with bins fixed by the probabilities [n, k]."""
 
     def __init__(self, probabilities: Floats) -> None:
         n, k = probabilities.shape

@@ -6,6 +6,7 @@ call it.
 
 from pathlib import Path
 
+from pipelines.models.base_files import refuse_unfit
 from pipelines.models.decoder import Decoder, decoder_path
 from pipelines.models.encoder import Encoder, base_model_path
 from schemas.setting_groups import ModelSettings
@@ -14,8 +15,9 @@ Base = Encoder | Decoder
 
 
 def open_base(model: ModelSettings) -> Base:
-    """Return the loaded base model. Raises BaseModelMissing."""
+    """Return the loaded base model. Raises BaseModelMissing, or BaseModelUnfit before anything is loaded."""
     path = base_path(model)
+    refuse_unfit(path, model)
     if model.task == "generation":
         return Decoder(path, model.max_length, model.max_new_tokens)
     return Encoder(path, model.max_length)

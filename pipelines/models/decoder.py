@@ -16,10 +16,20 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.models.base_files import installed_base
-from pipelines.models.encoder import NORM, BaseModelMissing, base_model_path, base_model_sha256, layer_of, shared_copy
-from schemas.training_settings import TrainingSettings
+from pipelines.models.encoder import (
+    NO_LIMIT,
+    NORM,
+    BaseModelMissing,
+    base_model_path,
+    base_model_sha256,
+    layer_of,
+    shared_copy,
+)
+from pipelines.models.families import context
+from schemas.configuration.training import TrainingSettings
 from serving.inference import prompts
 from serving.inference.decoder_runtime import MODEL, compute_dtype
+from serving.inference.normalise import normalise
 from serving.model_directory import sha256
 
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -68,12 +78,17 @@ class Decoder:
         if packed:  # loading has dequantised the weights
             self.model.hf_quantizer.remove_quantization_config(self.model)
         self.model = self.model.to(self.dtype).eval()
-        self.token_limit = min(int(self.model.config.max_position_embeddings), int(self.tokenizer.model_max_length))
+        self.token_limit = min(context(self.model.config.to_dict()) or NO_LIMIT, int(self.tokenizer.model_max_length))
 
     @property
     def sha256(self) -> str:
         """Return one hash over configuration, weights and tokenizer."""
         return sha256(self.path) if self.path.is_file() else base_model_sha256(self.path)
+
+    @staticmethod
+    def normalise(text: str) -> str:
+        """Return a text as the trained model reads it."""
+        return normalise(text)
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text's prompt, before it is cut."""

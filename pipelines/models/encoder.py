@@ -7,7 +7,6 @@ Embeddings are mean-pooled and scaled to one length, because sentence encoders a
 import contextlib
 import copy
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,24 +18,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipelines.models.base_files import installed_base
-from schemas.training_settings import TrainingSettings
+from pipelines.models.families import context, encoder_family
+from schemas.configuration.training import TrainingSettings
 
-# A layer's matrices that may carry LoRA: query and value (Hu et al. 2021, §4.2), the rest of attention, the feed-forward part.
-BERT = (["query", "value"], ["key", "attention.output.dense"], ["intermediate.dense", "output.dense"])
-DISTILBERT = (["q_lin", "v_lin"], ["k_lin", "out_lin"], ["ffn.lin1", "ffn.lin2"])
-MATRICES = {"bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT, "distilbert": DISTILBERT}
 GROUPS = {"query-value": 1, "attention": 2, "all": 3}
 # Length of embeddings: with head rows of length 1, a logit is a cosine over a temperature of 0.05 (SimCSE: Gao et al. 2021).
 NORM = 20.0
+NO_LIMIT = 1 << 20  # tokens, for a base model whose configuration names no limit
 LAYER = re.compile(r"\.(\d+)\.")  # the first number in a parameter's name
 
 
 class BaseModelMissing(FileNotFoundError):
     """The base model is neither a folder nor available from the hub."""
-
-
-class UnknownArchitecture(ValueError):
-    """The base model's architecture is not supported for adapters or pruning."""
 
 
 def base_model_path(name: str | None) -> Path:
@@ -79,7 +72,7 @@ class Encoder:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.model: Any = AutoModel.from_pretrained(path, attn_implementation="eager", use_safetensors=True).eval()
         self.width = int(self.model.config.hidden_size)
-        self.token_limit = min(int(self.model.config.max_position_embeddings), int(self.tokenizer.model_max_length))
+        self.token_limit = min(context(self.model.config.to_dict()) or NO_LIMIT, int(self.tokenizer.model_max_length))
 
     @property
     def sha256(self) -> str:
@@ -165,18 +158,29 @@ def computes_bf16() -> bool:
     return compute_dtype() is torch.bfloat16
 
 
-def adapter_targets(path: Path, group: str) -> list[str]:
-    """Return the names of the linear layers that carry LoRA. Raises UnknownArchitecture."""
-    kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
-    if kind not in MATRICES:
-        known = ", ".join(MATRICES)
-        raise UnknownArchitecture(f"base model {path} has model_type {kind!r}; choose a base model of type {known}")
-    return [name for names in MATRICES[kind][: GROUPS[group]] for name in names]
+def adapter_targets(model: Any, group: str, adapted: int | None = None) -> list[str]:
+    """Return the names of the linear layers that carry LoRA.
+
+    Args:
+        model: a base model.
+        group: "query-value", "attention" or "all", of GROUPS.
+        adapted: number of upper layers that carry adapters; None for all.
+
+    Raises:
+        UnknownArchitecture: encoders of this `model_type` are not supported.
+
+    """
+    matrices = encoder_family(model.config.model_type).matrices[: GROUPS[group]]
+    ends = tuple(f".{name}" for names in matrices for name in names)
+    layers = len(layers_of(model))
+    lowest = 0 if adapted is None else layers - adapted
+    named = ((name, layer_of(name)) for name, _ in model.named_modules() if name.endswith(ends))
+    return [name for name, layer in named if layer is not None and layer >= lowest]
 
 
 def layers_of(model: Any) -> Any:
     """Return the ModuleList of a base model's transformer layers, lowest first."""
-    return (model.transformer if model.config.model_type == "distilbert" else model.encoder).layer
+    return model.get_submodule(encoder_family(model.config.model_type).layers)
 
 
 def layer_of(parameter: str) -> int | None:
@@ -193,15 +197,12 @@ def trainable_copy(encoder: Encoder, settings: TrainingSettings) -> Any:
         return whole
     from peft import LoraConfig, get_peft_model
 
-    layers = len(layers_of(encoder.model))
-    adapted = layers if settings.adapted_layers is None else settings.adapted_layers
     rank = settings.lora_rank or 16
     config = LoraConfig(
         r=rank,
         lora_alpha=settings.lora_alpha or 2 * rank,
         lora_dropout=settings.lora_dropout,
-        target_modules=adapter_targets(encoder.path, settings.lora_targets or "all"),
-        layers_to_transform=list(range(max(0, layers - adapted), layers)),
+        target_modules=adapter_targets(encoder.model, settings.lora_targets or "all", settings.adapted_layers),
     )
     return get_peft_model(shared_copy(encoder.model), config)
 

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from pipelines.report import plots
+from pipelines.report.remarks import accounting, ece_limit, remarks
 from schemas.reports import Confusion, GateResult, LabelScore, RoundReport, SliceChange, Verdict
 
 MATRIX_LABELS = 12
@@ -90,7 +91,13 @@ def render(report: RoundReport) -> str:
         wording=WORDING[report.task],
         numbers=_gate_numbers,
         figures=_figures(report),
+        remarks=remarks(report),
+        accounting=accounting(report.dataset),
         curves=_curves(report.history),
+        study=[line for line in report.history if "trial" in line],
+        study_end=next(
+            (line for line in report.history if line["phase"] == "hyperparameters" and "chosen" in line), None
+        ),
         reliability=_reliability(report),
         slices=[(one, _forest(shown, one, report)) for one in shown],
         hidden_slices=len(report.slices) - len(shown),
@@ -116,7 +123,7 @@ def _figures(report: RoundReport) -> list[tuple[str, str, str]]:
     beside = champion or probe
     whose = "champion" if champion else WORDING[report.task].probe
     comparison = {name: f"{whose} {_number(beside.figures.get(name))}" if beside else "" for name in candidate.figures}
-    comparison["ECE"] = f"if calibrated, below {_number(candidate.ece_null_99)}"
+    comparison["ECE"] = f"limit {_number(ece_limit(report))}"
     return [(name, _number(value), comparison[name]) for name, value in candidate.figures.items()]
 
 
@@ -130,11 +137,13 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str], 
         "training, while searching": "search_loss",
         "training": "train_loss",
     }
+    trials = [line for line in history if "trial" in line]
     charts = [
         ("Loss", "epoch", epochs, losses),
         ("Measures on rows not trained on", "epoch", epochs, {key: key for key in DRAWN}),
         (f"Loss in the {last} phase", "step", steps, {"training": "loss"}),
         ("Learning rate", "step", steps, {"adapter": "learning_rate", "head": "head_learning_rate"}),
+        ("Loss on validation rows, by trial", "trial", trials, {"validation": "value"}),
     ]
     curves: list[tuple[str, list[str], str]] = []
     for title, x, lines, wanted in charts:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-from pipelines.evaluation.evidence.evidence import Evidence
+from pipelines.evaluation.evidence.evidence import Evidence, OutputEvidence
 from pipelines.gates.against_champion import slice_changes
 from pipelines.gates.evidence_and_facts import RoundEvidence
 from pipelines.gates.policy import Policy
@@ -57,8 +57,9 @@ def build(
         set_coverage={f"{c:g}": float(candidate.covered(c).mean()) for c in covered},
         slices=slice_changes(champion, candidate, policy.slices) if champion else [],
         measure=candidate.measure,
-        negative_flips=_flips(champion, candidate, candidate.worse_than(champion)) if champion else [],
-        positive_flips=_flips(champion, candidate, champion.worse_than(candidate)) if champion else [],
+        negative_flips=flips(champion, candidate, candidate.worse_than(champion)) if champion else [],
+        positive_flips=flips(champion, candidate, champion.worse_than(candidate)) if champion else [],
+        moved_answers=moved_answers(champion, candidate) if champion else None,
         confusion=candidate.confusion(MOST),
         labels=candidate.label_scores(),
         robustness=judged.robustness,
@@ -75,6 +76,14 @@ def build(
             seed=manifest.seed,
         ),
     )
+
+
+def moved_answers(champion: Evidence, candidate: Evidence) -> float:
+    """Return the share of rows that two models answer differently; of a number, by more than rounding."""
+    if isinstance(champion, OutputEvidence) and isinstance(candidate, OutputEvidence):
+        same, n, _ = candidate.agreement(champion)
+        return 1 - same / n
+    return float((candidate.answers != champion.answers).mean())
 
 
 def write(folder: Path, report: RoundReport) -> None:
@@ -120,7 +129,8 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _flips(champion: Evidence, candidate: Evidence, rows: Sequence[int]) -> list[Flip]:
+def flips(champion: Evidence, candidate: Evidence, rows: Sequence[int]) -> list[Flip]:
+    """Return what two models answered on these rows, MOST at most."""
     before, after = champion.confidence, candidate.confidence
     return [
         Flip(

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
+from pipelines.training.baselines import beats, standard_error
 from pipelines.training.fitting import Fit, outputs_of
 from pipelines.training.history import Log
 from pipelines.training.tasks.task import HeldOut, Rows, TrainingTask
 from pipelines.training.warm_start import WarmStart
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 
 # Two folds cost as much as one fit on all rows. A small set cannot be halved, but more folds of it are cheap.
 FOLDS, FOLDS_OF_FEW, FEW_ROWS = 2, 4, 100
@@ -61,6 +62,15 @@ class _Curve:
 
 
 @dataclass(frozen=True)
+class SearchResult:
+    """The outcome of a search: the number of epochs, None for the probe; the first split's model; held-out losses [n]."""
+
+    epochs: int | None
+    model: Any
+    losses: Losses
+
+
+@dataclass(frozen=True)
 class EpochSearch:
     """One search for the number of epochs.
 
@@ -85,8 +95,8 @@ class EpochSearch:
     champion: WarmStart | None
     log: Log
 
-    def run(self, splits: Splits, *, keep_best: bool) -> tuple[int | None, Any]:
-        """Return the number of epochs, None if the probe is as good, and the first split's model.
+    def run(self, splits: Splits, *, keep_best: bool) -> SearchResult:
+        """Return what is best: a number of epochs, or the probe.
 
         With `keep_best` there is one split, and the model is the checkpoint of the epoch with the lowest mean loss.
         """
@@ -118,11 +128,12 @@ class EpochSearch:
                     break
             if snapshot is not None:
                 fits[0].restore(snapshot)
-        if not self._beats_probe(weights * self.task.row_losses(probe, targets), curve):
-            return None, models[0]
+        probe_losses = weights * self.task.row_losses(probe, targets)
+        if not self._beats_probe(probe_losses, curve):
+            return SearchResult(None, models[0], probe_losses)
         if self.champion and kept is not None:
             self.task.settle(models[0], HeldOut(kept, targets, weights), self.champion)
-        return curve.chosen, models[0]
+        return SearchResult(curve.chosen, models[0], curve.losses[curve.chosen])
 
     def _start(self, numbers: list[int], settings: TrainingSettings, champion: WarmStart | None) -> Any:
         return self.task.start(self.base, [*(self.examples[n] for n in numbers), *self.named], settings, champion)
@@ -152,7 +163,7 @@ class EpochSearch:
     def _beats_probe(self, probe: Losses, curve: _Curve) -> bool:
         """Return whether the chosen epoch beats the probe's losses [n] by more than a standard error, and log it."""
         gain = probe - curve.losses[curve.chosen]
-        needed = _standard_error(gain)
+        needed = standard_error(gain)
         beaten = bool(gain.mean() > needed)
         self.log.line(
             chosen=self.settings.method if beaten else "probe",
@@ -170,12 +181,7 @@ def as_probe(settings: TrainingSettings) -> TrainingSettings:
 
 def _worse(losses: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
     """Return whether losses [n] exceed the same rows' best losses [n] by more than a standard error."""
-    return bool((losses - best).mean() > _standard_error(losses - best))
-
-
-def _standard_error(differences: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean."""
-    return float(differences.std() / np.sqrt(len(differences)))
+    return beats(best, losses)
 
 
 def folds_of(examples: Sequence[Example], rows: Rows) -> Splits:

@@ -20,15 +20,16 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.models.encoder import layer_of
-from pipelines.training.errors import TrainingDiverged
+from pipelines.training.errors import check_epoch, check_loss
 from pipelines.training.tasks.task import Forward, Rows, TrainingTask
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 
 LEAST_BATCH, SMALL_BATCH = 4, 16
 LEAST_STEPS, MANY_STEPS = 8, 60
 EPOCHS, EPOCHS_OF_MANY, MANY_ROWS = 8, 4, 4000
 MAX_NORM = 1.0
 CHUNK = 16
+REMEDY = "lower training.learning_rate, or set training.bf16 = false"
 HEAD = "head."
 RATES = {"lora": 1e-3, "full": 1e-4, "head": 1e-3}
 
@@ -78,9 +79,10 @@ class Fit:
         self._stack = contextlib.ExitStack()
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.steps = -(-len(self._numbers) // self._batch)  # in each epoch
-        self._optimizer = torch.optim.AdamW(_groups(self._trained, settings))
+        self.optimizer = torch.optim.AdamW(_groups(self._trained, settings))
+        self._first_loss = 0.0
         self._step, self._planned = 0, self.steps * epochs_of(len(self._numbers), settings)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, schedule(self._planned, settings))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule(self._planned, settings))
 
     def __enter__(self) -> Self:
         self._forward = self._stack.enter_context(self._rows.inputs.feeding(self._model))
@@ -91,12 +93,6 @@ class Fit:
     ) -> None:
         self._model.eval()
         self._stack.close()
-
-    def _check(self, loss: float, rate: float) -> None:
-        self._step += 1
-        if not math.isfinite(loss):
-            problem = f"the training loss is {loss} at step {self._step} of {self._planned} (learning rate {rate:.2g})"
-            raise TrainingDiverged(f"{problem}: lower training.learning_rate, or set training.bf16 = false")
 
     def epoch(self, watch: Callable[[Step], None] = lambda _: None) -> float:
         """Return the mean training loss of one pass over the rows. Raises TrainingDiverged."""
@@ -111,15 +107,20 @@ class Fit:
             loss = (losses * batch.weights).sum() / batch.weights.sum()
             value = float(loss.detach())
             rates = self._schedule.get_last_lr()
-            self._check(value, max(rates))
-            self._optimizer.zero_grad()
+            self._step += 1
+            self._first_loss = value if self._step == 1 else self._first_loss
+            check_loss(value, "training loss", self._step, self._planned, max(rates), REMEDY)
+            self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._trained.values(), MAX_NORM)
-            self._optimizer.step()
+            self.optimizer.step()
             self._schedule.step()
             watch(Step(value, max(rates[:-1], default=0.0), rates[-1], int(self._rows.inputs.lengths[rows].sum())))
             total += value * len(rows)
-        return total / len(self._numbers)
+        mean = total / len(self._numbers)
+        peak = max(group["initial_lr"] for group in self.optimizer.param_groups)
+        check_epoch(mean, self._first_loss, -(-self._step // self.steps), peak, REMEDY)
+        return mean
 
     def outputs(self, rows: Sequence[int]) -> NDArray[Any]:
         """Return what the task keeps of the outputs [len(rows), ...] for any rows, in their order."""

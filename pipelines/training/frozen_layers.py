@@ -14,16 +14,32 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipelines.models.encoder import Encoder, TextModel, layer_of, layers_of
+from pipelines.models.families import encoder_family
 
 MAX_BYTES = 1 << 30
 
 
 class Passthrough(nn.Module):  # type: ignore[misc]  # torch is not followed
-    """Replace a layer that must not run."""
+    """Replace a layer that must not run; `as_tuple` if layers of the family return tuples."""
 
-    def forward(self, hidden_states: torch.Tensor, *_args: object, **_options: object) -> torch.Tensor:
+    def __init__(self, *, as_tuple: bool = False) -> None:
+        super().__init__()
+        self._as_tuple = as_tuple
+
+    def forward(self, hidden_states: torch.Tensor, *_args: object, **_options: object) -> Any:
         """Return the input unchanged."""
-        return hidden_states
+        return (hidden_states, None) if self._as_tuple else hidden_states
+
+
+class Recorder(Passthrough):
+    """Replace a layer, and keep the states that reach it."""
+
+    states: torch.Tensor
+
+    def forward(self, hidden_states: torch.Tensor, *_args: object, **_options: object) -> Any:
+        """Return the input unchanged."""
+        self.states = hidden_states
+        return super().forward(hidden_states)
 
 
 class Replay(nn.Module):  # type: ignore[misc]  # torch is not followed
@@ -43,6 +59,7 @@ def replaced(layers: Any, replacements: Mapping[int, nn.Module]) -> Iterator[Non
     """Replace the layers with these numbers inside the `with`."""
     kept = {number: layers[number] for number in replacements}
     for number, replacement in replacements.items():
+        replacement.attention_type = getattr(layers[number], "attention_type", None)  # ModernBERT's choice of a mask
         layers[number] = replacement
     try:
         yield
@@ -57,7 +74,7 @@ def starting_from_states(model: Any, first: int) -> Iterator[Replay]:
     embeddings, replay = model.embeddings, Replay()
     model.embeddings = replay
     try:
-        with replaced(layers_of(model), {number: Passthrough() for number in range(first)}):
+        with replaced(layers_of(model), {number: Passthrough(as_tuple=_tuples(model)) for number in range(first)}):
             yield replay
     finally:
         model.embeddings = embeddings
@@ -118,9 +135,16 @@ class LowerStates:
     def _run(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         base, layers = self._encoder.model, layers_of(self._encoder.model)
         ids, mask = padded([self._ids[row] for row in rows], self._encoder)
-        with replaced(layers, {number: Passthrough() for number in range(self._first, len(layers))}):
-            states: torch.Tensor = base(input_ids=ids, attention_mask=mask).last_hidden_state
-        return states, mask
+        as_tuple = _tuples(base)
+        recorder = Recorder(as_tuple=as_tuple)
+        above = {number: Passthrough(as_tuple=as_tuple) for number in range(self._first + 1, len(layers))}
+        with replaced(layers, {self._first: recorder} | above):
+            base(input_ids=ids, attention_mask=mask)
+        return recorder.states, mask
+
+
+def _tuples(model: Any) -> bool:
+    return encoder_family(model.config.model_type).tuples
 
 
 def first_changing(model: Any) -> int:

@@ -6,7 +6,7 @@ The head starts from the probe (LP-FT, Kumar et al. 2022) or from a head that le
 the one with the best NLL on held-out rows, each epoch with its own temperature where the task has one. It must beat the
 probe's NLL by a standard error.
 
-The held-out rows are the validation rows or, below CROSS_BELOW rows, those of cross-validation. Below `training.refit_below`
+The held-out rows are the validation rows or, below `cross_below` rows, those of cross-validation. Below `training.refit_below`
 rows, the model is trained again on all rows for the chosen number of epochs; above, the best checkpoint is kept. A warm-started
 round always keeps the best checkpoint: rows that trained the champion cannot choose epochs.
 """
@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder
-from pipelines.training.epoch_search import EpochSearch, as_probe, folds_of
+from pipelines.models.tfidf import TfidfModel
+from pipelines.training.baselines import TfidfRival, beats, fit_chosen_probe, with_chosen_c
+from pipelines.training.epoch_search import EpochSearch, SearchResult, Splits, as_probe, folds_of
 from pipelines.training.fitting import RATES, Fit, epochs_of
 from pipelines.training.history import History, Log, TrainingProgress
+from pipelines.training.hyperparameter_search import searched
 from pipelines.training.label_names import label_rows
 from pipelines.training.tasks.encoder_task import EncoderTask
 from pipelines.training.tasks.task import Rows, TrainingTask
 from pipelines.training.warm_start import WarmStart
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 
 LEAST_ROWS = 8
 CROSS_BELOW = 1000
@@ -38,9 +41,10 @@ WARM_START_RATE, WARM_START_EPOCHS = 0.3, 4
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, the method that made it ("probe" if fine-tuning was not better), and the training history.
+    """A trained model, the method that made it, and the training history.
 
-    The model carries LoRA adapters or, if the method is "full", all of its weights are trained.
+    The model carries LoRA adapters or, if the method is "full", all of its weights are trained. The method is "probe" if
+    fine-tuning was not better, and "tfidf", with a `TfidfModel`, if TF-IDF was.
     """
 
     model: Any
@@ -58,6 +62,7 @@ def train(
     *,
     rejections: Sequence[Example] = (),
     champion: WarmStart | None = None,
+    cross_below: int = CROSS_BELOW,
 ) -> Trained:
     """Return a trained model; the order of the rows does not matter.
 
@@ -70,47 +75,84 @@ def train(
         progress: receives the completed share from 0 to 1, and the pace while there is one.
         rejections: rows whose label is known to be wrong; neither the probe nor the epoch search uses them.
         champion: the weights to start from if `settings.start` is "champion"; the teacher of focal distillation.
+        cross_below: number of rows below which epochs are chosen by cross-validation.
 
     Raises:
         TrainingDiverged: the loss is not finite.
 
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
     ordered = [*_sorted(train_rows), *_sorted(validation_rows)]
     log = Log(progress)
     start = champion if settings.start == "champion" else None
-    if start is not None:
-        settings = _warm_start_settings(settings)
+    settings = settings if start is None else _warm_start_settings(settings)
     most = epochs_of(len(ordered), settings)
-    settings = settings.model_copy(update={"epochs": most})
+    settings = with_chosen_c(task, base, ordered, settings.model_copy(update={"epochs": most}))
     if settings.method == "head" or not most or len(ordered) < LEAST_ROWS:
-        return _probe(task, base, ordered, settings, "head" if settings.method == "head" else "probe", log)
+        return _baseline(task, base, ordered, settings, log)
     named = label_rows(task.name, ordered) if settings.label_names else []
-    others = _sorted(rejections) if task.learns_rejections else []
-    rows = task.rows(base, [*ordered, *named, *others], settings, champion)
+    taught = [*ordered, *named, *(_sorted(rejections) if task.learns_rejections else [])]
+    rows = task.rows(base, taught, settings, champion)
+    held = range(len(train_rows), len(ordered))
+    settings = searched(task, base, taught, rows, held, settings, log) if start is None else settings
     keep_best = start is not None or (settings.refit_below is not None and len(ordered) >= settings.refit_below)
-    if (keep_best or len(ordered) >= CROSS_BELOW) and validation_rows:
-        splits = [(list(range(len(train_rows))), list(range(len(train_rows), len(ordered))))]
-    else:
-        splits = folds_of(ordered, rows)[: 1 if keep_best else None]
+    whole = (keep_best or len(ordered) >= cross_below) and validation_rows
+    splits = [(list(range(held.start)), list(held))] if whole else folds_of(ordered, rows)[: 1 if keep_best else None]
     search = EpochSearch(task, base, ordered, named, rows, settings, start, log)
-    epochs, model = search.run(splits, keep_best=keep_best)
-    if epochs is None:
+    result = search.run(splits, keep_best=keep_best)
+    if tfidf := _better_tfidf(task, base, ordered, rows, splits, result, settings, log):
+        return Trained(tfidf, "tfidf", log.history)
+    if result.epochs is None:
         return _probe(task, base, ordered, settings, "probe", log)
+    model = result.model
     if not keep_best:
         model = task.start(base, [*ordered, *named], settings, start)
-        _fit_all_rows(task, model, rows, settings, epochs, log)
+        _fit_all_rows(task, model, rows, settings, result.epochs, log)
     task.finish(model)
     progress(1.0, None)
     return Trained(model, settings.method, log.history)
+
+
+def _baseline(task: TrainingTask, base: Any, rows: list[Example], settings: TrainingSettings, log: Log) -> Trained:
+    """Return the better of the two baselines; the probe, if rows are too few to compare them."""
+    if settings.tfidf and isinstance(task, EncoderTask) and len(rows) >= LEAST_ROWS:
+        rival = TfidfRival(task, rows)
+        tfidf = rival.fit() if rival.beats_probe(base, settings) else None
+        if tfidf is not None:
+            return Trained(tfidf, "tfidf", log.history)
+    return _probe(task, base, rows, settings, "head" if settings.method == "head" else "probe", log)
+
+
+def _better_tfidf(
+    task: TrainingTask,
+    base: Any,
+    examples: list[Example],
+    rows: Rows,
+    splits: Splits,
+    result: SearchResult,
+    settings: TrainingSettings,
+    log: Log,
+) -> TfidfModel | None:
+    """Return TF-IDF on all rows, and log it, if it beats the search's result."""
+    if not settings.tfidf or not isinstance(task, EncoderTask):
+        return None
+    rival, held = TfidfRival(task, examples), [n for _, numbers in splits for n in numbers]
+    if not rival.ngrams.vocabulary.names:
+        return None
+    outputs, targets, weights = rival.held_out(splits), rows.targets[held], rows.weights[held]
+    losses = weights / weights.mean() * task.row_losses(outputs, targets)
+    # Between two baselines the better one serves; a trained model has to be beaten by more than a standard error.
+    better = rival.beats_probe(base, settings) if result.epochs is None else beats(losses, result.losses)
+    metrics = task.metrics(outputs, targets)
+    log.line(rival="tfidf", better=better, held_out_nll=float(losses.mean()), **metrics)
+    return rival.fit() if better else None
 
 
 def probe_outputs(
     task: EncoderTask, base: Encoder, rows: Sequence[Example], texts: Sequence[str], settings: TrainingSettings
 ) -> NDArray[np.float64]:
     """Return the outputs [n, k], for `texts`, of a probe fitted on `rows`: the baseline of a round."""
-    return task.probe(base.embed([row.text for row in rows]), rows, settings).outputs(base.embed(texts))
+    return fit_chosen_probe(task, base, rows, settings).outputs(base.embed(texts))
 
 
 def _fit_all_rows(

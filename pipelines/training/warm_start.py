@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.models.encoder import NORM
+from schemas.configuration.training import TrainingSettings
 from schemas.targets import Task
-from schemas.training_settings import TrainingSettings
 from serving.model_directory import read_manifest
 
 ADAPTER, WEIGHTS, HEAD = "adapter", "model.safetensors", "head.safetensors"
@@ -76,6 +76,10 @@ def open_warm_start(directory: Path, task: Task, base_sha256: str, settings: Tra
         raise CannotContinue(f"{champion.version} was trained for {manifest.task}, this round is for {task}")
     if manifest.base_model_sha256 != base_sha256:
         raise CannotContinue(f"{champion.version} was trained on another base model ({manifest.base_model})")
+    if manifest.kind == "tfidf":
+        raise CannotContinue(
+            f"{champion.version} is TF-IDF with a linear model, which has no weights of the base model"
+        )
     if not champion.is_whole and not (directory / ADAPTER / "adapter_model.safetensors").is_file():
         raise CannotContinue(f"{champion.version} holds neither an adapter nor model weights")
     if (directory / HEAD).is_file() and _norm(directory) != str(NORM):

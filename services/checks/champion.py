@@ -59,8 +59,7 @@ def _earlier(registry: Registry, champion: Champion) -> list[Champion]:
     """Return the earlier champions, each once, newest first."""
     served = {one.model_version: one for one in reversed(registry.promotions())}
     served.pop(champion.model_version, None)
-    newest_first = sorted(served.values(), key=lambda one: -one.generation)
-    return [one for one in newest_first if registry.version(one.model_version).servable][:MOST_EARLIER]
+    return sorted(served.values(), key=lambda one: -one.generation)[:MOST_EARLIER]
 
 
 def _cached(settings: Settings, champion: Champion) -> bool:

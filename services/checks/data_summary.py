@@ -7,7 +7,7 @@ rows.
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,10 @@ from pipelines.dataset.project_dataset import columns_of
 from pipelines.dataset.split import cluster_key
 from pipelines.files.label_checks import near_equal, near_equal_note
 from pipelines.files.records import brief, counted
+from pipelines.gates import power
 from pipelines.gates.policy import Policy, load_policy
+from pipelines.models.token_statistics import TokenStatistics, token_statistics
+from schemas.setting_groups import ModelSettings
 from schemas.settings import Settings
 from schemas.targets import LABELLED, Task, labels_of, value_of
 
@@ -37,6 +40,7 @@ class ProjectData:
     reference_path: Path | None
     seed: FileRows
     reference: FileRows | None
+    _tokens: dict[str, TokenStatistics | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def labels(self) -> set[str]:
@@ -57,6 +61,14 @@ class ProjectData:
     def shared(self) -> set[str]:
         """Keys of the texts that are in both files; these rows judge and never train."""
         return _keys(self.seed) & _keys(self.reference)
+
+    def tokens(self, model: ModelSettings) -> TokenStatistics | None:
+        """Return how the base model's tokenizer reads the texts of both files; None if it is not on this machine."""
+        key = f"{model.task} {model.base_model}"
+        if key not in self._tokens:
+            files = [self.seed, *([self.reference] if self.reference else [])]
+            self._tokens[key] = token_statistics([row.text for file in files for row in file.rows], model)
+        return self._tokens[key]
 
 
 def read_data(seed: Path, reference: Path | None, task: Task, columns: Columns) -> ProjectData:
@@ -98,10 +110,15 @@ def check_reference(seed: set[str], reference: set[str]) -> None:
 
 
 def describe(data: ProjectData, settings: Settings, policy: Policy) -> list[str]:
-    """Return a line for each file and each warning."""
+    """Return a line for each file, one on tokens, one on what the reference set can show, and one for each warning."""
     lines = [_file("seed", data.task, data.seed, data.seed_labels)]
     if data.reference:
         lines.append(_file("reference", data.task, data.reference, data.reference_labels))
+    if measured := data.tokens(settings.model):
+        lines.append(measured.summary())
+    if data.task in LABELLED:
+        rows = judging_rows(data.seed.rows, data.reference.rows if data.reference else (), settings)
+        lines.append(f"evidence: about {power.reference_line(rows, policy, policy.alpha_at(1))}")
     return [*lines, *(f"warning: {warning}" for warning in warnings(data, settings, policy))]
 
 
@@ -110,6 +127,8 @@ def warnings(data: ProjectData, settings: Settings, policy: Policy) -> list[str]
     notes = [f"seed: {note}" for note in data.seed.notes]
     if data.reference:
         notes += [f"reference: {note}" for note in data.reference.notes] + _compared(data)
+    measured = data.tokens(settings.model)
+    notes += measured.warnings(settings.model.max_length) if measured else []
     return notes + _judging(data, settings, policy)
 
 
@@ -172,7 +191,7 @@ def _judging(data: ProjectData, settings: Settings, policy: Policy) -> list[str]
     rows, required = judging_rows(data.seed.rows, data.reference.rows if data.reference else (), settings), policy.data
     if rows >= required.min_judge_rows or not required.blocking:
         return []
-    more = math.ceil((required.min_judge_rows - rows) / (1 - settings.dataset.calibration_share))
+    more = math.ceil((required.min_judge_rows - rows) / (1 - (settings.dataset.calibration_share or 0.0)))
     return [
         f"about {counted(rows)} will judge candidates; at least {required.min_judge_rows} are required (data.min_judge_rows in "
         f"{settings.gates.policy}), so none can replace the first champion: add about {counted(more)} to the reference"

@@ -4,7 +4,6 @@ Turns settings into problems, one line each, for `ratchet init`, `doctor` and `u
 takes a second or two.
 """
 
-import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 from schemas.settings import Settings
 
 READ_WHOLE_BYTES = 2_000_000  # of a larger labelled file only the first byte is read
-_SERVER = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
 _FEAST_PARTS = ("project", "provider", "registry", "offline_store", "online_store")
 
 
@@ -37,7 +35,8 @@ class BrokenProject(ValueError):
 
 def keys(settings: Settings) -> Iterator[str]:
     """Yield the problem of keys.env, if any."""
-    from serving.http.access import KeysMissing, read_keys
+    from serving.http.access import read_keys
+    from serving.keys_file import KeysMissing
 
     try:
         read_keys(settings.path(settings.access.keys))
@@ -142,29 +141,41 @@ def feature_store(settings: Settings) -> Iterator[str]:
 
 
 def base_model(settings: Settings) -> Iterator[str]:
-    """Yield why the base model is not available, if so."""
-    from pipelines.models.base_files import base_problem
+    """Yield why the base model is not available or cannot be trained as the settings say, if so."""
+    from pipelines.models.base_files import base_problem, student_problem
 
-    if problem := base_problem(settings.model):
+    if problem := base_problem(settings.model) or student_problem(settings.model, settings.training):
         yield problem
 
 
 def addresses(settings: Settings) -> Iterator[str]:
-    """Yield invalid addresses of serving, the brokers and the registry."""
+    """Yield invalid addresses of serving and the registry."""
     try:
         socket.getaddrinfo(settings.serving.host, settings.serving.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no host name"
         yield f"serving.host = {settings.serving.host!r}: {reason}; use 127.0.0.1, or 0.0.0.0 for every interface"
-    for server in (settings.kafka.bootstrap_servers or "localhost").split(","):
-        if not _SERVER.fullmatch(server.strip()):
-            yield f"kafka.bootstrap_servers = {server.strip()!r}: expected host:port, several separated by commas"
     from serving.registry.database import check_url
 
     try:
         check_url(settings.registry_url)
     except ValueError as error:
         yield str(error)
+
+
+def kafka(settings: Settings) -> Iterator[str]:
+    """Yield secrets of Kafka that are missing, files that do not fit, and a codec that is not installed."""
+    if settings.kafka.security_protocol == "PLAINTEXT" and settings.kafka.compression == "none":
+        return
+    from serving.messaging.connection import Broker, has_codec
+    from serving.messaging.security import BadSecurity
+
+    try:
+        Broker.of(settings, "embedded").security.options()
+    except BadSecurity as error:
+        yield str(error)
+    if not has_codec(codec := settings.kafka.compression):
+        yield f'kafka.compression = "{codec}": its library is not installed; use "gzip" or "none"'
 
 
 CHECKS: dict[str, Callable[[Settings], Iterator[str]]] = {
@@ -175,4 +186,5 @@ CHECKS: dict[str, Callable[[Settings], Iterator[str]]] = {
     "feature store": feature_store,
     "base model": base_model,
     "addresses": addresses,
+    "kafka": kafka,
 }

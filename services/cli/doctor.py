@@ -10,7 +10,7 @@ import shutil
 import stat
 import urllib.error
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,19 +42,31 @@ def examine(config: Path) -> list[Check]:
     parts: dict[str, Callable[[Settings], Check]] = {
         "registry": _registry,
         "clock": _clock,
+        "evidence": _evidence,
         "artefacts": _artefacts,
         "feature store": _feature_store,
         "disk": _disk,
-        "broker": _broker,
+        "codecs": check_codecs,
+        "broker": check_broker,
+        "ingestion": check_ingestion,
         "serving": _serving,
         **({"mlflow": _mlflow} if settings.training.mlflow_uri else {}),
     }
-    needs = {"serving": {"keys", "addresses"}, "registry": {"addresses"}, "broker": {"addresses"}}
+    needs = {
+        "serving": {"keys", "addresses"},
+        "registry": {"addresses"},
+        "broker": {"addresses", "kafka"},
+        "clock": {"registry"},
+        "evidence": {"registry", "policy", "data"},
+        "ingestion": {"registry"},
+    }
     for part, look in parts.items():
         if part in broken or needs.get(part, set()) & broken:
             continue  # reported already
         try:
             checks.append(look(settings))
+            if part == "registry" and checks[-1].verdict == "FAIL":
+                broken.add(part)
         except Exception as error:
             first = str(error).splitlines()[0] if str(error) else ""
             checks.append(Check(part, "FAIL", redacted(f"{type(error).__name__}: {first}")))
@@ -103,14 +115,14 @@ def _triggers(settings: Settings) -> Check:
 
 def _registry(settings: Settings) -> Check:
     from serving.artifacts import ArtifactStore
-    from serving.registry.marker import RegistryLost, check
-    from serving.registry.registry import Registry
+    from serving.registry.registry import Registry, RegistryUnavailable
+    from serving.registry.safeguards.marker import RegistryLost, check
 
     try:
         with closing(Registry(settings.registry_url, settings.model.name)) as registry:
-            champion, wrong = registry.champion(), registry.verify_audit()
             check(registry, ArtifactStore(settings.location(settings.artifacts.url)))
-    except RegistryLost as error:
+            champion, wrong = registry.champion(), registry.verify_audit()
+    except (RegistryLost, RegistryUnavailable) as error:
         return Check("registry", "FAIL", str(error))
     if wrong:
         return Check("registry", "FAIL", f"the audit log is broken: {wrong[0]}")
@@ -130,6 +142,15 @@ def _clock(settings: Settings) -> Check:
     return Check("clock", "ok", "the registry holds no time ahead of this clock")
 
 
+def _evidence(settings: Settings) -> Check:
+    from services.checks.evidence import outlook
+    from serving.registry.registry import Registry
+
+    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
+        lines, out_of_reach = outlook(settings, registry)
+    return Check("evidence", "warn" if out_of_reach else "ok", "; ".join(lines))
+
+
 def _artefacts(settings: Settings) -> Check:
     from serving.artifacts import open_store
 
@@ -144,10 +165,13 @@ def _artefacts(settings: Settings) -> Check:
 def _sums(settings: Settings, root: str) -> Check:
     """Verify the checksums of the champion's files and of earlier champions'."""
     from services.checks.champion import damaged, unservable
-    from serving.registry.registry import Registry
+    from serving.registry.registry import Registry, RegistryUnavailable
 
-    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
-        wrong, stops = damaged(settings, registry), unservable(settings, registry)
+    try:
+        with closing(Registry(settings.registry_url, settings.model.name)) as registry:
+            wrong, stops = damaged(settings, registry), unservable(settings, registry)
+    except RegistryUnavailable:
+        return Check("artefacts", "warn", f"{root} can be written; not compared, because the registry cannot be read")
     if stops:
         return Check("artefacts", "FAIL", stops)
     if wrong:
@@ -170,18 +194,64 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _broker(settings: Settings) -> Check:
-    from services.projects import running_up
+def check_broker(settings: Settings) -> Check:
+    """Check the connection to the broker, the rights and the topics."""
+    from services.checks.topics import refusal
+    from services.projects import broker_of
+    from serving.messaging.connection import BrokerUnavailable
     from serving.messaging.publisher import Topics, topic_ids
+    from serving.messaging.rights import missing_rights
+    from serving.messaging.topic_checks import topic_faults
+    from serving.registry.registry import Registry
 
-    address = settings.kafka.bootstrap_servers or (running_up(settings) or {}).get("broker")
-    if not address:
+    broker = broker_of(settings)
+    if broker is None:
         return Check("broker", "warn", "embedded, and not running: `ratchet up` starts it")
-    wanted = Topics.of(settings.model.name).names()
-    missing = sorted(set(wanted) - topic_ids(address, wanted, timeout_s=3).keys())
-    if missing:
-        return Check("broker", "warn", f"{address} lacks {', '.join(missing)}: `ratchet up` makes them")
-    return Check("broker", "ok", f"{address}: {len(wanted)} topics")
+    topics = Topics.of(settings.stream_name)
+    wanted = topics.names()
+    try:
+        missing = sorted(set(wanted) - topic_ids(broker, wanted, timeout_s=3).keys())
+        if missing:
+            return Check("broker", "warn", f"{broker} lacks {', '.join(missing)}: `ratchet up` makes them")
+        if settings.embedded_broker:
+            return Check("broker", "ok", f"{broker}: {len(wanted)} topics")
+        if lines := missing_rights(broker, topics, timeout_s=3):
+            return Check("broker", "FAIL", "; ".join(lines))
+        with closing(Registry(settings.registry_url, settings.model.name)) as registry:
+            if reason := refusal(settings, registry, broker, topics):
+                return Check("broker", "FAIL", reason)
+        faults = topic_faults(broker, topics, timeout_s=3)
+    except BrokerUnavailable as error:
+        return Check("broker", "FAIL", str(error))
+    if faults:
+        return Check("broker", "warn", "; ".join(f"{topic} {fault}" for topic, fault in faults.items()))
+    secured = "" if broker.security.protocol == "PLAINTEXT" else f" over {broker.security.protocol}"
+    return Check("broker", "ok", f"{broker}: {len(wanted)} topics{secured}")
+
+
+def check_codecs(_settings: Settings) -> Check:
+    """Check that messages of every codec can be read."""
+    from serving.messaging.decompression import CODECS, missing_codecs
+
+    if missing := missing_codecs():
+        return Check("codecs", "FAIL", f"cannot read messages compressed with {', '.join(missing)}: run make install")
+    return Check("codecs", "ok", f"{', '.join(CODECS.values())}: messages compressed with any of them are read")
+
+
+def check_ingestion(settings: Settings) -> Check:
+    """Report what the consumers have noted: lost, passed over or waiting messages."""
+    from datetime import UTC, datetime
+
+    from services.ingestion.troubles import counted, lasting
+    from services.projects import running_up
+    from serving.registry.glance import glance
+
+    notes = glance(settings.registry_url, settings.model.name).ingestion
+    if wrong := lasting(notes, datetime.now(UTC), up=running_up(settings) is not None):
+        return Check("ingestion", "FAIL", "; ".join(wrong))
+    if counts := counted(notes):
+        return Check("ingestion", "warn", "; ".join(counts))
+    return Check("ingestion", "ok", "no message was lost, passed over or set aside")
 
 
 def _serving(settings: Settings) -> Check:
@@ -208,11 +278,12 @@ def _mlflow(settings: Settings) -> Check:
 
 
 def _compared(settings: Settings, url: str, served: dict[str, object]) -> Check:
-    from serving.registry.registry import Registry
+    from serving.registry.registry import Registry, RegistryUnavailable
 
     if served.get("name") != settings.model.name:
         return Check("serving", "FAIL", f"{url} serves {served.get('name')}, another project: set serving.port")
-    with closing(Registry(settings.registry_url, settings.model.name)) as registry:
+    champion = None
+    with suppress(RegistryUnavailable), closing(Registry(settings.registry_url, settings.model.name)) as registry:
         champion = registry.champion()
     if champion and served.get("model_version") != champion.model_version:
         behind = f"serves {served.get('model_version')}, the champion is {champion.model_version}"

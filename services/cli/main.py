@@ -21,26 +21,27 @@ import click
 from schemas.redact import redacted
 from schemas.targets import Task, label_name
 from services.cli.access import access
-from services.cli.dataset import dataset
-from services.cli.feedback import feedback
-from services.cli.labels import labels
-from services.cli.models import audit, model
+from services.cli.audit import audit
+from services.cli.evidence import evidence
+from services.cli.models import model
 from services.cli.project import config_option, json_option, show
 from services.cli.prune import prune
 from services.cli.rounds import rounds
+from services.cli.rows.dataset import dataset
+from services.cli.rows.feedback import feedback
+from services.cli.rows.labels import labels
+from services.cli.rows.queue import queue
+from services.cli.server import bootstrap, migrate, start
 from services.rounds.failures import out_of_memory
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         import platform
-        import tomllib
 
-        file = Path(__file__).parents[2] / "pyproject.toml"
-        version = (
-            tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.exists() else "of a container"
-        )
-        click.echo(f"ratchet {version}, Python {platform.python_version()}")
+        from serving.process.start import release
+
+        click.echo(f"ratchet {release()}, Python {platform.python_version()}")
         context.exit()
 
 
@@ -50,7 +51,21 @@ def cli() -> None:
     """Serve a text model, collect feedback on its predictions, fine-tune, gate and hot-swap."""
 
 
-for group in (rounds, dataset, model, labels, feedback, access, audit, prune):
+for group in (
+    rounds,
+    queue,
+    dataset,
+    model,
+    labels,
+    feedback,
+    evidence,
+    access,
+    audit,
+    prune,
+    migrate,
+    bootstrap,
+    start,
+):
     cli.add_command(group)
 
 
@@ -143,11 +158,12 @@ def up(config: Path, new_registry: bool) -> None:
     help="write the report to this file",
 )
 @click.option("--keep", type=click.Path(path_type=Path), help="keep the project in this folder")
-def demo(no_defences: bool, out: Path, keep: Path | None) -> None:
+@click.option("--stay", is_flag=True, help="start it again on the finished walk, and print the console's address")
+def demo(no_defences: bool, out: Path, keep: Path | None, stay: bool) -> None:
     """Run the whole loop on BBC News, including poisoned feedback."""
     from services.demo.walk import run_demo
 
-    sys.exit(run_demo(no_defences=no_defences, out=out, keep=keep))
+    sys.exit(run_demo(no_defences=no_defences, out=out, keep=keep, stay=stay))
 
 
 @cli.command()
@@ -179,6 +195,7 @@ def main() -> None:
     from serving.process.log_lines import log_to
     from serving.process.private_files import keep_private
 
+    os.environ.pop("PYTHONSAFEPATH", None)  # child processes find our modules in their working directory
     _keep_docstrings()
     _use_utf8()
     keep_private()
@@ -239,12 +256,12 @@ def _run() -> int:
         if os.environ.get("RATCHET_DEBUG") == "1":
             raise
         with contextlib.suppress(OSError):
-            for line in getattr(error, "problems", None) or [_one_line(error)]:
+            for line in getattr(error, "problems", None) or [error_line(error)]:
                 click.echo(f"ratchet: {redacted(line)}", err=True)
         return 1
 
 
-def _one_line(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """Return an error's message as one line; a KeyError's without its quotes."""
     message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, click.ClickException):

@@ -1,20 +1,22 @@
-"""`ratchet model` and `ratchet audit`: list versions, roll back, verify the audit log.
+"""`ratchet model`: list versions and roll back; advice.py adds `model advise`.
 
 Turns arguments into calls on the registry. It loads no model.
 """
 
 import contextlib
-import sys
 from pathlib import Path
 
 import click
 
-from services.cli.project import by_option, config_option, json_option, opened, reason_option, show, version_named
+from schemas.records import Role
+from services.cli.advice import model_advise
+from services.cli.identity import acting
+from services.cli.project import as_option, config_option, json_option, opened, reason_option, show, version_named
 
 
 @click.group()
 def model() -> None:
-    """List model versions and roll back."""
+    """List model versions, roll back, and choose a base model."""
 
 
 @model.command(name="list")
@@ -26,7 +28,7 @@ def model_list(config: Path, as_json: bool) -> None:
         versions, champion = registry.versions(), registry.champion()
     live = champion.model_version if champion else None
     lines = [
-        f"{'*' if v.model_version == live else ' '} {v.model_version}  {'servable' if v.servable else '-':<8}"
+        f"{'*' if v.model_version == live else ' '} {v.model_version}  {v.state:<17}"
         f"  {f'approved by {v.approved_by}' if v.approved_by else ''}".rstrip()
         for v in versions
     ]
@@ -37,52 +39,34 @@ def model_list(config: Path, as_json: bool) -> None:
 @model.command(name="rollback")
 @click.argument("version", required=False)
 @config_option
-@by_option
+@as_option
 @reason_option
 @json_option
-def model_rollback(version: str | None, config: Path, by: str, reason: str, as_json: bool) -> None:
-    """Roll back to an earlier VERSION; default: the previous champion."""
+def model_rollback(version: str | None, config: Path, by: str | None, reason: str, as_json: bool) -> None:
+    """Roll back to an earlier VERSION that has served; default: the newest champion that nobody rolled back.
+
+    A version that was itself rolled back needs its name and --reason.
+    """
     from services.checks.champion import wrong_files
     from services.rounds.announce import announce
     from services.rounds.prune import refuse_pruned
 
     with opened(config) as (settings, registry):
-        history = registry.promotions()
-        live = history[0].model_version if history else None
-        wanted = (
-            version_named(registry, version)
-            if version
-            else next((c.model_version for c in history if c.model_version != live), None)
-        )
-        if wanted is None:
-            raise click.ClickException("there is no other version to roll back to: see `ratchet model list`")
-        if wanted == live:
-            raise click.ClickException(
-                f"{wanted} is the champion already: name an earlier version of `ratchet model list`"
-            )
+        wanted = version_named(registry, version) if version else None
+        actor = acting(settings, registry, by, Role.REVIEW)
+        live = registry.champion()
+        if live is None:
+            raise click.ClickException("there is no champion yet: `ratchet round run` trains one")
+        wanted = registry.rollback_target(wanted, live.model_version)
         refuse_pruned(settings, registry, wanted)
         with contextlib.suppress(
             ConnectionError
         ):  # an unreachable store is no error: workers may have the version cached
             if wrong := wrong_files(settings, registry.version(wanted).digest):
                 raise click.ClickException(f"{wanted} cannot be served: {wrong}; name another version")
-        champion = registry.promote(wanted, expected=live, token=None, actor=by)
-        registry.audit(by, "rollback", {"from": live, "to": wanted, "reason": reason})
+        champion = registry.roll_back(to=wanted, expected=live.model_version, actor=actor, reason=reason)
         announce(settings, registry, champion)
     show(champion.model_dump(mode="json"), as_json, [f"{wanted} is the champion, generation {champion.generation}"])
 
 
-@click.group()
-def audit() -> None:
-    """Verify the audit log."""
-
-
-@audit.command(name="verify")
-@config_option
-@json_option
-def audit_verify(config: Path, as_json: bool) -> None:
-    """Verify the hash chain; exit 1 if it is broken."""
-    with opened(config) as (_, registry):
-        wrong = registry.verify_audit()
-    show({"ok": not wrong, "wrong": wrong}, as_json, wrong or ["the audit log is whole"])
-    sys.exit(1 if wrong else 0)
+model.add_command(model_advise)

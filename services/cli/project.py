@@ -4,7 +4,6 @@ Turns `-c FILE` into settings and a registry, and prefixes of ids into ids.
 """
 
 import contextlib
-import getpass
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,16 +17,6 @@ from schemas.printable import one_line
 if TYPE_CHECKING:
     from schemas.settings import Settings
     from serving.registry.registry import Registry
-
-
-SHOWN = 8  # ids named for an ambiguous prefix
-
-
-def _me() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a user without a name
-        return "unknown"
 
 
 def _file(_context: click.Context, _parameter: click.Parameter, value: Path) -> Path:
@@ -46,57 +35,56 @@ config_option = click.option(
     help="read this file, or this folder's ratchet.toml",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
-by_option = click.option("--by", default=_me, show_default="you", help="name the person who decides")
+as_option = click.option("--as", "--by", "by", metavar="NAME", help="act as NAME, whose key RATCHET_KEY holds")
 reason_option = click.option("--reason", default="", help="give the reason, for the audit log")
 
 
 @contextlib.contextmanager
 def opened(config: Path) -> "Iterator[tuple[Settings, Registry]]":
-    """Yield a project's settings and registry; close the registry at the end."""
+    """Yield a project's settings and registry, its schema up to date; close the registry at the end."""
     from services.projects import open_project
     from services.supervisor.writable_folders import settle
-    from serving.registry.registry import Registry
+    from serving.registry.registry import Registry, RegistryUnavailable
 
     settings = open_project(config)
     settle(settings, os.environ)
     with contextlib.closing(Registry(settings.registry_url, settings.model.name)) as registry:
+        with contextlib.suppress(RegistryUnavailable):  # the command itself meets it, if it needs the registry
+            registry.upgrade()
         yield settings, registry
 
 
-def one_of(given: str, known: Sequence[str], kind: str) -> str:
-    """Return the id that `given` names: the id itself, a unique prefix, or `latest`.
+NOUNS = {"model": "version", "access": "person", "queue": "item"}  # where a group is not called what it lists
 
-    Args:
-        given: the user's argument.
-        known: every id, newest first.
-        kind: group of the command that lists the ids: "round" or "model".
 
-    Raises:
-        click.ClickException: no id or several ids begin with it; the message names them.
+def one_of(given: str, known: Sequence[str], group: str) -> str:
+    """Return the id that a person typed: the id itself, a unique prefix, or `latest`; `known` is newest first.
 
+    `group` is the group of the command that lists the ids. Raises UnknownId and AmbiguousId, as `ids.resolve`.
     """
-    called = {"model": "version"}.get(kind, kind)
-    if not known:
-        raise click.ClickException(f"there is no {called} yet: see `ratchet {kind} list`")
-    if given == "latest":
-        return known[0]
-    matches = [given] if given in known else [name for name in known if given and name.startswith(given)]
-    if len(matches) == 1:
-        return matches[0]
-    if not matches:
-        raise click.ClickException(f"no {called} is or begins with {given!r}: see `ratchet {kind} list`")
-    shown = ", ".join(matches[:SHOWN]) + (f" and {len(matches) - SHOWN} more" if len(matches) > SHOWN else "")
-    raise click.ClickException(f"{len(matches)} {called}s begin with {given!r}: {shown}; type more of the id")
+    from serving.registry.ids import resolve
+
+    return resolve(given, known, NOUNS.get(group, group), f"`ratchet {group} list`")
 
 
 def round_named(registry: "Registry", given: str) -> str:
-    """Return the id of the round that an id, a unique prefix or `latest` names. Raises as `one_of`."""
+    """Return the id of the round that a person typed. Raises as `one_of`."""
     return one_of(given, [record.round_id for record in registry.rounds()], "round")
 
 
 def version_named(registry: "Registry", given: str) -> str:
-    """Return the model version that an id, a unique prefix or `latest` names. Raises as `one_of`."""
+    """Return the model version that a person typed. Raises as `one_of`."""
     return one_of(given, [version.model_version for version in registry.versions()], "model")
+
+
+def person_named(registry: "Registry", given: str) -> str:
+    """Return the name of the person that a person typed, by name or key id. Raises as `one_of`."""
+    keys = registry.people.list()
+    by_id = {key.key_id: key.name for key in keys}
+    names = [key.name for key in keys]
+    known = names if any(name.startswith(given) for name in names) or given == "latest" else [*by_id]
+    named = one_of(given, known, "access")
+    return by_id.get(named, named)
 
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from services.cli.project import by_option, config_option, json_option, opened, reason_option, round_named, show
+from schemas.records import Role
+from services.cli.identity import acting
+from services.cli.project import as_option, config_option, json_option, opened, reason_option, round_named, show
 
 if TYPE_CHECKING:
     from schemas.records import Pace, RoundRecord
@@ -30,9 +32,10 @@ def rounds() -> None:
 @rounds.command(name="run")
 @click.option("--claimed", metavar="ID", help="run this claimed round instead of claiming a new one")
 @click.option("--bootstrap", is_flag=True, help="train the first champion; do nothing if there is one")
+@click.option("--again", is_flag=True, help="spend another look even if no row has changed since the last round")
 @click.option("--token", type=int, help="pass the scheduler's fencing token")
 @config_option
-def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: Path) -> None:
+def round_run(claimed: str | None, bootstrap: bool, again: bool, token: int | None, config: Path) -> None:
     """Run a round in the foreground, or resume an interrupted one."""
     # Read when torch is imported. Spinning threads would take cores from serving.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -53,9 +56,9 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
             return
         unfinished = registry.unfinished_round()
         refuse_without_room(settings, unfinished.round_id if unfinished else None)
-        round_id = claimed or _claim(settings, registry, "no champion yet" if bootstrap else "by hand")
+        round_id = claimed or _claim(settings, registry, "no champion yet" if bootstrap else "by hand", again)
         try:
-            with _progress() as progress:
+            with shown_progress() as progress:
                 done = run_claimed(
                     round_id,
                     settings=settings,
@@ -64,6 +67,8 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
                     show=progress,
                     announce=lambda champion: announce(settings, registry, champion),
                 )
+            if done.state is RoundState.SETTLING:
+                done = _queued(settings, registry, done)
         except KeyboardInterrupt:
             click.echo(f"interrupted: `ratchet round run` resumes {round_id}", err=True)
             raise
@@ -72,14 +77,14 @@ def round_run(claimed: str | None, bootstrap: bool, token: int | None, config: P
         sys.exit(1)
 
 
-def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
+def _claim(settings: "Settings", registry: "Registry", reason: str, again: bool) -> str:
     """Return the id of a round to run: an interrupted one, else one claimed now."""
     from schemas.records import RoundState
     from services.rounds.process import Liveness, beats, lock_file, read_lock
 
     unfinished = registry.unfinished_round()
     if unfinished is None:
-        record = registry.claim_round(reason=reason, cut=_cut(settings, registry), token=None)
+        record = registry.claim_round(reason=reason, cut=_cut(settings, registry), token=None, again=again)
         if record is not None:
             return record.round_id
         unfinished = registry.unfinished_round()
@@ -99,6 +104,17 @@ def _claim(settings: "Settings", registry: "Registry", reason: str) -> str:
     return round_id
 
 
+def _queued(settings: "Settings", registry: "Registry", record: "RoundRecord") -> "RoundRecord":
+    """Queue the first disagreements of a round that settles, and return its record."""
+    from pipelines.feature_store.store import FeatureStore
+    from services.rounds.queue_filling import fill
+    from serving.process.crash_points import crash_at
+
+    crash_at("settling")
+    fill(settings, registry, FeatureStore(settings))
+    return registry.round(record.round_id)
+
+
 def _cut(settings: "Settings", registry: "Registry") -> dict[str, int]:
     """Return the stored offsets of feedback; none before the first champion, when the feature store may not exist."""
     if registry.champion() is None:
@@ -109,7 +125,7 @@ def _cut(settings: "Settings", registry: "Registry") -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _progress() -> "Iterator[Callable[[str, float, Pace | None], None]]":
+def shown_progress() -> "Iterator[Callable[[str, float, Pace | None], None]]":
     """Yield a function that shows progress: a bar for each step on a terminal, plain lines elsewhere."""
     if not sys.stdout.isatty():
         started, last = time.monotonic(), [""]
@@ -158,32 +174,18 @@ def round_list(config: Path, as_json: bool) -> None:
 @json_option
 def round_show(round_id: str, open_page: bool, config: Path, as_json: bool) -> None:
     """Show one round with its rows, evaluations and gates."""
+    from services.rounds.report_file import report_page
+
     with opened(config) as (settings, registry):
         round_id = round_named(registry, round_id)
         record = registry.round(round_id)
-        page = _page(settings, registry, record)
+        page = report_page(settings, registry, record)
     if page is None and open_page:
         raise click.ClickException(f"round {round_id} is {record.state} and has no report: only judged rounds have one")
     lines = _lines(record) + ([f"report     {page}"] if page else [])
     show(record.model_dump(mode="json"), as_json, lines)
     if open_page and click.launch(str(page)):
         raise click.ClickException(f"there is no browser to open {page} with: open the file yourself")
-
-
-def _page(settings: "Settings", registry: "Registry", record: "RoundRecord") -> Path | None:
-    """Return the round's page: in its folder, or in the version that it made; None if it has none."""
-    page = settings.path("state/rounds") / record.round_id / "report.html"
-    if page.exists():
-        return page
-    versions = {version.model_version: version for version in registry.versions()}
-    if record.gate_report is None or record.candidate_version not in versions:
-        return None
-    from serving.artifacts import ArtifactStore
-
-    store = ArtifactStore(settings.location(settings.artifacts.url))
-    digest = versions[record.candidate_version].digest
-    fetched = store.fetch(digest, settings.path(settings.artifacts.cache)) / "report.html"
-    return fetched if fetched.exists() else None
 
 
 def _lines(record: "RoundRecord") -> list[str]:
@@ -194,6 +196,10 @@ def _lines(record: "RoundRecord") -> list[str]:
         f"candidate  {record.candidate_version or '-'}",
         f"end        {record.detail or '-'}",
     ]
+    if s := record.settling:
+        texts = f"{s.disagreements} disagreements in {s.answered} new texts"
+        shown = f", {s.wins} wins, {s.losses} losses" if s.wins is not None else ""
+        lines.append(f"settling   {s.line}{shown}; {texts}; look {s.look}, until {s.until:%Y-%m-%d %H:%M} UTC")
     if d := record.dataset:
         dropped = ", ".join(f"{n} {reason}" for reason, n in d.dropped.items()) or "nothing"
         lines.append(
@@ -208,60 +214,55 @@ def _lines(record: "RoundRecord") -> list[str]:
             f"  {g.gate:<14} {g.verdict:<21}{'' if g.blocking else ' (advises)'} {g.sentence}"
             for g in record.gate_report.results
         ]
+        lines += [f"advice     {line}" for line in record.gate_report.advice]
     return lines
 
 
 @rounds.command(name="approve")
 @click.argument("round_id", metavar="ID")
+@click.option("--overrule", is_flag=True, help="promote against the verdict of the gates, or a rejection")
 @config_option
-@by_option
+@as_option
 @reason_option
 @json_option
-def round_approve(round_id: str, config: Path, by: str, reason: str, as_json: bool) -> None:
-    """Promote a round's candidate, overruling its gates if need be."""
-    from schemas.records import RoundState
+def round_approve(round_id: str, overrule: bool, config: Path, by: str | None, reason: str, as_json: bool) -> None:
+    """Approve a round's candidate; promote it once enough people have.
+
+    Needs --reason and the role review. A candidate whose gates did not pass, or that a person rejected, needs --overrule too.
+    """
     from services.rounds.announce import announce
     from services.rounds.prune import refuse_pruned
+    from serving.registry.registry import UnknownVersion
 
     with opened(config) as (settings, registry):
         round_id = round_named(registry, round_id)
-        record, live = registry.round(round_id), registry.champion()
-        waits = record.state in (RoundState.AWAITING_APPROVAL, RoundState.INSUFFICIENT)
-        if not waits or record.candidate_version is None:
-            raise click.ClickException(
-                f"round {round_id} is {record.state}: only {RoundState.AWAITING_APPROVAL} or {RoundState.INSUFFICIENT} "
-                "rounds have a candidate to approve"
-            )
-        if (live.model_version if live else None) != record.champion_version:
-            raise click.ClickException(
-                f"the champion is {live.model_version if live else 'none'}, and {record.candidate_version} was judged "
-                f"against {record.champion_version or 'none'}: `ratchet round reject {round_id}`, then run another round"
-            )
-        refuse_pruned(settings, registry, record.candidate_version)
-        registry.mark_servable(record.candidate_version, approved_by=by)
-        champion = registry.promote(
-            record.candidate_version, expected=record.champion_version, token=None, actor=by, round_id=round_id
-        )
-        why = {"round": round_id, "version": champion.model_version, "overruled": record.state.value, "reason": reason}
-        registry.audit(by, "round approve", why)
-        announce(settings, registry, champion)
-    lines = [f"{champion.model_version} is the champion, generation {champion.generation}"]
-    show(champion.model_dump(mode="json"), as_json, lines)
+        actor = acting(settings, registry, by, Role.REVIEW)
+        if candidate := registry.round(round_id).candidate_version:
+            with contextlib.suppress(UnknownVersion):  # approve() says what is wrong with the round
+                refuse_pruned(settings, registry, candidate)
+        approval = registry.approve(round_id, actor=actor, reason=reason, overrule=overrule)
+        champion = approval.champion
+        if champion is not None:
+            announce(settings, registry, champion)
+    if champion is None:
+        missing = approval.needed - approval.given
+        lines = [f"{approval.given} of {approval.needed} have approved round {round_id}; {missing} more to go"]
+    else:
+        lines = [f"{champion.model_version} is the champion, generation {champion.generation}"]
+    value = champion.model_dump(mode="json") if champion else {"round_id": round_id}
+    show({**value, "approvals": approval.given, "approvals_needed": approval.needed}, as_json, lines)
 
 
 @rounds.command(name="reject")
 @click.argument("round_id", metavar="ID")
 @config_option
-@by_option
+@as_option
 @reason_option
 @json_option
-def round_reject(round_id: str, config: Path, by: str, reason: str, as_json: bool) -> None:
-    """Reject a round's candidate; end the round if it is running."""
-    from schemas.records import RoundState
-
-    with opened(config) as (_, registry):
+def round_reject(round_id: str, config: Path, by: str | None, reason: str, as_json: bool) -> None:
+    """Reject a round's candidate, with --reason; end the round if it is running."""
+    with opened(config) as (settings, registry):
         round_id = round_named(registry, round_id)
-        registry.finish_round(round_id, RoundState.REJECTED, detail=f"rejected by {by}: {reason or 'no reason given'}")
-        registry.audit(by, "round reject", {"round": round_id, "reason": reason})
-        record = registry.round(round_id)
+        actor = acting(settings, registry, by, Role.REVIEW)
+        record = registry.reject(round_id, actor=actor, reason=reason)
     show(record.model_dump(mode="json"), as_json, [f"round {round_id} is rejected"])

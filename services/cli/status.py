@@ -10,12 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from schemas.consumer_reports import REPORTED
 from schemas.setting_groups import TriggerSettings
 from schemas.settings import Settings
 from services.ingestion.feedback_counts import FeedbackCounts, counts
+from services.ingestion.troubles import counted, lasting
 from services.projects import open_project, running_up
 from serving.messaging.outbox_store import waiting
 from serving.registry.glance import glance
+
+LONGEST_DETAIL = 100  # characters of why the last round ended as it did
 
 
 def look(config: Path) -> tuple[dict[str, Any], list[str]]:
@@ -26,6 +30,7 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
     triggers = TriggerSettings.model_validate(up["triggers"]) if up and "triggers" in up else settings.triggers
     gathered, unseen = _gathered(settings, seen.last_cut, up=up is not None)
     trouble: dict[str, str] = up.get("trouble", {}) if up else {}
+    wrong = lasting(seen.ingestion, datetime.now(UTC), up=up is not None)
     value = {
         "model": settings.model.name,
         "up": up is not None,
@@ -33,12 +38,15 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         "champion": seen.champion,
         "workers": seen.workers,
         "round": _round(seen.unfinished),
+        "last_round": _last(seen.last),
+        "settling": _settling(seen.settling),
         "feedback": gathered.labelled if gathered else None,
         "min_feedback": triggers.min_feedback,
         "triggers": triggers.model_dump(),
         "live_feedback": gathered.live if gathered else {},
         "not_yet_stored": lag,
         "trouble": trouble,
+        "ingestion": {"now": wrong, "counts": [note for note in seen.ingestion if note["kind"] != REPORTED]},
         "clock_behind_s": round(seen.ahead_s),
     }
     labelled = f"{gathered.labelled} of {triggers.min_feedback} since the last round" if gathered else unseen
@@ -46,12 +54,15 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
         f"model      {settings.model.name}" + (f", up at {up['serving']}" if up else ", not up: `ratchet up`"),
         _champion_line(seen.champion),
         *(_worker_line(worker, seen.champion) for worker in seen.workers),
-        _round_line(seen.unfinished),
+        round_line(seen.unfinished, seen.last),
+        *([settling_line(seen.settling)] if seen.settling else []),
         f"feedback   {labelled}",
         f"triggers   {triggers_line(triggers)}",
         *(f"live       {version}: {_verdicts(n)}" for version, n in (gathered.live if gathered else {}).items()),
         *([f"lag        {lag} accepted events are not stored yet"] if lag is not None else []),
         *(f"trouble    {name} {what}" for name, what in trouble.items()),
+        *(f"trouble    {what}" for what in wrong),
+        *(f"ingestion  {what}" for what in counted(seen.ingestion)),
         *([f"clock      {clock_line(seen.ahead_s)}"] if seen.ahead_s else []),
     ]
     return value, lines
@@ -93,6 +104,20 @@ def _round(unfinished: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {name: unfinished.get(name) for name in wanted}
 
 
+def _settling(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    return {"round_id": record["round_id"], "candidate_version": record["candidate_version"], **record["settling"]}
+
+
+def settling_line(record: Mapping[str, Any]) -> str:
+    """Return how far the labels of the settling round are, in one line."""
+    plan = record["settling"]
+    about = f" of about {plan['about']}" if plan.get("about") is not None else ""
+    label = "`ratchet queue next`" if plan["disagreements"] else "no disagreement in new traffic yet"
+    return f"settling   {record['round_id']}: {plan['labels']}{about} labels, {label}"
+
+
 def _champion_line(champion: Mapping[str, Any] | None) -> str:
     if champion is None:
         return "champion   none yet: `ratchet up` trains one"
@@ -106,7 +131,20 @@ def _worker_line(worker: Mapping[str, Any], champion: Mapping[str, Any] | None) 
     return f"worker     {worker['worker']} serves {worker['model_version'] or 'nothing yet'}{note}"
 
 
-def _round_line(unfinished: Mapping[str, Any] | None) -> str:
+def _last(ended: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what became of the newest round, if it has ended."""
+    if ended is None or ended.get("finished_at") is None:
+        return None
+    wanted = ("round_id", "state", "detail", "candidate_version", "finished_at")
+    return {name: ended.get(name) for name in wanted}
+
+
+def round_line(unfinished: Mapping[str, Any] | None, last: Mapping[str, Any] | None = None) -> str:
+    """Return an unfinished round's state, progress and heartbeat in one line, or how the last round ended."""
+    if unfinished is None and (ended := _last(last)):
+        detail = " ".join((ended["detail"] or "").split())
+        shown = f": {detail[:LONGEST_DETAIL].rstrip()}{'...' * (len(detail) > LONGEST_DETAIL)}" if detail else ""
+        return f"round      none now; {ended['round_id']} ended {_ago(ended['finished_at'])}, {ended['state']}{shown}"
     if unfinished is None:
         return "round      none"
     share = f" {unfinished['progress']:.0%}" if unfinished.get("progress") is not None else ""

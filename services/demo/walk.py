@@ -6,11 +6,9 @@ writes a report. It uses the commands and the HTTP API of users; only the report
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,53 +17,67 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from schemas.records import FINAL_STATES, RoundRecord, RoundState
+from schemas.records import GATED_STATES, RoundRecord, RoundState
 from schemas.settings import Settings, load_settings
 from services.demo.articles import Article, DemoError, bbc_news, split
 from services.demo.report import Walk, report_of
 from services.demo.traffic import Traffic
-from services.projects import STATE, create_project
-from services.rounds.executor import REPOSITORY
-from services.supervisor.own_address import free_port
+from services.demo.up_process import (
+    ROUND_LIMIT_S,
+    check_alive,
+    leave_open,
+    ready,
+    start_up,
+    stop,
+    stop_on_sigterm,
+    wait_for,
+)
+from services.projects import create_project
+from services.supervisor.own_address import free_port, refused
 from serving.http.access import read_keys
 from serving.registry.registry import Registry
 
 MAX_LENGTH = 64
 RATE = 22.0  # visits a second
 MIN_FEEDBACK = 180
-ROUND_LIMIT_S = 900
+CONSOLE_PORT = 3001
 
 console = Console(highlight=False)
 
 
-def run_demo(*, no_defences: bool, out: Path, keep: Path | None) -> int:
-    """Run the demo, write the report to `out` and return the exit status."""
+def run_demo(*, no_defences: bool, out: Path, keep: Path | None, stay: bool = False) -> int:
+    """Run the demo, write the report to `out` and return the exit status; with `stay`, leave it running until Ctrl-C."""
+    stop_on_sigterm()
     started = time.monotonic()
     folder = keep or Path(tempfile.mkdtemp(prefix="ratchet-demo-"))
     splits = split(bbc_news())
     settings = _make_project(folder, splits, no_defences=no_defences)
     say = _speaker(started)
     say(f"project in {folder}")
-    up = _start_up(folder)
+    up = start_up(folder)
     try:
         report = _walk(settings, splits, up, say, no_defences=no_defences)
+        report["events_stored"] = _stored(settings)
+        report["seconds"] = round(time.monotonic() - started, 1)
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _print_table(report)
+        console.print(f"written to {out}")
+        if stay:
+            leave_open(settings, folder)
     except DemoError as error:
-        console.print(f"[red]{error}[/red]; logs are in {folder / 'state/logs'}")
+        console.print(f"[red]{error}[/red]; logs are in {folder / 'state/logs'}", soft_wrap=True)
         return 1
     finally:
-        if up.poll() is None:
-            up.send_signal(signal.SIGTERM)
-            up.wait(90)
-    from pipelines.feature_store.store import FeatureStore
-
-    report["events_stored"] = sum(FeatureStore(settings).stored_events().values())
-    report["seconds"] = round(time.monotonic() - started, 1)
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    _print_table(report)
-    console.print(f"written to {out}")
+        stop(up)
     if keep is None:
         shutil.rmtree(folder, ignore_errors=True)
     return 0
+
+
+def _stored(settings: Settings) -> int:
+    from pipelines.feature_store.store import FeatureStore
+
+    return sum(FeatureStore(settings).stored_events().values())
 
 
 def _make_project(folder: Path, splits: dict[str, list[Article]], *, no_defences: bool) -> Settings:
@@ -82,6 +94,7 @@ def _make_project(folder: Path, splits: dict[str, list[Article]], *, no_defences
             "triggers": {"min_feedback": MIN_FEEDBACK, "tick_seconds": 1.0},
             "training": {"epochs": 3, "patience": 1},
             "serving": {"port": free_port()},
+            "console": {"port": _console_port(), "try_page": "open"},
         }
         if no_defences:
             overrides["dataset"] = {"max_rows_per_person": 1_000_000, "quarantine": False}
@@ -106,10 +119,8 @@ def _walk(
     *,
     no_defences: bool,
 ) -> dict[str, object]:
-    _wait_for(lambda: _up_state(settings) is not None, up, ROUND_LIMIT_S, "`ratchet up` did not get ready")
+    state = ready(settings, up)
     registry = Registry(settings.registry_url, settings.model.name)
-    state = _up_state(settings)
-    assert state is not None
     first = registry.champion()
     assert first is not None
     say(f"the first champion, from {len(splits['seed'])} articles, serves: {first.model_version}")
@@ -168,8 +179,8 @@ def _learn(
             if latest != shown:
                 shown = latest
                 say(f"{n} visits, {len(traffic.seen.failures)} failed; {latest}")
-            _check_alive(up)
-            if promoted is None and trained and trained[0].state in FINAL_STATES and n > 3 * len(articles):
+            check_alive(up)
+            if promoted is None and trained and trained[0].state in GATED_STATES and n > 3 * len(articles):
                 raise DemoError(f"the round ended as {trained[0].state}: {trained[0].detail}")
             if time.monotonic() - begun > ROUND_LIMIT_S:
                 raise DemoError(f"no round was promoted within {ROUND_LIMIT_S} s")
@@ -195,11 +206,11 @@ def _poison(
     traffic.drain()
 
     def ended() -> RoundRecord | None:
-        fresh = [r for r in registry.rounds() if r.round_id not in known and r.state in FINAL_STATES]
+        fresh = [r for r in registry.rounds() if r.round_id not in known and r.state in GATED_STATES]
         # Judged on a dataset: it was triggered by MIN_FEEDBACK of the poison.
         return next((r for r in reversed(fresh) if r.dataset is not None and r.gate_report is not None), None)
 
-    _wait_for(lambda: ended() is not None, up, ROUND_LIMIT_S, "the poisoned round did not end")
+    wait_for(lambda: ended() is not None, up, ROUND_LIMIT_S, "the poisoned round did not end")
     record = ended()
     assert record is not None
     say(f"the poisoned round: {record.state}. {record.detail}")
@@ -210,36 +221,15 @@ def _poison(
 # --- small parts ----------------------------------------------------------------------------------------------------
 
 
-def _start_up(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "services.cli.main", "up", "-c", str((folder / "ratchet.toml").absolute())]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RATCHET_")}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True)
-
-
-def _up_state(settings: Settings) -> dict[str, object] | None:
-    path = settings.path(STATE)
-    state: dict[str, object] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return state
-
-
-def _check_alive(up: subprocess.Popen[bytes]) -> None:
-    if up.poll() is not None:
-        raise DemoError(f"`ratchet up` ended with {up.returncode}")
-
-
-def _wait_for(condition: Callable[[], bool], up: subprocess.Popen[bytes], seconds: float, otherwise: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        _check_alive(up)
-        if time.monotonic() > deadline:
-            raise DemoError(f"{otherwise} within {seconds:.0f} s")
-        time.sleep(0.3)
-
-
 def _pace(begun: float, n: int) -> None:
     ahead = n / RATE - (time.monotonic() - begun)
     if ahead > 0:
         time.sleep(ahead)
+
+
+def _console_port() -> int:
+    """Return the console's usual port if it is free, else another."""
+    return free_port() if refused("127.0.0.1", CONSOLE_PORT) else CONSOLE_PORT
 
 
 def _speaker(started: float) -> Callable[[str], None]:

@@ -1,116 +1,133 @@
-"""Dead letters: messages that no retry would store, and their replay.
+"""Dead letters: messages that no retry would store.
 
 Turns a message into its dead letter: the original bytes, key and headers, plus headers with origin and reason.
-`ratchet feedback replay --dlq` publishes dead letters to their topics again. pipelines/feature_store/event_rows.py decides
-which messages are bad.
+pipelines/feature_store/event_rows.py decides which messages are bad, replay.py publishes dead letters again.
 """
 
+import contextlib
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 
-from pipelines.feature_store.event_rows import BadMessage, read_event
-from schemas.events import FeedbackReceived
-from services.ingestion.feedback_gate import FeedbackGate
-from serving.messaging.consumer import Backlog
-from serving.messaging.publisher import MAX_MESSAGE_BYTES, Message, Outgoing, Publisher, Topics
+from services.ingestion.micro_batch import UNREADABLE as UNDECODED
+from services.ingestion.troubles import CUT, DEAD_LETTERS, UNREADABLE, Counted
+from serving.messaging.publisher import (
+    HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
+    Message,
+    MessageTooLarge,
+    Outgoing,
+    Publisher,
+    Topics,
+)
+from serving.messaging.record_batches import Unreadable
 
-PREFIX = "ratchet-"
+log = logging.getLogger("ratchet.feedback_consumer")
+
+PREFIX = "ratchet-"  # of the headers that a dead letter has besides the original ones
+CUT_HEADER = f"{PREFIX}cut"  # header of a dead letter that was cut: which of headers, key and value were
+FRAME_BYTES = 200  # of Kafka around a message, at most
+MAX_LETTER_BYTES = MAX_MESSAGE_BYTES + HEADER_BYTES - FRAME_BYTES
+MIN_LETTER_BYTES = 2000
+MAX_CUT_KEY = 1000
+MAX_REASON_CHARS = 500
 ORPHAN = "orphan: "  # the reason of expired feedback without prediction begins with it
-
-
-@dataclass(kw_only=True)
-class Replayed:
-    """How many dead letters of one replay had which outcome."""
-
-    published: int = 0
-    still_bad: int = 0
-    in_the_log: int = 0
-    erased: int = 0
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the counts for --json; `erased` only if it is not zero."""
-        return {key: n for key, n in asdict(self).items() if n or key != "erased"}
 
 
 def dead_letter(topics: Topics, message: Message, partition_key: str, reason: str) -> Outgoing:
     """Return the dead letter of a message of the partition '<topic_id>/<partition>'."""
-    kept = (message.value or b"")[:MAX_MESSAGE_BYTES]
     origin = {
         "topic": message.topic,
         "partition": str(message.partition),
         "offset": str(message.offset),
         "position": f"{partition_key}/{message.offset}",
-        "reason": reason,
+        "reason": reason[:MAX_REASON_CHARS],
     }
+    kept = bytes(message.value or b"")[:MAX_MESSAGE_BYTES]
     if message.value is None:
         origin["tombstone"] = "1"
     elif len(kept) < len(message.value):
         origin["bytes"] = str(len(message.value))
-    headers = [*_original_headers(message), *((PREFIX + k, v.encode()) for k, v in origin.items())]
-    return Outgoing(topics.dead_letters, message.key or b"", kept, tuple(headers))
+    if isinstance(message.value, Unreadable):
+        origin["undecoded-records"] = str(message.value.records)
+    if nulls := [name for name, content in message.headers if content is None]:
+        origin["null-headers"] = ",".join(nulls)[:MAX_REASON_CHARS]  # kafka-python sends none
+    original = tuple((name, content or b"") for name, content in message.headers if not name.startswith(PREFIX))
+    headers = (*original, *((PREFIX + name, text.encode()) for name, text in origin.items()))
+    return _cut(Outgoing(topics.dead_letters, message.key or b"", kept, headers), MAX_LETTER_BYTES)
 
 
-def replay(
-    bootstrap: str,
-    topics: Topics,
-    gate: FeedbackGate,
-    *,
-    timeout_s: float,
-    progress: Callable[[int], None] = lambda _: None,
-) -> Replayed:
-    """Publish dead letters that can be read now to their topics; append the others to the dead letters again.
+def publish(letters: Sequence[Outgoing], publisher: Publisher) -> list[Counted]:
+    """Publish the dead letters; those that their topic refuses are cut until they fit.
 
-    Orphans are skipped: their feedback is in the log and joins its prediction when that arrives. Erased events are dropped.
-    Each dead letter is replayed once, or twice if this process dies between publishing and committing; event ids make that
-    harmless.
+    Returns:
+        What there is to count, by kind and subject.
 
-    Raises BrokerUnavailable or RegistryUnavailable.
+    Raises:
+        BrokerUnavailable: at least one was not confirmed in time.
+
     """
-    done = Replayed()
-    gate.refresh()
-    seen: set[bytes] = set()  # a consumer that died before its commit has sent the same letter twice
-    publisher = Publisher(bootstrap, timeout_s=timeout_s)
+    counted = []
     try:
-        with Backlog(bootstrap, topics.dead_letters, reader=f"{topics.dead_letters}.replay") as backlog:
-            for letters in backlog.batches():
-                wanted = []
-                for letter in letters:
-                    position = _header(letter, "position")
-                    if (not position or position not in seen) and (message := _again(letter, topics, gate, done)):
-                        wanted.append(message)
-                    seen.add(position)
-                publisher.publish_many(wanted)
-                backlog.done(letters)
-                progress(len(letters))
-    finally:
-        publisher.close()
-    return done
+        publisher.publish_many(letters)
+    except MessageTooLarge as error:
+        for letter, position in zip(letters, error.positions, strict=True):
+            if position is None:
+                counted.append(Counted(CUT, _subject(letter), 1, None, f"{publish_cut(letter, publisher)} bytes"))
+    for (kind, subject), alike in _by_kind_and_subject(letters).items():
+        offset, reason = int(_header_of(alike[-1], "offset")), _header_of(alike[-1], "reason").decode()
+        records = sum(int(_header_of(letter, "undecoded-records") or 1) for letter in alike)
+        counted.append(Counted(kind, subject, records, offset, reason))
+    return counted
 
 
-def _again(letter: Message, topics: Topics, gate: FeedbackGate, done: Replayed) -> Outgoing | None:
-    if _header(letter, "reason").startswith(ORPHAN.encode()):
-        done.in_the_log += 1
-        return None
-    topic = topics.predictions if _header(letter, "topic") == topics.predictions.encode() else topics.feedback
-    try:
-        event = read_event(letter.value, "predictions" if topic == topics.predictions else "feedback")
-        if gate.is_erased(event):
-            done.erased += 1
-            return None
-        if isinstance(event, FeedbackReceived):
-            gate.check(event)
-    except BadMessage:
-        done.still_bad += 1
-        return Outgoing(topics.dead_letters, letter.key or b"", letter.value or b"", letter.headers)
-    done.published += 1
-    return Outgoing(topic, letter.key or b"", letter.value or b"", _original_headers(letter))
+def publish_cut(letter: Outgoing, publisher: Publisher) -> int:
+    """Publish a letter that its topic refused, cut by halves until it fits; return its size, 0 if it never does."""
+    limit = 2 * _size(letter)
+    while limit > MIN_LETTER_BYTES:
+        limit //= 2
+        with contextlib.suppress(MessageTooLarge):
+            publisher.publish_many([_cut(letter, limit)])
+            log.warning("a dead letter was cut to %d bytes: raise max.message.bytes of %s", limit, letter.topic)
+            return limit
+    log.error("%s takes no dead letter, not even one of %d bytes: dropped", letter.topic, limit)
+    return 0
 
 
-def _original_headers(message: Message) -> tuple[tuple[str, bytes], ...]:
-    return tuple((k, v) for k, v in message.headers if not k.startswith(PREFIX))
+def _cut(letter: Outgoing, limit: int) -> Outgoing:
+    """Return the letter within `limit` bytes: without original headers, then with a cut key, then with a cut value."""
+    if _size(letter) <= limit:
+        return letter
+    headers = [(name, content) for name, content in letter.headers if name.startswith(PREFIX) and name != CUT_HEADER]
+    key, value, cut = letter.key, letter.value, ["headers"]
+    room = limit - sum(len(name) + len(content) for name, content in headers) - FRAME_BYTES
+    if len(key) + len(value) > room and len(key) > MAX_CUT_KEY:
+        key, cut = key[:MAX_CUT_KEY], [*cut, "key"]
+    if len(key) + len(value) > room:
+        value, cut = value[: max(0, room - len(key))], [*cut, "value"]
+        if not any(name == f"{PREFIX}bytes" for name, _ in headers):
+            headers.append((f"{PREFIX}bytes", str(len(letter.value)).encode()))
+    headers.append((CUT_HEADER, ",".join(cut).encode()))
+    return Outgoing(letter.topic, key, value, tuple(headers))
 
 
-def _header(letter: Message, name: str) -> bytes:
+def _size(letter: Outgoing) -> int:
+    headers = sum(len(name.encode()) + len(content) + 10 for name, content in letter.headers)
+    return len(letter.key) + len(letter.value) + headers + FRAME_BYTES
+
+
+def _by_kind_and_subject(letters: Sequence[Outgoing]) -> dict[tuple[str, str], list[Outgoing]]:
+    groups: dict[tuple[str, str], list[Outgoing]] = {}
+    for letter in letters:
+        kind = UNREADABLE if _header_of(letter, "reason").startswith(UNDECODED.encode()) else DEAD_LETTERS
+        groups.setdefault((kind, _subject(letter)), []).append(letter)
+    return groups
+
+
+def _subject(letter: Outgoing) -> str:
+    return f"{_header_of(letter, 'topic').decode()}/{_header_of(letter, 'partition').decode()}"
+
+
+def _header_of(letter: Outgoing, name: str) -> bytes:
     return next((v for k, v in letter.headers if k == PREFIX + name), b"")
 
 

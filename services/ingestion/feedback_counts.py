@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.settings import Settings
+from serving.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from pipelines.feature_store.store import FeatureStore
@@ -43,11 +44,11 @@ def counts(settings: Settings, cut: Mapping[str, int], *, up: bool) -> FeedbackC
     newest = _newest(settings)
     if (newest is None and _local(settings) is not None) or newest == 0:
         return FeedbackCounts(0, dict(cut))  # no event log yet, or an empty one
-    kept = _kept(settings)
-    if kept and kept.cut == cut:
-        fresh = up and abs(time.time() - kept.at) < BEHIND_S
-        if fresh or (newest is not None and kept.version == newest):
-            return kept
+    cached = kept(settings)
+    if cached and cached.cut == cut:
+        fresh = up and abs(time.time() - cached.at) < BEHIND_S
+        if fresh or (newest is not None and cached.version == newest):
+            return cached
     from pipelines.feature_store.store import FeatureStore
 
     return count(settings, FeatureStore(settings), cut)
@@ -60,11 +61,8 @@ def count(settings: Settings, features: "FeatureStore", cut: Mapping[str, int]) 
     version = features.log.version("feedback")  # before counting, so that later commits make this count stale
     labelled = features.count_labelled_since(dict(cut))
     counted = FeedbackCounts(version, dict(cut), labelled, live_counts(features), time.time())
-    path = settings.path(FILE)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        beside.write_text(json.dumps(asdict(counted)), encoding="utf-8")
-        beside.replace(path)
+        atomic_write(settings.path(FILE), json.dumps(asdict(counted)))
     return counted
 
 
@@ -92,7 +90,8 @@ class CountKeeper:
             self._again_at = time.monotonic() + KEEP_S
 
 
-def _kept(settings: Settings) -> FeedbackCounts | None:
+def kept(settings: Settings) -> FeedbackCounts | None:
+    """Return the counts of the cache file, however old; None if there are none."""
     try:
         return FeedbackCounts(**json.loads(settings.path(FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,18 +1,19 @@
-"""The gate for feedback from Kafka: the rules of `POST /feedback`, and the exclusions of erased events.
+"""The gate for events from Kafka: the rules of the HTTP routes, and the exclusions of erased events.
 
-Turns a `FeedbackReceived` into the one that is stored, or raises `BadMessage`. The consumer calls it for every message, the
+Turns an event into the one that is stored, or raises `BadMessage`. The consumer calls it for every message, the
 replay of dead letters before it publishes one. serving/http/feedback_values.py holds the rules. Feedback with an unknown
 label is a dead letter; once the label is added, `ratchet feedback replay --dlq` stores it.
 """
 
+import contextlib
 from functools import cached_property
 
 from pipelines.feature_store.event_rows import BadMessage
-from schemas.events import FeedbackReceived, PredictionMade
+from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade
 from schemas.labels import LabelMap
 from schemas.settings import Settings
-from serving.http.access import pseudonym, read_keys
-from serving.http.feedback_values import BadFeedback, FeedbackChecker, feedback_uuid, is_pseudonym
+from serving.http.access import read_keys
+from serving.http.feedback_values import BadFeedback, FeedbackChecker, feedback_uuid, prediction_uuid
 from serving.registry.exclusions import Excluded
 from serving.registry.registry import Registry
 
@@ -38,19 +39,23 @@ class FeedbackGate:
         self._labels, self.excluded = self._registry.label_map(), self._registry.excluded()
         return self.excluded != before
 
-    def check(self, event: FeedbackReceived) -> FeedbackReceived:
+    def check(self, event: PredictionMade | FeedbackReceived) -> PredictionMade | FeedbackReceived:
         """Return the event as it is stored. Raises BadMessage, or KeysMissing without the project's secret."""
+        data: PredictionData | FeedbackData
         try:
-            data = self._checker.checked(event.data)
+            if isinstance(event, PredictionMade):
+                data = self._checker.checked_prediction(event.data, source=event.source)
+            else:
+                data = self._checker.checked(event.data, source=event.source)
         except BadFeedback as error:
             raise BadMessage(str(error)) from error
         return event.model_copy(update={"data": data, "subject": data.prediction_id})
 
     def is_erased(self, event: PredictionMade | FeedbackReceived) -> bool:
         """Return whether an event's user, prediction or feedback was erased, also if its ids are not pseudonyms yet."""
-        changed: dict[str, object] = {}
-        if event.data.user and not is_pseudonym(event.data.user):
-            changed["user"] = pseudonym(self._secret, event.data.user)
+        changed: dict[str, object] = {"user": self._checker.stored_user(event.data.user, event.source)}
+        with contextlib.suppress(BadFeedback):
+            changed["prediction_id"] = prediction_uuid(event.data.prediction_id)
         if isinstance(event, FeedbackReceived):
             changed["feedback_id"] = feedback_uuid(lambda: self._secret, event.data.feedback_id)
         stored = event.model_copy(update={"data": event.data.model_copy(update=changed)})

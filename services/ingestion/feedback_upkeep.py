@@ -44,6 +44,7 @@ class FeedbackUpkeep:
         self._orphans = Orphans(features, settings.model.name, hours, monotonic)
         self._sweep_every = min(SWEEP_SECONDS, hours * 3600 / 10)
         self._join_at = self._sweep_at = self._rest_until = self._recount_at = 0.0
+        self._swept: set[int] = set()  # the partitions of the last sweep
         self.live = LiveCounts(features, monotonic)
 
     def recount(self) -> None:
@@ -71,11 +72,12 @@ class FeedbackUpkeep:
         if beat >= self._join_at:
             self._join_at = beat + JOIN_SECONDS
             self.live.join_waiting()
-        if beat >= self._sweep_at:
+        # The group may assign no partitions at first: those that come later are swept as they come.
+        if beat >= self._sweep_at or owned - self._swept:
             # A partition of a deleted topic belongs to the owner of the present partition with the same number.
             keys = [p for p in self._features.current_cut() if int(p.rpartition("/")[2]) % self._partitions in owned]
             expired = self._orphans.expire(source.topics, keys, now, self._publish)
-            self._sweep_at = beat + self._sweep_every
+            self._sweep_at, self._swept = beat + self._sweep_every, owned
             self._metrics.expired.inc(expired)
             self._features.forget_predictions(now - timedelta(hours=self._hours))
             if expired:

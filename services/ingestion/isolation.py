@@ -8,6 +8,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from serving.messaging.publisher import Message
@@ -16,13 +17,25 @@ log = logging.getLogger("ratchet.feedback_consumer")
 
 # Errors that a message's content can cause; any other error comes from the machine, the store or the broker.
 SUSPECT = (ValueError, TypeError, ArithmeticError, LookupError, sqlite3.DataError, sqlite3.InterfaceError)
-ATTEMPTS_ALONE = 3
-PAUSE_SECONDS = 0.25  # before the second attempt; twice that before the third
-FAILED_IN_A_ROW = 10
 
 
 class Unstorable(RuntimeError):
     """Too many messages in a row cannot be stored: the cause lies elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsolationLimits:
+    """How often a message is tried alone, and how many such messages in a row are too many.
+
+    `pause_s` is the pause in seconds before the second attempt; twice that before the third.
+    """
+
+    attempts: int = 3
+    pause_s: float = 0.25
+    failed_in_a_row: int = 10
+
+
+DEFAULT_LIMITS = IsolationLimits()
 
 
 class Store(Protocol):
@@ -35,12 +48,13 @@ class Store(Protocol):
 class Isolation:
     """Finds by halving the messages that cannot be stored."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, limits: IsolationLimits = DEFAULT_LIMITS) -> None:
         self._store = store
+        self._limits = limits
         self._failed_in_a_row = 0
 
     def store(self, messages: Sequence[Message]) -> None:
-        """Store messages in order; one that fails ATTEMPTS_ALONE times by itself becomes a dead letter. Raises Unstorable."""
+        """Store messages in order; one that fails every attempt alone becomes a dead letter. Raises Unstorable."""
         try:
             self._store(messages)
             self._failed_in_a_row = 0
@@ -54,8 +68,8 @@ class Isolation:
             self.store(messages[middle:])
 
     def _store_alone(self, message: Message, error: Exception) -> None:
-        for attempt in range(1, ATTEMPTS_ALONE):
-            time.sleep(PAUSE_SECONDS * attempt)
+        for attempt in range(1, self._limits.attempts):
+            time.sleep(self._limits.pause_s * attempt)
             try:
                 self._store([message])
             except SUSPECT as again:
@@ -63,6 +77,9 @@ class Isolation:
             else:
                 return
         self._failed_in_a_row += 1
-        if self._failed_in_a_row > FAILED_IN_A_ROW:
-            raise Unstorable(f"more than {FAILED_IN_A_ROW} messages in a row: {type(error).__name__}")
-        self._store([message], refused=f"failed {ATTEMPTS_ALONE} times alone: {type(error).__name__}")
+        if self._failed_in_a_row > self._limits.failed_in_a_row:
+            raise Unstorable(
+                f"more than {self._limits.failed_in_a_row} messages in a row cannot be stored ({type(error).__name__}): check "
+                "the disk and the feature store; the messages are kept and tried again"
+            )
+        self._store([message], refused=f"failed {self._limits.attempts} times alone: {type(error).__name__}")

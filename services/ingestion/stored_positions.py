@@ -38,6 +38,6 @@ def lost_rows(registry: Registry, events: EventLog, current: set[str]) -> list[s
     lost = []
     for key, known in sorted(registry.positions().items()):
         stored = max(events.position(table, key) for table in SCHEMAS)
-        if known > stored and key.partition("/")[0] not in current:
+        if known > stored and key.partition("/")[0].partition("~")[0] not in current:
             lost.append(f"offsets {stored + 1} to {known} of {key}, whose topic was deleted")
     return lost

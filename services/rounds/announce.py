@@ -6,6 +6,7 @@ The message is only a hint: failures are logged, and publishing takes 2 seconds 
 
 import logging
 
+from schemas.cloudevents import HEADERS
 from schemas.events import ModelPromoted, PromotionData
 from schemas.records import Champion
 from schemas.settings import Settings
@@ -17,9 +18,10 @@ TIMEOUT_S = 2.0
 
 
 def announce(settings: Settings, registry: Registry, champion: Champion) -> None:
-    """Publish the promotion if there is a broker, update the registry's marker, move MLflow's alias. Never raises."""
+    """Publish the promotion if there is a broker, update marker and audit head, move MLflow's alias. Never raises."""
     _publish(settings, registry, champion)
     _mark(settings, registry)
+    _keep_head(settings, registry)
     from pipelines.report.mlflow_tracking import follow_champion
 
     follow_champion(settings, champion.model_version)
@@ -28,7 +30,7 @@ def announce(settings: Settings, registry: Registry, champion: Champion) -> None
 def _mark(settings: Settings, registry: Registry) -> None:
     """Write the registry's state beside the artefacts."""
     from serving.artifacts import ArtifactStore
-    from serving.registry.marker import keep
+    from serving.registry.safeguards.marker import keep
 
     try:
         keep(registry, ArtifactStore(settings.location(settings.artifacts.url)))
@@ -36,16 +38,23 @@ def _mark(settings: Settings, registry: Registry) -> None:
         log.warning("the registry's marker was not written: %s", error)
 
 
-def _publish(settings: Settings, registry: Registry, champion: Champion) -> None:
-    from services.projects import running_up
+def _keep_head(settings: Settings, registry: Registry) -> None:
+    """Write the audit log's head to where the settings say."""
+    from services.audit_heads import HeadKeeper
+    from services.projects import broker_of
 
-    up = running_up(settings)
-    bootstrap = settings.kafka.bootstrap_servers or (up or {}).get("broker")
-    if not bootstrap:
+    HeadKeeper(settings, registry, broker_of(settings) if settings.registry.audit_head_topic else None).write()
+
+
+def _publish(settings: Settings, registry: Registry, champion: Champion) -> None:
+    from services.projects import broker_of
+
+    broker = broker_of(settings)
+    if broker is None:
         return
     from serving.messaging.publisher import Outgoing, Publisher, Topics
 
-    publisher = Publisher(str(bootstrap), timeout_s=TIMEOUT_S)
+    publisher = Publisher(broker, timeout_s=TIMEOUT_S)
     try:
         before = next((c for c in registry.promotions() if c.generation < champion.generation), None)
         data = PromotionData(
@@ -59,8 +68,9 @@ def _publish(settings: Settings, registry: Registry, champion: Champion) -> None
         event = ModelPromoted(
             source=f"ratchet/{settings.model.name}/registry", subject=champion.model_version, data=data
         )
-        topic = Topics.of(settings.model.name).promotions
-        publisher.publish_many([Outgoing(topic, settings.model.name.encode(), event.model_dump_json().encode())])
+        topic = Topics.of(settings.stream_name).promotions
+        value = event.model_dump_json().encode()
+        publisher.publish_many([Outgoing(topic, settings.model.name.encode(), value, HEADERS)])
     except Exception as error:
         log.warning("the promotion of %s was not announced: %s", champion.model_version, error)
     finally:

@@ -14,17 +14,15 @@ from pathlib import Path
 
 from schemas.settings import Settings
 from services.rounds.process import Liveness, lock_file, read_lock
+from serving.process.start import APPLICATION, UTF8
 
-REPOSITORY = Path(__file__).parents[2]
-# For files that libraries open, and for arguments and paths, in any locale.
-UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 MARK = "RATCHET_SUPERVISED"  # in the environment of a process and its descendants: names the project and part
 STOP_S = 5.0
 
 
 def round_mark(settings: Settings) -> str:
     """Return the mark that identifies a project's round processes."""
-    return f"{settings.root.absolute()}:round"
+    return f"{settings.root.resolve()}:round"
 
 
 def round_command(config: Path, round_id: str, token: int | None) -> list[str]:
@@ -32,6 +30,21 @@ def round_command(config: Path, round_id: str, token: int | None) -> list[str]:
     command = [sys.executable, "-m", "services.cli.main", "round", "run", "--claimed", round_id]
     command += ["-c", str(config.absolute())]
     return command if token is None else [*command, "--token", str(token)]
+
+
+def start_niced(command: list[str], settings: Settings, path: Path) -> "subprocess.Popen[bytes]":
+    """Start a niced process with the mark of rounds, in a process group of its own; its output is appended to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as log:
+        return subprocess.Popen(
+            ["nice", "-n", str(settings.training.nice), *command],
+            cwd=APPLICATION,
+            env={**os.environ, **UTF8, MARK: round_mark(settings)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 class LocalExecutor:
@@ -49,19 +62,7 @@ class LocalExecutor:
         """Start the round's process."""
         self._starts = self._starts + 1 if round_id == self._round_id else 1
         self._round_id, self._started_at = round_id, time.monotonic()
-        path = self.log(round_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        command = ["nice", "-n", str(self._settings.training.nice), *round_command(self._config, round_id, token)]
-        with path.open("ab") as log:
-            self._child = subprocess.Popen(
-                command,
-                cwd=REPOSITORY,
-                env={**os.environ, **UTF8, MARK: round_mark(self._settings)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._child = start_niced(round_command(self._config, round_id, token), self._settings, self.log(round_id))
 
     def log(self, round_id: str) -> Path:
         """Return the file of a round's output."""

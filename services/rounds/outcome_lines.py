@@ -4,7 +4,7 @@ Turns a round's record into lines, which `ratchet round run` prints, also for `r
 report.
 """
 
-from schemas.records import RoundRecord
+from schemas.records import RoundRecord, RoundState
 from schemas.reports import Verdict
 
 LONGEST = 160  # characters of a gate's sentence
@@ -19,6 +19,9 @@ def ended(record: RoundRecord) -> list[str]:
     count = f"{len(stopped)} of {len(results)} gates" if len(stopped) > 1 else f"the gate {stopped[0].gate}"
     lines = [f"round {record.round_id}: {record.state}, stopped by {count}"]
     lines += [f"  {result.gate:<14} {result.verdict}: {_short(result.sentence)}" for result in stopped]
+    lines += [f"  {line}" for line in (record.gate_report.advice if record.gate_report else [])]
+    if record.settling is not None and record.state is RoundState.SETTLING:
+        lines.append(f"  labels settle it ({record.settling.line}): ratchet queue next")
     return [*lines, f"  more: ratchet round show {record.round_id}"]
 
 

@@ -8,6 +8,7 @@ round. Between machines the registry's heartbeat and the fencing token ensure th
 """
 
 import contextlib
+import json
 import os
 import socket
 import sys
@@ -16,16 +17,25 @@ import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.training.errors import TrainingDiverged
 from schemas.records import Pace, RoundRecord, RoundState
 from schemas.settings import Settings
 from services.rounds.disk_room import clear_models, in_reserve, shortage
-from services.rounds.failures import sentence
+from services.rounds.failures import out_of_memory, sentence
 from serving.file_lock import LockHeld, held, holder
+from serving.process import tracing
+from serving.process.tracing import start_tracing, stop_tracing
 from serving.registry.registry import Registry, RoundOver
 
+if TYPE_CHECKING:
+    from pipelines.round_inputs import RoundProgress
+
 BEAT_S = 2.0
+TRACE = "progress.jsonl"  # beside the lock: how training goes, a line each TRACE_S seconds
+TRACE_S = 0.5
+STOPPED = "attempt stopped by"
 END_S = 15.0  # what may follow the round's end in the registry: the report, the promotion message
 
 ShowProgress = Callable[[str, float, Pace | None], None]
@@ -83,7 +93,7 @@ def run_claimed(
     """Run or resume a claimed round in this process and return its record. Raises RoundBusy and what `run_round` raises."""
     with locked(lock_file(settings, round_id)):
         folder = lock_file(settings, round_id).parent
-        heart = Heart(registry, round_id, show, lambda: _out_of_room(settings, folder))
+        heart = Heart(registry, round_id, show, lambda: _out_of_room(settings, folder), folder / TRACE)
         try:
             # Imported here: memory may run out while they are loaded.
             from pipelines.feature_store.store import FeatureStore
@@ -92,7 +102,7 @@ def run_claimed(
             from serving.artifacts import ArtifactStore
 
             refuse_broken(settings, "policy", "data", "base model")  # before hours of training
-            with heart:
+            with heart, _traced(settings, registry.round(round_id), heart.progress) as progress:
                 return run_round(
                     round_id,
                     settings=settings,
@@ -100,7 +110,7 @@ def run_claimed(
                     store=ArtifactStore(settings.location(settings.artifacts.url)),
                     features=FeatureStore(settings),
                     token=token,
-                    progress=heart.progress,
+                    progress=progress,
                     announce=announce,
                 )
         except TrainingDiverged as error:  # another attempt would diverge too
@@ -108,12 +118,49 @@ def run_claimed(
                 registry.finish_round(round_id, RoundState.FAILED, detail=str(error))
             raise
         except Exception as error:
+            if _repeats(registry, round_id, error):
+                with contextlib.suppress(RoundOver, ConnectionError):
+                    registry.finish_round(
+                        round_id, RoundState.FAILED, detail=f"stopped twice by {sentence(error)}"[:500]
+                    )
+                raise
             # The scheduler resumes it or marks it failed; the detail shows the cause without the log.
             with contextlib.suppress(Exception):
-                registry.update_round(round_id, detail=f"attempt stopped by {sentence(error)}"[:500])
+                registry.update_round(round_id, detail=f"{STOPPED} {sentence(error)}"[:500])
             if shortage(settings, round_id):
                 clear_models(folder)  # feedback needs the disk more than the next attempt needs this one's models
             raise
+
+
+@contextlib.contextmanager
+def _traced(settings: Settings, record: RoundRecord, show: "RoundProgress") -> "Iterator[RoundProgress]":
+    """Trace a round, if traces are on; each step is an event of its span. Yield `show`, which notices the steps."""
+    step = ""
+    start_tracing(settings.observability, service="round", model=settings.model.name)
+    about = {"ratchet.round_id": record.round_id, "ratchet.reason": record.reason, "ratchet.cut": str(record.cut)}
+    try:
+        with tracing.span("round", about) as span:
+
+            def noticed(current: str, share: float, pace: Pace | None = None, /) -> None:
+                nonlocal step
+                if current != step:
+                    span.add_event(current)
+                    step = current
+                show(current, share, pace)
+
+            yield noticed
+    finally:
+        stop_tracing()
+
+
+def _repeats(registry: Registry, round_id: str, error: Exception) -> bool:
+    """Return whether the attempt before was stopped by the same error, other than one of disk, network or memory."""
+    if isinstance(error, OSError | RoundOver) or out_of_memory(error):
+        return False
+    try:
+        return registry.round(round_id).detail == f"{STOPPED} {sentence(error)}"[:500]
+    except Exception:
+        return False
 
 
 def beats(registry: Registry, record: RoundRecord) -> bool:
@@ -133,9 +180,12 @@ class Heart:
         round_id: str,
         show: ShowProgress,
         out_of_room: Callable[[], str | None] = lambda: None,
+        trace: Path | None = None,
     ) -> None:
         self._registry = registry
         self._out_of_room = out_of_room
+        self._trace = trace
+        self._trace_again_at = 0.0
         self._round_id = round_id
         self._show = show
         self._attempt: int | None = None
@@ -157,11 +207,21 @@ class Heart:
             self._attempt = self._registry.round(self._round_id).attempts
         self._news = {"step": step, "progress": min(1.0, max(0.0, share)), "pace": pace}
         self._show(step, share, pace)
+        self._follow(step, share, pace)
+
+    def _follow(self, step: str, share: float, pace: Pace | None) -> None:
+        """Append the pace of training to the trace, from which the console draws the curve of a running round."""
+        if self._trace is None or pace is None or time.monotonic() < self._trace_again_at:
+            return
+        self._trace_again_at = time.monotonic() + TRACE_S
+        line = {"at": round(time.time(), 2), "step": step, "share": round(share, 4), **pace.model_dump()}
+        with contextlib.suppress(OSError), self._trace.open("a", encoding="utf-8") as file:  # it only informs
+            file.write(json.dumps(line) + "\n")
 
     def _run(self) -> None:
         while not self._stop.wait(BEAT_S):
             try:
-                self._beat()
+                self.beat()
             except RoundOver as error:
                 # If this process ended the round itself, the main thread returns soon.
                 if not self._stop.wait(END_S):
@@ -169,7 +229,8 @@ class Heart:
             except Exception as error:
                 print(f"no heartbeat: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """Send one heartbeat, or end this process if another attempt has taken the round over or the disk is too full."""
         record = self._registry.round(self._round_id)
         if self._attempt is not None and record.attempts > self._attempt:
             _end(f"round {self._round_id} was taken over by attempt {record.attempts}")

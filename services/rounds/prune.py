@@ -40,11 +40,11 @@ class Pruned(ValueError):
     """The registry lists the version, but the artefact store no longer holds it."""
 
 
-def leftovers(settings: Settings, registry: Registry) -> list[Leftover]:
-    """Return what may be removed. Raises OSError if the artefact store cannot be reached."""
+def leftovers(settings: Settings, registry: Registry, *, logs_bytes: int = LOGS_BYTES) -> list[Leftover]:
+    """Return what may be removed, the rounds' logs beyond `logs_bytes`. Raises OSError if the artefact store is unreachable."""
     rounds, versions = registry.rounds(), registry.versions()
     kept = _kept(settings, registry, rounds, versions)
-    removable = [*_rounds(settings, rounds), *_logs(settings, rounds)]
+    removable = [*_rounds(settings, rounds), *_logs(settings, rounds, logs_bytes)]
     removable += _versions(settings, [version for version in versions if version.digest not in kept])
     return removable + _cached(settings, registry, versions)
 
@@ -112,15 +112,15 @@ def _rounds(settings: Settings, rounds: list[RoundRecord]) -> list[Leftover]:
     return leftover
 
 
-def _logs(settings: Settings, rounds: list[RoundRecord]) -> list[Leftover]:
-    """Return the oldest logs of ended rounds, beyond LOGS_BYTES in all."""
+def _logs(settings: Settings, rounds: list[RoundRecord], most: int) -> list[Leftover]:
+    """Return the oldest logs of ended rounds, beyond `most` bytes in all."""
     leftover, total = [], 0
     for record in rounds:
         path = settings.path("state/logs") / f"round-{record.round_id}.log"
         size = path.stat().st_size if path.exists() else 0
         total += size
-        if size and total > LOGS_BYTES and record.state in FINAL_STATES:
-            why = f"newer rounds' logs take {LOGS_BYTES // 10**6} MB"
+        if size and total > most and record.state in FINAL_STATES:
+            why = f"newer rounds' logs take {most // 10**6} MB"
             leftover.append(Leftover(kind="log", name=path.name, why=why, size=size, path=path))
     return leftover
 
@@ -140,10 +140,9 @@ def _cached(settings: Settings, registry: Registry, versions: list[VersionRecord
     """Return cached copies, except the champion's, its predecessor's, and those a round or worker may open."""
     cache = settings.path(settings.artifacts.cache)
     used = {champion.digest for champion in registry.promotions()[:2]} | _last_good(cache)
-    if unfinished := registry.unfinished_round():
-        used |= {
-            v.digest for v in versions if v.model_version in (unfinished.champion_version, unfinished.candidate_version)
-        }
+    for open_round in filter(None, (registry.unfinished_round(), registry.settling_round())):
+        needed = (open_round.champion_version, open_round.candidate_version)
+        used |= {version.digest for version in versions if version.model_version in needed}
     return [
         Leftover(
             kind="cache",

@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from services.rounds.executor import MARK, REPOSITORY, UTF8
+from services.rounds.executor import MARK
+from serving.process.start import APPLICATION
 
 LONGEST_DELAY_S = 5.0
 STEADY_S = 30.0  # a child that ran this long counts its deaths from zero
@@ -31,9 +32,14 @@ LOG_BYTES = 10 * 10**6  # of a log before rotation; one rotated log is kept, so 
 
 _LOG_LINE = re.compile(r"^\d{4}-\S+ \S+ (?:\d+ )?ratchet\.\w+ (.*)$")
 _SHOWN = re.compile(
-    r"^round |event log has lost|trying again|tries again|refused|messages to |^serving |dropped|failed|cannot"
+    r"^round |event log has lost|trying again|tries again|refused|messages to |^serving |dropped|failed|cannot|stuck for"
 )
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: after a fork, loading a library is unsafe
+
+
+def module(name: str) -> list[str]:
+    """Return the command that runs a module with this Python."""
+    return [sys.executable, "-m", name]
 
 
 def die_with_parent() -> None:
@@ -72,10 +78,22 @@ class Child:
         environment: environment of the process, without the mark.
         logs: folder of the log, `<name>.log`; the rotated log is `<name>.log.1`.
         mark: identifies the process and its descendants.
+        log_bytes: size of the log at which it is rotated.
+        longest_delay_s: longest delay in seconds before a restart.
 
     """
 
-    def __init__(self, name: str, command: list[str], *, environment: dict[str, str], logs: Path, mark: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        environment: dict[str, str],
+        logs: Path,
+        mark: str,
+        log_bytes: int = LOG_BYTES,
+        longest_delay_s: float = LONGEST_DELAY_S,
+    ) -> None:
         self.name = name
         self.mark = mark
         self.log = logs / f"{name}.log"
@@ -84,7 +102,9 @@ class Child:
         self.ready = False
         self.last_death = ""
         self._command = command
-        self._environment = {**environment, **UTF8, MARK: mark}
+        self._environment = {**environment, MARK: mark}
+        self._log_bytes = log_bytes
+        self._longest_delay_s = longest_delay_s
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._again_at: float | None = None
@@ -113,7 +133,7 @@ class Child:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                cwd=REPOSITORY,
+                cwd=APPLICATION,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -162,9 +182,15 @@ class Child:
 
     def _later(self, now: float, why: str) -> str:
         """Postpone the next start, longer after each death, and return the line to show."""
-        delay = min(LONGEST_DELAY_S, 0.25 * 2 ** min(self.deaths - 1, 10))
+        delay = min(self._longest_delay_s, 0.25 * 2 ** min(self.deaths - 1, 10))
         self._again_at = now + delay
         return f"{why}: starting again in {delay:.1f} s"
+
+    def restart(self) -> None:
+        """Kill the process and start it again; `watch` tries again if it cannot start."""
+        self.stop(0)
+        with contextlib.suppress(OSError):
+            self.start()
 
     def stop(self, grace_s: float) -> bool:
         """Send SIGTERM, after `grace_s` seconds SIGKILL to all with the mark; return whether it ended in time."""
@@ -202,11 +228,11 @@ class Child:
         return []
 
     def _rotate(self) -> None:
-        """Copy a log of LOG_BYTES aside and truncate it; the child goes on appending to the same file.
+        """Copy a log of `log_bytes` aside and truncate it; the child goes on appending to the same file.
 
         A line written in between is lost. On a full disk the log is truncated without a copy.
         """
-        if self._read_to < LOG_BYTES:
+        if self._read_to < self._log_bytes:
             return
         aside = self.log.with_suffix(".log.1")
         try:

@@ -1,6 +1,6 @@
-"""Addresses of this machine: binding them, writing them as URLs, requesting them.
+"""Addresses of this machine: writing them as URLs, requesting them.
 
-Turns `serving.host` and `serving.port` into an address to bind, a URL and response bodies. The supervisor and `doctor` use it.
+Turns `serving.host` and `serving.port` into a URL and response bodies. The supervisor and `doctor` use it.
 Requests bypass a proxy of the environment, which cannot reach this machine's loopback.
 """
 
@@ -10,14 +10,22 @@ import socket
 import urllib.request
 from collections.abc import Mapping
 
+from serving.process.start import bind_address
+
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
-def bind_address(host: str, port: int) -> str:
-    """Return the numeric address of a host name, IPv4 before IPv6. Raises OSError if it has none."""
-    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return str(min(entries, key=lambda entry: entry[0] is not socket.AF_INET)[4][0])
+def refused(host: str, port: int) -> str | None:
+    """Return why no server can listen on an address now; None if one can."""
+    try:
+        address = bind_address(host, port)
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            attempt.bind((address, port))
+    except OSError as error:
+        return f"cannot bind {host}:{port} ({error.strerror})"
+    return None
 
 
 def url_of(host: str, port: int) -> str:

@@ -5,21 +5,18 @@ HMAC-SHA-256 (RFC 2104) under the project's secret; a purpose precedes each valu
 collide.
 """
 
+import contextlib
 import hashlib
 import hmac
 import re
 import secrets
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from serving.atomic_write import atomic_write
-
-
-class KeysMissing(FileNotFoundError):
-    """The file keys.env is absent, unreadable, or lacks a key; the message names the command that makes keys."""
+from serving.keys_file import KeysMissing, assigned, assignments, lines
 
 
 class TokenRefused(PermissionError):
@@ -41,7 +38,7 @@ _COMMENTS = """\
 # {api}: apps send it as "Authorization: Bearer ...". A new one locks out apps until they are told.
 {api}={api_key}
 # {secret}: makes pseudonyms of users and feedback tokens. A new one changes every user's pseudonym, and
-# refuses the feedback tokens given out before. Nobody but this project's own processes needs it.
+# refuses the feedback tokens and prediction ids given out before. Nobody but this project's own processes needs it.
 {secret_line}
 """
 
@@ -61,8 +58,11 @@ def write_keys(path: Path) -> Keys:
 
 
 def store_keys(path: Path, keys: Keys) -> None:
-    """Replace keys.env atomically, with mode 0600 and comments that explain the keys."""
+    """Replace API key and secret in keys.env atomically, with mode 0600 and comments; other assignments stay."""
     text = _COMMENTS.format(api=API_KEY, secret=SECRET, api_key=keys.api_key, secret_line=f"{SECRET}={keys.secret}")
+    with contextlib.suppress(KeysMissing):
+        others = [line for line in lines(path) if assigned(line)[0] not in ("", API_KEY, SECRET)]
+        text += "".join(f"{line}\n" for line in others)
     atomic_write(path, text, mode=0o600)
 
 
@@ -84,41 +84,14 @@ def read_keys(path: Path) -> Keys:
 
 
 def keys_in(path: Path) -> dict[str, str]:
-    """Return the keys of keys.env by name; the file's syntax is a shell's assignments.
-
-    Raises:
-        KeysMissing: the file is absent or cannot be read.
-
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise KeysMissing(f"{path} is missing: restore it, or make new keys with `ratchet access keys`") from error
-    except UnicodeDecodeError as error:
-        hint = "restore it, or make new keys with `ratchet access keys --renew all`"
-        raise KeysMissing(f"{path} is not text in UTF-8: {hint}") from error
-    except OSError as error:
-        raise KeysMissing(f"{path} cannot be read: {error.strerror}") from error
-    values = {}
-    for line in text.splitlines():
-        name, equals, value = line.strip().partition("=")
-        name = name.removeprefix("export ").strip()
-        if equals and name in (API_KEY, SECRET):
-            values[name] = _unquoted(value.strip())
-    return values
+    """Return API key and secret of keys.env by name, as far as it holds them. Raises KeysMissing."""
+    return {name: value for name, value in assignments(path).items() if name in (API_KEY, SECRET)}
 
 
-def _unquoted(value: str) -> str:
-    """Return a value without its quotes, or without the comment after it."""
-    if value[:1] in ("'", '"'):
-        return value[1:].partition(value[0])[0]
-    return value.partition(" #")[0].strip()
-
-
-def bearer_matches(keys: Keys, authorization: bytes) -> bool:
-    """Return whether an Authorization header carries the API key, in constant time; a scheme has no case (RFC 9110, 11.1)."""
+def bearer(authorization: bytes) -> bytes:
+    """Return the key of an Authorization header, empty without one; a scheme has no case (RFC 9110, section 11.1)."""
     scheme, _, key = authorization.partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(b" \t"), keys.api_key.encode())
+    return key.strip(b" \t") if scheme.lower() == b"bearer" else b""
 
 
 @lru_cache(maxsize=8)
@@ -164,19 +137,3 @@ def check_token(secret: str, prediction_id: str, token: str) -> None:
     expires = check_token_alone(token)
     if not hmac.compare_digest(token.encode(), issue_token(secret, prediction_id, expires).encode()):
         raise TokenRefused("the feedback token belongs to another prediction")
-
-
-@dataclass
-class TokenUses:
-    """Uses of each feedback token in this worker, of the 100,000 most recent tokens."""
-
-    limit: int
-    seen: OrderedDict[str, int]
-
-    def use(self, token: str) -> bool:
-        """Count one use; return False past the limit."""
-        uses = self.seen.pop(token, 0) + 1
-        self.seen[token] = uses
-        if len(self.seen) > 100_000:
-            self.seen.popitem(last=False)
-        return uses <= self.limit

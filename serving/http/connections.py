@@ -18,6 +18,8 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.http import upgrades
+
 log = logging.getLogger("ratchet.connections")
 
 LOG_EVERY_S = 60.0
@@ -155,8 +157,8 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.fresh = False
         try:
-            self.parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._parse(data)
+        except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, Unacceptable):
                 self.refuse(cause.status, str(cause))
@@ -167,6 +169,16 @@ class Connection(HttpToolsProtocol):
         # Bytes outside headers and body (chunk sizes, trailers) may not outnumber both together.
         if self.reading and self.received > self.opened.limits.head_bytes + 2 * self.body_bytes:
             self.refuse(431 if self.reading_head else 400, "the headers or chunk sizes are too large")
+
+    def _parse(self, data: bytes) -> None:
+        """Parse bytes. An upgrade is ignored, as RFC 9110, section 7.8, allows: the request is parsed again without it."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            head = upgrades.without(self.parser, self.url, self.headers)
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self._parse(head + data[upgrade.args[0] :])
 
     def on_message_begin(self) -> None:
         """Reset the counters and the deadline for a new request."""
@@ -192,9 +204,11 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request. Raises Unacceptable for an upgrade, or past the limit of pipelined requests."""
+        """Start the request. Raises Unacceptable for WebSocket and CONNECT, or past the limit of pipelined requests."""
         if self.parser.should_upgrade():
-            raise Unacceptable(400, "upgrades (websocket, h2c) and CONNECT are not supported: send plain HTTP/1.1")
+            if upgrades.is_refused(self.parser.get_method(), self.headers):
+                raise Unacceptable(400, "WebSocket and CONNECT are not supported: send plain HTTP/1.1")
+            return  # the parser stops behind these headers, and `_parse` goes on
         super().on_headers_complete()
         self.reading_head = False
         if len(self.pipeline) > self.opened.limits.pipelined:
@@ -212,6 +226,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Stop the deadline, or wait for the next request if the response is already sent."""
+        if self.reading_head:  # of an upgrade
+            return
         super().on_message_complete()
         self.reading, self.deadline = False, float("inf")
         if self.cycle.response_complete:

@@ -1,29 +1,33 @@
-"""The HTTP contract: shapes of requests and responses, and the OpenAPI document that publishes them.
+"""The HTTP contract: shapes of requests and responses. openapi.py publishes them.
 
 Turns a request's bytes into a validated model, or raises the list of invalid fields. api.py calls it. Limits that an operator
 sets are checked by request_checks.py.
 """
 
-import tomllib
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
-from schemas.events import FeedbackKind, GivenValue
+from schemas.events import MAX_ID_CHARS, MAX_LABELS, MAX_USER_CHARS, FeedbackKind, GivenValue
 from schemas.targets import Task
+from serving.process.start import release
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
 # Limits of a parsed body, checked before validation: pydantic collects an error for each invalid value.
-MAX_KEYS, MAX_LABELS = 32, 1000
+MAX_KEYS = 32
 MAX_ERRORS, MAX_NAME_CHARS = 20, 64
 # JSON may write a character as `\\uXXXX`, six bytes. The other fields of a feedback fit into FEEDBACK_BYTES.
 BYTES_PER_CHAR, FEEDBACK_BYTES = 6, 16_384
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Short = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+ABOUT = (
+    "Predictions of a text model that learns from feedback. Send texts to `predict` and say with `feedback` what was wrong; "
+    "`docs` explains both."
+)
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_USER_CHARS)]
+Short = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
 
 
 class Item(BaseModel):
@@ -31,7 +35,9 @@ class Item(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     text: Annotated[str, StringConstraints(min_length=1)]
-    metadata: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=32)] = {}
+    metadata: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=32)] = Field(
+        default_factory=dict, json_schema_extra={"default": {}}
+    )  # a plain default would be copied deeply for every text
 
 
 class Options(BaseModel):
@@ -92,7 +98,7 @@ class LabelPrediction(PredictionResponse):
 class LabelsPrediction(PredictionResponse):
     """One item of POST /predict's response: multilabel."""
 
-    labels: list[str] = Field(description="labels with a probability above 0.5, likeliest first")
+    labels: list[str] = Field(description="labels with a probability above their threshold, likeliest first")
     probabilities: dict[str, float]
     set: list[str] | None = Field(None, description="holds all true labels with probability `options.coverage`")
 
@@ -119,6 +125,49 @@ PREDICTIONS: dict[Task, type[PredictionResponse]] = {
     "regression": NumberPrediction,
     "generation": TextPrediction,
 }
+
+
+class LiveVersion(BaseModel):
+    """The model version that the answering worker serves."""
+
+    name: str = Field(description="the project's `model.name`")
+    task: Task
+    labels: list[str] = Field(description="labels that this version predicts; empty in regression and generation")
+    model_version: str
+    generation: int = Field(description="grows by one with every promotion and rollback")
+    promoted_at: AwareDatetime
+    calibration: dict[str, JsonValue] = Field(description="method, parameters and measured calibration errors")
+    worker: str = Field(description="the worker's process id, also in every response's `X-Ratchet-Worker`")
+
+
+class Accepted(BaseModel):
+    """Feedback that is stored durably."""
+
+    feedback_id: str = Field(description="the request's feedback_id, or a new UUIDv7")
+
+
+class InvalidField(BaseModel):
+    """One invalid field of a refused request."""
+
+    field: str = Field(description="path of the field, such as `items.0.text`, or the name of a header")
+    message: str = Field(description="the rule that it breaks")
+
+
+class Refusal(BaseModel):
+    """Body of every response with a status of 400 or more."""
+
+    error: str = Field(description="what is wrong, in one line")
+    detail: list[InvalidField]
+
+
+class About(BaseModel):
+    """What answers at this address, and where to go on."""
+
+    name: str
+    about: str
+    model: str
+    version: str = Field(description="Ratchet's release")
+    links: dict[str, str] = Field(description="addresses relative to this one")
 
 
 class NotJson(ValueError):
@@ -180,67 +229,6 @@ def _name(part: object) -> str:
 
 def about(model_name: str) -> dict[str, object]:
     """Return the body of GET /: name, model, release and links. Links are relative, so they work behind a proxy's prefix."""
-    links = {"docs": "docs", "contract": "openapi.json", "model": "model", "ready": "readyz", "metrics": "metrics"}
-    return {"name": "Ratchet inference API", "model": model_name, "version": _release(), "links": links}
-
-
-def _release() -> str:
-    file = Path(__file__).parents[2] / "pyproject.toml"
-    return str(tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"]) if file.exists() else "unknown"
-
-
-def openapi_document(task: Task) -> dict[str, object]:
-    """Return the OpenAPI 3.1 document of the routes for a project of this task."""
-    prediction = PREDICTIONS[task]
-    bodies: dict[Literal["/predict", "/feedback"], tuple[type[BaseModel], str, object]] = {
-        "/predict": (
-            PredictRequest,
-            "200",
-            {"type": "array", "items": {"$ref": f"#/components/schemas/{prediction.__name__}"}},
-        ),
-        "/feedback": (FeedbackRequest, "202", {"type": "object", "properties": {"feedback_id": {"type": "string"}}}),
-    }
-    streamed = {
-        "/predict": {"text/event-stream": {"schema": {"type": "string"}}} if task == "generation" else {},
-        "/feedback": {},
-    }
-    schemas: dict[str, object] = {}
-    for shape in (PredictRequest, FeedbackRequest, prediction):
-        schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schema.pop("$defs", {}))
-        schemas[shape.__name__] = schema
-    paths: dict[str, object] = {
-        path: {
-            "post": {
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}},
-                },
-                "responses": {
-                    status: {
-                        "description": "done",
-                        "content": {"application/json": {"schema": answer}, **streamed[path]},
-                    },
-                    "4XX": {"description": 'refused: {"error", "detail": [{"field", "message"}]}'},
-                    "503": {"description": "try again after Retry-After seconds"},
-                },
-                "security": [{"key": []}],
-            }
-        }
-        for path, (shape, status, answer) in bodies.items()
-    }
-    paths["/model"] = {
-        "get": {
-            "responses": {"200": {"description": "the live model version of this worker"}},
-            "security": [{"key": []}],
-        }
-    }
-    security = {"key": {"type": "http", "scheme": "bearer"}}
-    info = {"title": "Ratchet inference API", "version": "1"}
-    return {
-        "openapi": "3.1.0",
-        "info": info,
-        "servers": [{"url": "."}],  # relative to this document, so it works behind a proxy's prefix
-        "paths": paths,
-        "components": {"schemas": schemas, "securitySchemes": security},
-    }
+    links = {"docs": "docs", "contract": "openapi.json", "widget": "feedback.js"}
+    links |= {"predict": "predict", "feedback": "feedback", "model": "model", "ready": "readyz", "metrics": "metrics"}
+    return {"name": "Ratchet inference API", "about": ABOUT, "model": model_name, "version": release(), "links": links}

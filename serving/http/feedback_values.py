@@ -12,13 +12,12 @@ import uuid
 from collections.abc import Callable
 
 from schemas import targets
-from schemas.events import FeedbackData, FeedbackValue, GivenValue
+from schemas.events import MAX_ID_CHARS, MAX_LABELS, FeedbackData, FeedbackValue, GivenValue, PredictionData
 from schemas.labels import LabelMap
 from schemas.targets import Task
 from serving.http import access
 from serving.privacy.anonymise import anonymise
 
-MAX_USER_CHARS, MAX_ID_CHARS = 256, 128
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _PSEUDONYM = re.compile(r"[0-9a-f]{32}")
 
@@ -59,20 +58,42 @@ class FeedbackChecker:
         self._model_name, self._task, self._max_chars = model_name, task, max_chars
         self._secret, self._labels = secret, labels
 
-    def checked(self, data: FeedbackData) -> FeedbackData:
-        """Return the feedback in the form that is stored. Raises BadFeedback."""
-        if data.model_name != self._model_name:
-            raise BadFeedback("another model's feedback", "model_name", f"expected {self._model_name}")
-        if data.user is not None and not 0 < len(data.user) <= MAX_USER_CHARS:
-            raise BadFeedback("not a valid user", "user", f"expected 1 to {MAX_USER_CHARS} characters")
+    def checked(self, data: FeedbackData, *, source: str | None = None) -> FeedbackData:
+        """Return the feedback in the form that is stored; `source` is its event's, see `stored_user`. Raises BadFeedback."""
+        self.check_model(data.model_name)
         changed: dict[str, object] = {
             "prediction_id": prediction_uuid(data.prediction_id),
             "feedback_id": feedback_uuid(self._secret, data.feedback_id),
             "value": self._value(data),
+            "user": self.stored_user(data.user, source),
         }
-        if data.user is not None and not is_pseudonym(data.user):
-            changed["user"] = access.pseudonym(self._secret(), data.user)
         return data.model_copy(update=changed)
+
+    def checked_prediction(self, data: PredictionData, *, source: str) -> PredictionData:
+        """Return a prediction in the form that is stored: ids, user, text and metadata. Raises BadFeedback."""
+        self.check_model(data.model_name)
+        changed: dict[str, object] = {
+            "prediction_id": prediction_uuid(data.prediction_id),
+            "user": self.stored_user(data.user, source),
+            "text": anonymise(data.text),
+            "metadata": {anonymise(name): anonymise(value) for name, value in data.metadata.items()},
+        }
+        return data.model_copy(update=changed)
+
+    def check_model(self, model_name: str) -> None:
+        """Raise BadFeedback for another model's event."""
+        if model_name != self._model_name:
+            raise BadFeedback("another model's event", "model_name", f"expected {self._model_name}")
+
+    def stored_user(self, user: str | None, source: str | None) -> str | None:
+        """Return the pseudonym of a user as given, so that one person is one user over HTTP and Kafka.
+
+        Only events whose source is our serving carry pseudonyms already. Anybody else's user of 32 hex digits is a name: an
+        MD5 sum, or a UUID without hyphens.
+        """
+        if user is None or (source == serving_source(self._model_name) and is_pseudonym(user)):
+            return user
+        return access.pseudonym(self._secret(), user)
 
     def _value(self, data: FeedbackData) -> FeedbackValue:
         """Return the checked value: free text anonymised, a retraction's feedback id in its stored form."""
@@ -95,6 +116,8 @@ class FeedbackChecker:
 
     def _target(self, value: GivenValue) -> FeedbackValue:
         """Return a correction in canonical form: current label names, sorted, without duplicates; texts anonymised."""
+        if isinstance(value, list) and len(value) > MAX_LABELS:
+            raise BadFeedback("not a valid value", "value", f"at most {MAX_LABELS} labels")
         try:
             target = targets.canonical(self._task, value)
         except targets.BadTarget as error:
@@ -111,6 +134,11 @@ class FeedbackChecker:
         if len(value) > self._max_chars:
             raise BadFeedback("the text is too long", "value", f"at most {self._max_chars} characters")
         return anonymise(value)
+
+
+def serving_source(model_name: str) -> str:
+    """Return the `source` of the events that a model's serving publishes; nobody else may use it."""
+    return f"ratchet/{model_name}/serving"
 
 
 def prediction_uuid(given: str) -> str:

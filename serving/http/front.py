@@ -1,4 +1,4 @@
-"""The front of a worker: dispatch each path to the routes, the documentation or BentoML.
+"""The front of a worker: dispatch each path to the routes, the public pages or BentoML.
 
 Turns BentoML's app and the routes into the app that a worker serves. service.py builds it.
 
@@ -15,6 +15,7 @@ from typing import Any
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from serving.http.asgi import Message, Receive, Send
+from serving.http.pacing import Pacing
 
 PROBES = frozenset(("/livez", "/readyz", "/healthz", "/metrics"))
 METRICS_FRESH_S = 1.0
@@ -26,6 +27,15 @@ DOCS_PAGE = """<!doctype html>
 <script>SwaggerUIBundle({{url: new URL("openapi.json", document.baseURI).href, dom_id: "#swagger-ui"}})</script></body>
 </html>
 """
+
+# Public, so that pages of every origin may load it, also as a module or with an integrity hash.
+WIDGET = Path(__file__).with_name("feedback.js")
+WIDGET_HEADERS = {
+    "access-control-allow-origin": "*",
+    "cross-origin-resource-policy": "cross-origin",
+    "cache-control": "public, max-age=300",
+    "x-content-type-options": "nosniff",
+}
 
 App = Callable[[Message, Receive, Send], Any]
 
@@ -45,12 +55,14 @@ class Front:
         self._routes = routes
         self._bento = bento
         self._metrics = Cached(bento, METRICS_FRESH_S, clock)
+        self._pacing = Pacing()
         # A fixed table: no path from a request reaches the file system.
-        self._docs: dict[str, Callable[[], Response]] = {
+        self._pages: dict[str, Callable[[], Response]] = {
             "/docs": lambda: HTMLResponse(DOCS_PAGE.format(base="./")),
             "/docs/": lambda: HTMLResponse(DOCS_PAGE.format(base="../")),
             "/docs/swagger-ui.css": lambda: FileResponse(assets / "swagger-ui.css"),
             "/docs/swagger-ui-bundle.js": lambda: FileResponse(assets / "swagger-ui-bundle.js"),
+            "/feedback.js": lambda: FileResponse(WIDGET, media_type="text/javascript", headers=WIDGET_HEADERS),
         }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -64,7 +76,8 @@ class Front:
         elif scope["path"] in PROBES:
             app = self._metrics if scope["path"] == "/metrics" else self._bento
             await app({**scope, "headers": [], "query_string": b""}, receive, send)
-        elif page := self._docs.get(scope["path"]):
+        elif page := self._pages.get(scope["path"]):
+            await self._pacing.wait()
             await page()({**scope, "headers": []}, receive, send)
         else:
             await self._routes(scope, receive, send)

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from serving.http.connections import Connection, Limits, OpenConnections
 
-SPARE_FILES = 256  # for the model, the outbox, the registry and the broker
+SPARE_FILES = 256  # for the model, the outbox, the registry and the broker, which take about 40 at rest
 ACCEPT_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1e-4, 2e-3
 PAUSED_SHARE, PAUSED_BURST_SECONDS = 0.02, 0.05
 
@@ -35,8 +35,11 @@ class SharedConnection(Connection):
             PAUSED_BURST_SECONDS, SharedConnection.credit + PAUSED_SHARE * (now - SharedConnection.credited_at)
         )
         pause = min(LONGEST_PAUSE_SECONDS, ACCEPT_PAUSE_SECONDS * len(self.connections), credit)
+        if pause < ACCEPT_PAUSE_SECONDS:  # a sleep this short would take longer than it says
+            pause = 0.0
         SharedConnection.credit, SharedConnection.credited_at = credit - pause, now
-        time.sleep(pause)
+        if pause:
+            time.sleep(pause)
 
 
 def open_file_limit(wanted: int) -> int:
@@ -46,9 +49,10 @@ def open_file_limit(wanted: int) -> int:
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - SPARE_FILES))
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - min(SPARE_FILES, soft // 2))
 
 
-def protocol(limits: Limits) -> type[SharedConnection]:
-    """Return a protocol class whose connections share these limits, for one event loop."""
-    return type("Bounded", (SharedConnection,), {"opened": OpenConnections(limits)})
+def protocol(limits: Limits, *, workers: int = 2) -> type[Connection]:
+    """Return a protocol class whose connections share these limits, for one event loop of one of `workers` processes."""
+    base = SharedConnection if workers > 1 else Connection
+    return type("Bounded", (base,), {"opened": OpenConnections(limits)})

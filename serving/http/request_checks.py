@@ -3,7 +3,7 @@
 Turns a well-formed request into its items and token limit, or raises `Refused`. api.py calls them before it queues a request.
 """
 
-from schemas.serving_settings import ServingSettings
+from schemas.configuration.serving import ServingSettings
 from serving.http.asgi import Refused
 from serving.http.contract import Item, Options, PredictRequest
 from serving.inference.loading import Loaded

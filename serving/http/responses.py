@@ -6,15 +6,17 @@ pydantic; a test holds them equal to what schemas/events.py writes.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import orjson
 
 from schemas.events import new_id, utc_now
 from schemas.manifests import ModelManifest
 from serving.http import access
+from serving.http.prediction_ids import new_prediction_id
 from serving.inference.outputs import Prediction
+from serving.process import tracing
 
 Event = tuple[str, bytes]
 
@@ -43,15 +45,26 @@ class ResponseBuilder:
         secret: the project's secret, for feedback tokens and the audit sample.
         audit_rate: share of predictions marked for labelling.
         token_seconds: lifetime of a feedback token.
+        observe: called with each prediction's response and confidence.
 
     """
 
-    def __init__(self, model_name: str, source: str, secret: str, *, audit_rate: float, token_seconds: int) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        source: str,
+        secret: str,
+        *,
+        audit_rate: float,
+        token_seconds: int,
+        observe: Callable[[Mapping[str, Any], float], None] = lambda *_: None,
+    ) -> None:
         self._model_name = model_name
         self._source = source
         self._secret = secret
         self._audit_rate = audit_rate
         self._token_seconds = token_seconds
+        self._observe = observe
 
     def build(
         self,
@@ -73,10 +86,10 @@ class ResponseBuilder:
 
         """
         body, events = [], []
-        expires = int(time.time()) + self._token_seconds
+        expires, traceparent = int(time.time()) + self._token_seconds, tracing.traceparent()
         version, task = result.manifest.model_version, result.manifest.task
         for text, item, (response, event) in zip(texts, metadata, result.predictions(coverage), strict=True):
-            prediction_id = new_id()
+            prediction_id = new_prediction_id(self._secret)
             token = access.issue_token(self._secret, prediction_id, expires)
             body.append({"prediction_id": prediction_id, "model_version": version, **response, "feedback_token": token})
             data = {
@@ -91,12 +104,14 @@ class ResponseBuilder:
                 "metadata": item,
                 "audit": access.keyed_share(self._secret, "audit", prediction_id) < self._audit_rate,
             }
-            events.append((prediction_id, self._event(prediction_id, data)))
+            events.append((prediction_id, self._event(prediction_id, data, traceparent)))
+            self._observe(response, _number(event["confidence"]))
         return orjson.dumps(body), events
 
-    def _event(self, prediction_id: str, data: dict[str, object]) -> bytes:
+    def _event(self, prediction_id: str, data: dict[str, object], traceparent: str | None) -> bytes:
         event = {
             "specversion": "1.0",
+            **({} if traceparent is None else {"traceparent": traceparent}),
             "id": new_id(),
             "source": self._source,
             "subject": prediction_id,
@@ -106,3 +121,8 @@ class ResponseBuilder:
             "data": data,
         }
         return orjson.dumps(event, option=orjson.OPT_UTC_Z)
+
+
+def _number(value: Any) -> float:
+    """Return a number that may be serialised already."""
+    return float(orjson.dumps(value))

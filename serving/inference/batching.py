@@ -7,8 +7,7 @@ Work runs in turns. Each waiting request gets one text into the next turn before
 waits behind 256 of another. A turn chooses texts of similar length, which need little padding. All texts of a request run on the
 runtime that was live when its first turn began, so no result mixes versions.
 
-A request whose caller left is removed at once: its texts do not run and no longer count. admission.py refuses requests that would
-be answered too late.
+A request whose caller left is removed at once: its texts do not run. admission.py refuses what would be answered too late.
 """
 
 import asyncio
@@ -61,7 +60,9 @@ class EncoderResult:
 
 
 @dataclass(eq=False)
-class _Request:
+class QueuedRequest:
+    """A submitted request: its texts, their tokens once it has begun, and which texts have not run yet."""
+
     texts: Sequence[str]
     deadline: float  # its work begins before this, or it is refused
     future: "asyncio.Future[EncoderResult]"
@@ -80,7 +81,7 @@ class _Request:
         return min((abs(len(self.encoded[self.remaining[index]]) - length), index) for index in near)
 
 
-_Outcome = tuple[_Request, EncoderResult | Exception]
+_Outcome = tuple[QueuedRequest, EncoderResult | Exception]
 
 
 class MicroBatcher:
@@ -91,6 +92,7 @@ class MicroBatcher:
         max_batch: most texts in a turn.
         max_queue: most waiting texts before QueueFull; an empty queue takes a request of any size.
         clock: monotonic seconds.
+        observe: called with the texts of each call of the model, and the texts that wait.
 
     """
 
@@ -101,12 +103,11 @@ class MicroBatcher:
         max_batch: int,
         max_queue: int,
         clock: Callable[[], float] = time.monotonic,
+        observe: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
-        self._current = current
-        self._max_batch = max_batch
-        self._max_queue = max_queue
-        self._clock = clock
-        self._waiting: deque[_Request] = deque()
+        self._current, self._observe, self._clock = current, observe, clock
+        self._max_batch, self._max_queue = max_batch, max_queue
+        self._waiting: deque[QueuedRequest] = deque()
         self._running = 0  # requests in the current turn
         self._texts = 0
         self._admission = Admission(clock)
@@ -121,7 +122,7 @@ class MicroBatcher:
         Raises QueueFull, NotReady, or DeadlinePassed if the work does not begin within `timeout_s` seconds.
         """
         submitted_at = self._clock()
-        request = _Request(texts, submitted_at + timeout_s, asyncio.get_running_loop().create_future())
+        request = QueuedRequest(texts, submitted_at + timeout_s, asyncio.get_running_loop().create_future())
         with self._condition:
             if self._closed:
                 raise NotReady("this worker is stopping")
@@ -146,7 +147,7 @@ class MicroBatcher:
         """Return how many waiting texts run before the last of `texts` new ones."""
         return min(self._texts, (len(self._waiting) + self._running) * texts)
 
-    def _leave(self, request: _Request, age_s: float, timeout_s: float) -> None:
+    def _leave(self, request: QueuedRequest, age_s: float, timeout_s: float) -> None:
         """Drop a request whose caller left, waiting or in the current turn."""
         with self._condition:
             if request.settled:
@@ -179,7 +180,7 @@ class MicroBatcher:
             except Exception as error:  # the requests fail with it; the thread goes on
                 self._settle([(request, error) for request in requests])
 
-    def _take_turn(self, requests: list[_Request]) -> None:
+    def _take_turn(self, requests: list[QueuedRequest]) -> None:
         began_at = self._clock()
         begun = self._begin(requests)
         rows = turn(begun, self._max_batch)
@@ -189,20 +190,20 @@ class MicroBatcher:
             batch = sorted(
                 (row for row in rows if row[0].runtime is runtime), key=lambda row: len(row[0].encoded[row[1]])
             )
-            lengths = [len(request.encoded[n]) for request, n in batch]
-            for start, end in cut(lengths):
+            for start, end in cut([len(request.encoded[n]) for request, n in batch]):
                 ran += self._run_batch(runtime, batch[start:end])
         with self._condition:
             self._admission.worked(ran, self._clock() - began_at)
             self._waiting.extend(request for request in begun if not request.settled)
 
-    def _run_batch(self, runtime: Runtime, rows: list[tuple[_Request, int]]) -> int:
+    def _run_batch(self, runtime: Runtime, rows: list[tuple[QueuedRequest, int]]) -> int:
         """Run the rows whose callers still wait; return their number."""
         finished: list[_Outcome] = []
         rows = [row for row in rows if not row[0].settled]
         if not rows:
             return 0
         outputs = runtime.run([request.encoded[n] for request, n in rows])
+        self._observe(len(rows), self._texts - len(rows))
         for (request, n), probabilities in zip(rows, outputs, strict=True):
             request.probabilities[n] = probabilities
             request.missing -= 1
@@ -211,15 +212,14 @@ class MicroBatcher:
         self._settle(finished)
         return len(rows)
 
-    def _begin(self, requests: list[_Request]) -> list[_Request]:
+    def _begin(self, requests: list[QueuedRequest]) -> list[QueuedRequest]:
         """Return the requests that may run and refuse the others. New requests get the live runtime and are tokenised."""
-        live, now = self._current(), self._clock()
+        (runtime, generation), now = self._current() or (None, 0), self._clock()
         requests = [request for request in requests if not request.settled]
         new = [request for request in requests if request.runtime is None]
         late = [request for request in new if now > request.deadline]
         refused: list[_Outcome] = [(r, DeadlinePassed("the deadline passed before the work began")) for r in late]
         new = [request for request in new if now <= request.deadline]
-        runtime, generation = live or (None, 0)
         if not isinstance(runtime, Runtime):
             refused += [(request, NotReady("no champion is loaded yet")) for request in new]
         elif new:
@@ -256,7 +256,7 @@ def _complete(outcomes: list[_Outcome]) -> None:
             request.future.set_result(outcome)
 
 
-def turn(requests: Sequence[_Request], max_batch: int) -> list[tuple[_Request, int]]:
+def turn(requests: Sequence[QueuedRequest], max_batch: int) -> list[tuple[QueuedRequest, int]]:
     """Choose one text of each request, and more up to `max_batch`. Return pairs of a request and the index of its text.
 
     The first request has waited longest: its shortest remaining text sets the length that the others come nearest to, so that

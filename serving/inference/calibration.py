@@ -118,6 +118,23 @@ def outer_sets(conformal: Conformal | None, probabilities: Floats, coverage: flo
     return np.asarray(1 - probabilities <= limit)
 
 
+def answered(calibration: Calibration, probabilities: Floats) -> NDArray[np.bool_]:
+    """Return which labels are each row's answer, if several can be true: [n, k] -> [n, k].
+
+    A label is answered above its threshold, 0.5 unless fitted; with `at_least_one`, the likeliest one if none is.
+    """
+    inside = np.asarray(probabilities > (np.array(calibration.thresholds) if calibration.thresholds else 0.5))
+    if calibration.at_least_one:
+        [empty] = np.nonzero(~inside.any(axis=1))
+        inside[empty, probabilities[empty].argmax(axis=1)] = True
+    return inside
+
+
+def answer_confidence(probabilities: Floats, inside: NDArray[np.bool_]) -> Floats:
+    """Return the probability that each answer is exactly right, labels taken as independent: [n, k], [n, k] -> [n]."""
+    return np.asarray(np.where(inside, probabilities, 1 - probabilities).prod(axis=1))
+
+
 def intervals(
     fitted: IntervalCalibration, mean: Floats, spread: Floats | None, coverage: float
 ) -> tuple[Floats, Floats]:

@@ -1,7 +1,8 @@
 """The encoder runtime: one loaded model version that turns texts into calibrated probabilities, or numbers for a regression.
 
-Loads a verified directory into an immutable `Runtime` on ONNX Runtime. live.py swaps it, batching.py runs it, and evaluation
-scores with it, so the gates judge the same artefact that serves. It knows no registry, queue or HTTP.
+Loads a verified directory into an immutable `Runtime` on ONNX Runtime, with an encoder's graph or that of
+TF-IDF. live.py swaps it, batching.py runs it, and evaluation scores with it, so the gates judge the same artefact that serves.
+It knows no registry, queue or HTTP.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from schemas.manifests import ModelManifest
 from serving.inference.calibration import GOLDEN_COVERAGE
 from serving.inference.golden import GoldenMismatch
+from serving.inference.normalise import normaliser_of
 from serving.inference.outputs import outputs_of
+from serving.inference.text_inputs import inputs_of
 from serving.model_directory import verify
 
 
@@ -34,28 +36,28 @@ class Runtime:
             ArtifactDamaged: a hash differs.
             GoldenMismatch: the golden outputs differ.
             UnknownTask: the manifest's task cannot be served.
+            UnknownNormaliser: its texts cannot be normalised as in training.
 
         """
         self.manifest: ModelManifest = verify(directory, digest)
         self.digest = digest
         self.outputs = outputs_of(self.manifest)
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._tokenizer.enable_truncation(self.manifest.max_length)
-        self._tokenizer.no_padding()
+        self._normalise = normaliser_of(self.manifest)
+        self._inputs = inputs_of(self.manifest, directory)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Spinning threads would take CPU time from the other workers and the training round.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(
+        self.session = ort.InferenceSession(
             directory / "model.onnx",
             options,
             providers=["CPUExecutionProvider"],
             # This fused kernel is not vectorised: it takes a sixth of an fp32 model's time, a quarter of an int8 model's.
             disabled_optimizers=["SkipLayerNormFusion"],
         )
-        self.columns = int(self._session.get_outputs()[0].shape[-1])
+        self.columns = int(self.session.get_outputs()[0].shape[-1])
         self._check_golden()
 
     @property
@@ -69,8 +71,8 @@ class Runtime:
         return self.manifest.labels
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, truncated to the model's length."""
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
+        """Return the ids of each text, normalised and truncated as in training."""
+        return self._inputs.encode([self._normalise(text) for text in texts])
 
     def run(self, encoded: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """Return calibrated outputs [n, k] of token ids. Rows are padded to the longest: batch rows of similar length."""
@@ -91,13 +93,7 @@ class Runtime:
         return result
 
     def _run(self, encoded: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        longest = max(map(len, encoded))
-        ids = np.zeros((len(encoded), longest), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, tokens in enumerate(encoded):
-            ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
-        logits: NDArray[np.float32] = self._session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+        logits: NDArray[np.float32] = self.session.run(["logits"], self._inputs.arrays(encoded))[0]
         return logits
 
     def _check_golden(self) -> None:

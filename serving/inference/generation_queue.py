@@ -25,7 +25,8 @@ from serving.inference.outputs import Prediction
 from serving.privacy.anonymise import anonymise
 
 if TYPE_CHECKING:
-    from serving.inference.decoder_runtime import DecoderRuntime, GeneratedText, Piece
+    from serving.inference.decoder_runtime import DecoderRuntime
+    from serving.inference.text_generator import GeneratedText, Piece
 
 
 @dataclass(frozen=True)

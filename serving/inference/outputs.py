@@ -79,7 +79,7 @@ class ClassificationOutputs:
 
 
 class MultilabelOutputs:
-    """Outputs of a multilabel task: each label with a probability above 0.5 is predicted."""
+    """Outputs of a multilabel task: each label with a probability above its fitted threshold is predicted."""
 
     def __init__(self, labels: Sequence[str], fitted: Calibration) -> None:
         self._labels, self._fitted, self._template = labels, fitted, _template(labels)
@@ -94,22 +94,17 @@ class MultilabelOutputs:
 
     def predictions(self, outputs: Floats, coverage: float | None) -> Iterator[Prediction]:
         """Yield the predicted labels, likeliest first. Confidence: all are right and none is missing, taken as independent."""
+        answered = calibration.answered(self._fitted, outputs)
+        confidences = calibration.answer_confidence(outputs, answered).tolist()
         for n, probabilities in enumerate(outputs.astype(np.float32)):
             shown = orjson.Fragment(self._template % tuple(_numbers(probabilities)))
-            labels = _likeliest_first(self._labels, probabilities, probabilities > 0.5)
+            labels = _likeliest_first(self._labels, outputs[n], answered[n])
             answer: dict[str, object] = {"labels": labels, "probabilities": shown}
             if coverage is not None:
                 [inside] = self.sets(outputs[n : n + 1], coverage)
                 answer["set"] = _likeliest_first(self._labels, outputs[n], inside)
-            confidence = float(np.maximum(probabilities, 1 - probabilities).prod())
-            yield (
-                answer,
-                {
-                    "label": canonical("multilabel", labels),
-                    "confidence": confidence,
-                    "probabilities": shown,
-                },
-            )
+            event = {"label": canonical("multilabel", labels), "confidence": confidences[n], "probabilities": shown}
+            yield answer, event
 
 
 class RegressionOutputs:

@@ -4,7 +4,7 @@ Turns (actor, action, detail) into rows that hold the hash of the row before, an
 The other nouns append a row within their own transactions.
 
 Each hash covers the row and its predecessor's hash, so a change shows unless every later row is rewritten too. Against that,
-and against a truncated log, registry/marker.py keeps the last row's number and hash beside the artefacts.
+and against a truncated log, safeguards/marker.py keeps the last row's number and hash beside the artefacts.
 """
 
 import hashlib
@@ -46,6 +46,10 @@ class AuditLog:
             "previous": last.hash if last else FIRST,
         }
         connection.execute(t.audit.insert().values(**row, hash=_hash(row)))
+
+    def audit_export(self) -> list[dict[str, str | int]]:
+        """Return the whole log as stored, oldest first. `hash` covers every other value, as JSON with sorted keys."""
+        return self._stored()
 
     def audit_rows(self) -> list[AuditRow]:
         """Return the whole log, oldest first."""

@@ -25,6 +25,7 @@ from schemas.events import utc_now
 BUSY_SECONDS = 10.0
 CONNECT_SECONDS = 5
 STATEMENT_MILLISECONDS = 15_000  # longer than the wait for a lock, so that the lock's own error comes first
+RESTORE = "restore the registry from its newest backup, or accept a new one with `ratchet up --new-registry`"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 # Alembic keeps its context in module globals: one migration at a time in a process.
@@ -46,6 +47,7 @@ class Database:
         url: sqlite:///FILE (its folder is created) or postgresql+psycopg://...
         model_name: every row read or written is this model's.
         clock: returns the time now, in aware UTC; it may be set back or ahead at any moment.
+        busy_s: seconds to wait for a lock, a connection or the server's answer.
 
     Raises:
         ValueError: `url` is neither of these.
@@ -53,12 +55,22 @@ class Database:
 
     """
 
-    def __init__(self, url: str, model_name: str, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self, url: str, model_name: str, *, clock: Callable[[], datetime] = utc_now, busy_s: float = BUSY_SECONDS
+    ) -> None:
         self.model_name = model_name
         self.clock = clock
         parsed = _parse(url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
-        self._engine = _sqlite_engine(parsed) if self._sqlite else _postgres_engine(parsed)
+        self._file = Path(str(parsed.database)).absolute() if self._sqlite else None
+        self._inode: int | None = None
+        self._creating = False
+        self._engine = _sqlite_engine(parsed, busy_s) if self._sqlite else _postgres_engine(parsed, busy_s)
+
+    @property
+    def is_postgres(self) -> bool:
+        """Whether the database is Postgres, which has roles, and not SQLite."""
+        return not self._sqlite
 
     def close(self) -> None:
         """Close every connection of the pool."""
@@ -79,18 +91,54 @@ class Database:
 
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with _one_migration, self.write("migrations") as connection:
-            config.attributes["connection"] = connection
+        with _one_migration:
+            self._creating = True
             try:
-                command.upgrade(config, "head")
+                with self.write("migrations") as connection:
+                    config.attributes["connection"] = connection
+                    command.upgrade(config, "head")
             except CommandError as error:
                 raise UnknownSchema(
                     f"this Ratchet does not know the registry's schema: {error}; upgrade Ratchet"
                 ) from error
+            finally:
+                self._creating = False
+
+    def exists(self) -> bool:
+        """Return whether `migrate` has ever created the tables. Raises RegistryUnavailable."""
+        if self._file is not None and not self._file.exists():
+            return False
+        with self.read() as connection:
+            return sa.inspect(connection).has_table("promotions")
+
+    def upgrade(self) -> None:
+        """Migrate a schema that is older than this code; leave a missing or newer one. Raises RegistryUnavailable."""
+        if not self.exists():
+            return
+        with self.read() as connection:
+            revision = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        newest = max(path.stem for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+        if revision is not None and str(revision) < newest:
+            self.migrate()
+
+    def _check_file(self) -> None:
+        """Refuse a SQLite file that is missing, which SQLite would create; connect again to one that was replaced."""
+        if self._file is None or self._creating:
+            return
+        try:
+            inode = self._file.stat().st_ino
+        except FileNotFoundError:
+            raise RegistryUnavailable(f"the registry {self._file} is missing: {RESTORE}") from None
+        except OSError as error:
+            raise RegistryUnavailable(f"the registry cannot be used: {error}") from error
+        if self._inode not in (None, inode):  # open connections would go on in the deleted file
+            self._engine.dispose()
+        self._inode = inode
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Yield a connection to read from. Raises RegistryUnavailable."""
+        self._check_file()
         with _driver_errors_named(), self._engine.connect() as connection:
             yield connection
 
@@ -102,7 +150,8 @@ class Database:
             RegistryUnavailable: the database cannot be reached or is locked for too long.
 
         """
-        with _driver_errors_named(), self._engine.connect() as connection, connection.begin():
+        self._check_file()
+        with self._reopened(), _driver_errors_named(), self._engine.connect() as connection, connection.begin():
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
@@ -110,6 +159,16 @@ class Database:
                 query = sa.text("SELECT pg_advisory_xact_lock(:key)")
                 connection.execute(query, {"key": int.from_bytes(key, signed=True)})
             yield connection
+
+    @contextmanager
+    def _reopened(self) -> Iterator[None]:
+        """Drop the connections after a write on a read-only file: SQLite would never write with them, even once it may."""
+        try:
+            yield
+        except RegistryUnavailable as error:
+            if "readonly" in str(error):
+                self._engine.dispose()
+            raise
 
     def mine(self, table: sa.Table) -> sa.ColumnElement[bool]:
         """Return the condition that a row is this model's."""
@@ -160,41 +219,41 @@ def _parse(url: str) -> sa.URL:
     return parsed
 
 
-def _sqlite_engine(url: sa.URL) -> sa.Engine:
+def _sqlite_engine(url: sa.URL, busy_s: float) -> sa.Engine:
     assert url.database is not None
     try:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RegistryUnavailable(f"the registry's folder cannot be created: {error}") from error
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
-    sa.event.listen(engine, "connect", _prepare_sqlite)
+    engine = sa.create_engine(url, connect_args={"timeout": busy_s})
+    sa.event.listen(engine, "connect", lambda connection, _: _prepare_sqlite(connection, busy_s))
     return engine
 
 
-def _postgres_engine(url: sa.URL) -> sa.Engine:
-    bounds = f"-c statement_timeout={STATEMENT_MILLISECONDS} -c lock_timeout={int(BUSY_SECONDS * 1000)}"
+def _postgres_engine(url: sa.URL, busy_s: float) -> sa.Engine:
+    bounds = f"-c statement_timeout={STATEMENT_MILLISECONDS} -c lock_timeout={int(busy_s * 1000)}"
     connect_args = {
         "connect_timeout": CONNECT_SECONDS,
-        "tcp_user_timeout": int(BUSY_SECONDS * 1000),  # a peer that vanished is an error, not an endless wait
-        "keepalives_idle": max(1, int(BUSY_SECONDS)),  # also when it vanished before it answered a query
-        "keepalives_interval": max(1, int(BUSY_SECONDS / 2)),
+        "tcp_user_timeout": int(busy_s * 1000),  # a peer that vanished is an error, not an endless wait
+        "keepalives_idle": max(1, int(busy_s)),  # also when it vanished before it answered a query
+        "keepalives_interval": max(1, int(busy_s / 2)),
         "options": f"{url.query.get('options', '')} {bounds}".strip(),
     }
     # A pooled connection may be older than the server's last restart: pre_ping tests it first.
-    return sa.create_engine(url, connect_args=connect_args, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
+    return sa.create_engine(url, connect_args=connect_args, pool_pre_ping=True, pool_timeout=busy_s)
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _prepare_sqlite(connection: Any, busy_s: float) -> None:
     # `Database.write` begins transactions itself (BEGIN IMMEDIATE), so that two writers queue instead of failing half-way.
     connection.isolation_level = None
-    _use_wal(connection)
+    _use_wal(connection, busy_s)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
 
 
-def _use_wal(connection: Any) -> None:
+def _use_wal(connection: Any, busy_s: float) -> None:
     """Switch to WAL. SQLite does not always honour its busy timeout for this switch, so this loop waits."""
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + busy_s
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")

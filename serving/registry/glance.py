@@ -1,4 +1,4 @@
-"""A quick read of the registry: champion, unfinished round, workers and the last cut, for `ratchet status`.
+"""A quick read of the registry: champion, unfinished round, workers, cut and notes of ingestion, for `ratchet status`.
 
 Turns a registry's URL into JSON values. It reads SQLite with Python's own driver, because loading SQLAlchemy takes longer
 than `ratchet status` may. Postgres, or a SQLite file that fails to open, is read through `Registry`. Both return the same.
@@ -32,8 +32,11 @@ class Glance:
 
     champion: dict[str, Any] | None = None
     unfinished: dict[str, Any] | None = None
+    settling: dict[str, Any] | None = None  # the round that waits for labels
     workers: list[dict[str, Any]] = field(default_factory=list)
+    last: dict[str, Any] | None = None  # the newest round, whatever its state
     last_cut: dict[str, int] = field(default_factory=dict)
+    ingestion: list[dict[str, Any]] = field(default_factory=list)
     ahead_s: float = 0.0  # how far its newest stored time is ahead of this clock
 
 
@@ -59,11 +62,16 @@ def read_sqlite(path: str, model_name: str) -> Glance:
         since, until = ((now + sign * WORKERS_WITHIN).isoformat(timespec="microseconds") for sign in (-1, 1))
         champions = rows("SELECT * FROM promotions WHERE model_name = ? ORDER BY generation DESC LIMIT 1")
         unfinished = rows(f"SELECT record FROM rounds WHERE model_name = ? AND {_UNFINISHED}")  # noqa: S608
+        newest = rows("SELECT record FROM rounds WHERE model_name = ? ORDER BY sequence DESC LIMIT 1")
+        settling = rows("SELECT record FROM rounds WHERE model_name = ? AND state = 'settling'")
         last = rows(
             "SELECT record FROM rounds WHERE model_name = ? AND state <> 'failed' ORDER BY sequence DESC LIMIT 1"
         )
         near = "SELECT * FROM heartbeats WHERE model_name = ? AND seen_at BETWEEN ? AND ? ORDER BY host, worker"
         workers = rows(near, since, until)
+        # A registry that `up` has not migrated yet has no such table.
+        noted = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'ingestion'").fetchone()
+        notes = rows("SELECT * FROM ingestion WHERE model_name = ? ORDER BY kind, subject") if noted else []
         times = [
             rows(f"SELECT max({column}) AS newest FROM {table} WHERE model_name = ?")[0]["newest"]  # noqa: S608
             for table, column in _TIMES.items()
@@ -71,8 +79,11 @@ def read_sqlite(path: str, model_name: str) -> Glance:
     return Glance(
         champion=_plain(champions[0]) if champions else None,
         unfinished=json.loads(unfinished[0]["record"]) if unfinished else None,
+        settling=json.loads(settling[0]["record"]) if settling else None,
         workers=[_plain(worker) for worker in workers],
+        last=json.loads(newest[0]["record"]) if newest else None,
         last_cut=json.loads(last[0]["record"]).get("cut", {}) if last else {},
+        ingestion=[_plain(note) for note in notes],
         ahead_s=seconds_ahead(times, now),
     )
 
@@ -88,16 +99,23 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def read_registry(url: str, model_name: str) -> Glance:
     """Return the state as `Registry` reads it. Raises RegistryUnavailable."""
-    from serving.registry.registry import Registry
+    from serving.registry.registry import Registry, RegistryUnavailable
 
     registry = Registry(url, model_name)
+    notes: list[dict[str, Any]] = []
     try:
-        champion, unfinished = registry.champion(), registry.unfinished_round()
+        with contextlib.suppress(RegistryUnavailable):  # `up` has not migrated it yet
+            notes = [note.model_dump(mode="json") for note in registry.ingestion()]
+        champion, unfinished, rounds = registry.champion(), registry.unfinished_round(), registry.rounds()
+        settling = registry.settling_round()
         return Glance(
             champion=champion.model_dump(mode="json") if champion else None,
             unfinished=unfinished.model_dump(mode="json") if unfinished else None,
+            settling=settling.model_dump(mode="json") if settling else None,
             workers=[worker.model_dump(mode="json") for worker in registry.workers()],
+            last=rounds[0].model_dump(mode="json") if rounds else None,
             last_cut=registry.last_cut(),
+            ingestion=notes,
             ahead_s=registry.seconds_ahead(),
         )
     finally:

@@ -30,7 +30,7 @@ class Labels:
     def labels(self) -> list[Label]:
         """Return all labels, in the order in which they were added."""
         with self._database.read() as connection:
-            return self._read(connection)
+            return self.read_labels(connection)
 
     def label_map(self) -> LabelMap:
         """Return the map from every label name, old ones too, to the label that it means now."""
@@ -48,7 +48,7 @@ class Labels:
     def take_up_labels(self, names: Iterable[str], *, actor: str) -> tuple[list[str], list[str]]:
         """Make labels active, audited; return the names that were added and those that became active again."""
         with self._database.write() as connection:
-            known = {label.name: label for label in self._read(connection)}
+            known = {label.name: label for label in self.read_labels(connection)}
             wanted = list(dict.fromkeys(names))
             added = [name for name in wanted if name not in known]
             again = [name for name in wanted if name in known and known[name].state != "active"]
@@ -91,12 +91,13 @@ class Labels:
             self._change(connection, name, "merged", into)
             self._audit_log.append(connection, actor, "labels merge", {"name": name, "into": into, "reason": reason})
 
-    def _read(self, connection: sa.Connection) -> list[Label]:
+    def read_labels(self, connection: sa.Connection) -> list[Label]:
+        """Return all labels within an open transaction, in the order in which they were added."""
         query = sa.select(t.labels).where(self._database.mine(t.labels)).order_by(t.labels.c.place)
         return [Label.model_validate(values(row)) for row in connection.execute(query)]
 
     def _add(self, connection: sa.Connection, names: Iterable[str]) -> None:
-        known = {label.name for label in self._read(connection)}
+        known = {label.name for label in self.read_labels(connection)}
         missing = [name for name in dict.fromkeys(names) if name not in known]
         start = self._database.next_number(connection, t.labels, "place")
         rows = [
@@ -108,7 +109,7 @@ class Labels:
 
     def _require_active(self, connection: sa.Connection, name: str) -> dict[str, Label]:
         """Return all labels by name. Raises BadLabel unless `name` is active."""
-        known = {label.name: label for label in self._read(connection)}
+        known = {label.name: label for label in self.read_labels(connection)}
         if name not in known:
             raise BadLabel(f"label {name!r} does not exist: see `ratchet labels list`")
         if known[name].state != "active":
@@ -119,7 +120,7 @@ class Labels:
 
     def _require_spare(self, connection: sa.Connection) -> None:
         """Raise BadLabel if the model needs all of its active labels."""
-        active = sum(label.state == "active" for label in self._read(connection))
+        active = sum(label.state == "active" for label in self.read_labels(connection))
         if active <= MIN_LABELS:
             raise BadLabel(f"the model has {active} active labels and needs at least {MIN_LABELS}: add another first")
 

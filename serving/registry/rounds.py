@@ -12,17 +12,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from schemas.events import new_id
-from schemas.records import FINAL_STATES, RoundRecord, RoundState, VersionRecord
+from schemas.records import FINAL_STATES, RoundRecord, RoundState, Settling, VersionRecord
 from serving.registry import tables as t
 from serving.registry.database import Database
 from serving.registry.leases import Leases
-from serving.registry.versions import ChampionMoved, Versions
+from serving.registry.versions import STATE_OF_CANDIDATE, ChampionMoved, Versions
 
 UPDATABLE = frozenset(
     {"step", "progress", "pace", "dataset", "candidate_version", "evaluations", "gate_report", "cut", "detail"}
-)
+) | {"approvals_needed", "approval_reasons"}
 STARTABLE = frozenset({RoundState.CLAIMED, RoundState.RUNNING})
-PROMOTABLE = frozenset({RoundState.RUNNING, RoundState.AWAITING_APPROVAL})
+PROMOTABLE = frozenset({RoundState.RUNNING, RoundState.AWAITING_APPROVAL, RoundState.SETTLING})
 OVERRULABLE = frozenset({RoundState.REJECTED, RoundState.INSUFFICIENT})
 ENDINGS = FINAL_STATES - {RoundState.PROMOTED} | {RoundState.AWAITING_APPROVAL}
 
@@ -43,8 +43,10 @@ class Rounds:
         self._versions = versions
         self._leases = leases
 
-    def claim_round(self, *, reason: str, cut: dict[str, int], token: int | None) -> RoundRecord | None:
-        """Return a new round; None while another is unfinished. Raises StaleLease."""
+    def claim_round(
+        self, *, reason: str, cut: dict[str, int], token: int | None, again: bool = False
+    ) -> RoundRecord | None:
+        """Return a new round; None while another is unfinished. `again`: judge even what was just judged. Raises StaleLease."""
         with self._database.write() as connection:
             self._leases.check_token(connection, token)
             if self._unfinished(connection):
@@ -54,6 +56,7 @@ class Rounds:
                 model_name=self._database.model_name,
                 state=RoundState.CLAIMED,
                 reason=reason,
+                again=again,
                 cut=cut,
                 created_at=self._database.clock(),
             )
@@ -70,7 +73,7 @@ class Rounds:
     def round(self, round_id: str) -> RoundRecord:
         """Return one round. Raises UnknownRound."""
         with self._database.read() as connection:
-            return self._round(connection, round_id)
+            return self.read_round(connection, round_id)
 
     def rounds(self) -> list[RoundRecord]:
         """Return all rounds, newest first."""
@@ -87,7 +90,7 @@ class Rounds:
 
         """
         with self._database.write() as connection:
-            record = self._round(connection, round_id)
+            record = self.read_round(connection, round_id)
             if record.state not in STARTABLE:
                 raise RoundOver(f"round {round_id} is {record.state}: it cannot be started")
             champion = self._versions.read_champion(connection)
@@ -108,7 +111,7 @@ class Rounds:
         A round that has not started or has ended is left unchanged. Raises UnknownRound.
         """
         with self._database.write() as connection:
-            record = self._round(connection, round_id)
+            record = self.read_round(connection, round_id)
             if record.state is RoundState.RUNNING:
                 self._save(connection, record, interruptions=min(record.interruptions + 1, record.attempts))
 
@@ -126,7 +129,7 @@ class Rounds:
                 f"fields of a round that cannot be set: {', '.join(unknown)}; choose from {', '.join(sorted(UPDATABLE))}"
             )
         with self._database.write() as connection:
-            record = self._round(connection, round_id)
+            record = self.read_round(connection, round_id)
             if record.state in FINAL_STATES:
                 raise RoundOver(f"round {round_id} is {record.state}: it cannot be updated")
             self._save(connection, record, heartbeat_at=self._database.clock(), **fields)
@@ -141,27 +144,69 @@ class Rounds:
 
         """
         with self._database.write() as connection:
-            record = self._round(connection, round_id)
+            record = self.read_round(connection, round_id)
             if record.state is state:
                 return
             if state not in ENDINGS:
                 raise ValueError(f"a round cannot be finished as {state}")
             if record.state in FINAL_STATES:
                 raise RoundOver(f"round {round_id} is {record.state}: it cannot become {state}")
+            if (
+                state is RoundState.AWAITING_APPROVAL
+                and record.state is RoundState.SETTLING
+                and self._unfinished(connection)
+            ):
+                raise RoundOver(f"round {round_id} waits until the running round has ended")
             finished_at = self._database.clock() if state in FINAL_STATES else None
             self._save(connection, record, state=state, detail=detail, finished_at=finished_at)
 
-    def looks_since_promotion(self) -> int:
-        """Return how many rounds the gates judged since a round was last promoted, without bootstraps.
+    def begin_settling(self, round_id: str, plan: Settling) -> RoundRecord:
+        """Let a judged round wait for labels, and end the older rounds that wait: the newer candidate supersedes theirs.
 
-        A rollback does not reset the count: the restored champion was compared before.
+        A round that is settling already keeps its plan, so that a resumed round changes nothing.
+
+        Raises:
+            UnknownRound: no such round.
+            RoundOver: it is not running.
+
         """
-        looks = 0
-        for record in self.rounds():
-            if record.state is RoundState.PROMOTED:
-                break
-            looks += bool(record.gate_report and not record.gate_report.bootstrap and record.state in FINAL_STATES)
-        return looks
+        with self._database.write() as connection:
+            record = self.read_round(connection, round_id)
+            if record.state is RoundState.SETTLING:
+                return record
+            if record.state is not RoundState.RUNNING:
+                raise RoundOver(f"round {round_id} is {record.state}: only a running round can settle")
+            for older in self.read_settling(connection):
+                self._save(
+                    connection,
+                    older,
+                    state=RoundState.SUPERSEDED,
+                    detail=f"superseded by the newer candidate of round {round_id}, before its labels settled it",
+                    finished_at=self._database.clock(),
+                )
+            detail = f"short of evidence: labels on disagreements settle it, until {plan.until:%Y-%m-%d %H:%M} UTC"
+            return self._save(connection, record, state=RoundState.SETTLING, settling=plan, detail=detail)
+
+    def update_settling(self, round_id: str, **fields: object) -> RoundRecord:
+        """Set fields of a settling round's plan (`Settling`) and return the round; the other fields stay.
+
+        Raises:
+            UnknownRound: no such round.
+            RoundOver: it is not settling.
+            ValueError: a field is not valid.
+
+        """
+        with self._database.write() as connection:
+            record = self.read_round(connection, round_id)
+            if record.state is not RoundState.SETTLING or record.settling is None:
+                raise RoundOver(f"round {round_id} is {record.state}: it is not settling")
+            plan = Settling.model_validate({**dict(record.settling), **fields})
+            return self._save(connection, record, settling=plan)
+
+    def settling_round(self) -> RoundRecord | None:
+        """Return the round that waits for labels; None if there is none."""
+        with self._database.read() as connection:
+            return next(iter(self.read_settling(connection)), None)
 
     def last_cut(self) -> dict[str, int]:
         """Return the cut of the newest round that has not failed; {} if there is none.
@@ -172,6 +217,14 @@ class Rounds:
         with self._database.read() as connection:
             text = connection.execute(kept.order_by(t.rounds.c.sequence.desc()).limit(1)).scalar()
         return RoundRecord.model_validate_json(text).cut if text else {}
+
+    def end_rejected(self, connection: sa.Connection, round_id: str, detail: str) -> RoundRecord:
+        """Return a round set to REJECTED, within an open transaction. Raises UnknownRound, or RoundOver if it has ended."""
+        record = self.read_round(connection, round_id)
+        if record.state in FINAL_STATES:
+            raise RoundOver(f"round {round_id} is {record.state}: it cannot be rejected")
+        ended = {"state": RoundState.REJECTED, "detail": detail, "finished_at": self._database.clock()}
+        return self._save(connection, record, **ended)
 
     def end_promoted(
         self,
@@ -191,7 +244,7 @@ class Rounds:
             ChampionMoved: it was gated against another champion than `expected`.
 
         """
-        record = self._round(connection, round_id)
+        record = self.read_round(connection, round_id)
         _check_promotable(record, version)
         if record.champion_version != expected:
             raise ChampionMoved(f"round {round_id} was gated against {record.champion_version}, not {expected}")
@@ -211,7 +264,13 @@ class Rounds:
         text = connection.execute(self._records().where(sa.text(t.UNFINISHED))).scalar()
         return RoundRecord.model_validate_json(text) if text else None
 
-    def _round(self, connection: sa.Connection, round_id: str) -> RoundRecord:
+    def read_settling(self, connection: sa.Connection) -> list[RoundRecord]:
+        """Return the rounds that wait for labels, within an open transaction: one at most."""
+        query = self._records().where(t.rounds.c.state == RoundState.SETTLING.value)
+        return [RoundRecord.model_validate_json(text) for text in connection.execute(query).scalars()]
+
+    def read_round(self, connection: sa.Connection, round_id: str) -> RoundRecord:
+        """Return one round within an open transaction. Raises UnknownRound."""
         text = connection.execute(self._records().where(t.rounds.c.round_id == round_id)).scalar()
         if text is None:
             raise UnknownRound(f"no round {round_id} of {self._database.model_name}")
@@ -220,6 +279,9 @@ class Rounds:
     def _save(self, connection: sa.Connection, record: RoundRecord, **fields: object) -> RoundRecord:
         saved = RoundRecord.model_validate({**dict(record), **fields})
         connection.execute(t.rounds.update().where(t.rounds.c.round_id == record.round_id).values(_stored(saved)))
+        candidate, state = saved.candidate_version, STATE_OF_CANDIDATE.get(saved.state.value)
+        if candidate and state and saved.state is not record.state:
+            self._versions.set_state(connection, candidate, state)
         return saved
 
 

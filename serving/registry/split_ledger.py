@@ -1,6 +1,7 @@
 """The split ledger: the side (train, validation, test) on which an example's cluster stays for good.
 
-Turns proposed sides into the sides in force. Dataset builds use it; how a cluster or its side is chosen is decided there.
+Turns proposed sides into the sides in force. An earlier release recorded the side "audit" for texts that were marked and never
+labelled; such a text has no side yet. Dataset builds use it; how a cluster or its side is chosen is decided there.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from serving.registry import tables as t
 from serving.registry.database import Database
 
+MARKED = "audit"
 KEYS_PER_QUERY = 500  # below every database's limit of parameters
 
 
@@ -28,6 +30,7 @@ class SplitLedger:
         """Write key -> side where none is recorded yet, and return the sides in force: the first writer wins."""
         with self._database.write() as connection:
             known = self._read(connection, sides)
+            self._release(connection, sides.keys() - known.keys())
             rows = [
                 {"model_name": self._database.model_name, "cluster": key, "side": side}
                 for key, side in sides.items()
@@ -41,6 +44,15 @@ class SplitLedger:
         wanted, sides = list(keys), dict[str, str]()
         for start in range(0, len(wanted), KEYS_PER_QUERY):
             chunk = t.sides.c.cluster.in_(wanted[start : start + KEYS_PER_QUERY])
-            query = sa.select(t.sides.c.cluster, t.sides.c.side).where(self._database.mine(t.sides), chunk)
+            mine = self._database.mine(t.sides) & (t.sides.c.side != MARKED)
+            query = sa.select(t.sides.c.cluster, t.sides.c.side).where(mine, chunk)
             sides |= {row.cluster: row.side for row in connection.execute(query)}
         return sides
+
+    def _release(self, connection: sa.Connection, keys: Iterable[str]) -> None:
+        """Delete the sides that stand for a mark alone."""
+        wanted = list(keys)
+        for start in range(0, len(wanted), KEYS_PER_QUERY):
+            chunk = t.sides.c.cluster.in_(wanted[start : start + KEYS_PER_QUERY])
+            marked = self._database.mine(t.sides) & (t.sides.c.side == MARKED)
+            connection.execute(t.sides.delete().where(marked, chunk))

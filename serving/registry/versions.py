@@ -9,10 +9,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from schemas.manifests import ModelManifest
-from schemas.records import Champion, VersionRecord
+from schemas.records import Champion, VersionRecord, VersionState
 from serving.registry import tables as t
 from serving.registry.audit import AuditLog
 from serving.registry.database import Database, iso, values
+
+# What a round's state says about its candidate; a promotion sets the states of both champions itself.
+STATE_OF_CANDIDATE = {
+    "settling": VersionState.SETTLING,
+    "awaiting approval": VersionState.AWAITING_APPROVAL,
+    "rejected": VersionState.REJECTED,
+    "insufficient evidence": VersionState.CANDIDATE,  # nobody has decided
+    "superseded": VersionState.CANDIDATE,
+}
 
 
 class UnknownVersion(KeyError):
@@ -91,6 +100,15 @@ class Versions:
         if record is None:
             raise UnknownVersion(f"no version {model_version} of {self._database.model_name}")
         return record
+
+    def set_state(self, connection: sa.Connection, model_version: str, state: VersionState) -> None:
+        """Set a version's state within an open transaction; nothing happens if the registry does not hold it yet."""
+        self._update(connection, model_version, state=state.value)
+
+    def set_approved(self, connection: sa.Connection, version: VersionRecord, people: str) -> VersionRecord:
+        """Return a version that people's approval made servable, within an open transaction."""
+        self._update(connection, version.model_version, servable=True, approved_by=people)
+        return version.model_copy(update={"servable": True, "approved_by": people})
 
     def read_champion(self, connection: sa.Connection) -> Champion | None:
         """Return the champion within an open transaction; None before the first promotion."""

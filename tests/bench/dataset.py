@@ -2,7 +2,7 @@
 
 Each size is measured in a process of its own: feedback read through Feast as of a cut, cleaned, clustered, split against a
 registry on SQLite, written and profiled with the real base model. Texts are word walks over BBC News, 10 % of them
-near-duplicates. The quarantine judges by words at these sizes (pipelines/dataset/quarantine.py): no embedding is set apart.
+near-duplicates. The quarantine judges by words at these sizes (cleaning/quarantine.py): no embedding is set apart.
 
 `python -m tests.bench.dataset size N` measures one size; without arguments everything runs and bench-dataset.json is written.
 A size is measured three times in fresh processes, with nothing in the ledger; the median by seconds counts.
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipelines.dataset.deduplicate import cluster
+from pipelines.dataset.cleaning.deduplicate import cluster
 from pipelines.dataset.project_dataset import collect_and_build, write_rows
 from pipelines.dataset.report.write import write_report
 from pipelines.feature_store.event_log import SCHEMAS

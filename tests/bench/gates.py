@@ -24,7 +24,7 @@ from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.classification import LabelEvidence
 from pipelines.gates.absolute import calibration as calibration_gate
 from pipelines.gates.against_champion import slice_changes, slices_hold
-from pipelines.gates.policy import DEFAULT_POLICY, Policy
+from pipelines.gates.policy import Policy, default_policy
 from pipelines.metrics import paired_tests, probabilistic
 from pipelines.round_inputs import round_folder
 from pipelines.training_round import run_round
@@ -252,7 +252,7 @@ def gate_step() -> list[Figure]:
     parts = split(0)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        (root / "policy.toml").write_text(DEFAULT_POLICY, encoding="utf-8")
+        (root / "policy.toml").write_text(default_policy("classification"), encoding="utf-8")
         write_keys(root / "keys.env")
         reference = [*parts["judge"], *parts["calibration"]]
         write_rows(root / "data/reference.csv", [(row.text, row.label) for row in reference])

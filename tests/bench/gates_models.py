@@ -25,10 +25,10 @@ from pipelines.dataset.files import FileRow
 from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import train
-from schemas.manifests import Calibration, Golden, ModelManifest
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 from serving.inference.encoder_runtime import Runtime
 from serving.model_directory import write_manifest
+from tests.support.manifests import manifest
 
 SEEDS = 5
 TRAIN, JUDGE, CALIBRATE_A_LABEL = 2000, 2000, 13
@@ -95,30 +95,15 @@ def _artefact(rows: list[FileRow], labels: list[str], seed: int, folder: Path) -
     encoder = Encoder(base_model_path(None), MAX_LENGTH)
     examples = [Example(text=row.text, label=row.label, source="seed") for row in rows]
     spared = len(examples) * 15 // 100
-    settings = TrainingSettings(seed=seed)
+    settings = TrainingSettings(seed=seed, tfidf=False)
     trained = train(Classification(labels), encoder, examples[spared:], examples[:spared], settings, lambda *_: None)
     missing = Counter(labels) - Counter({row.label for row in rows})
     print(f"seed {seed}: {trained.method}, {len(missing)} labels without rows", flush=True)
     target = folder / "version"
     target.mkdir()
     export.export(trained.model, encoder, target)
-    manifest = ModelManifest(
-        model_version=f"bench-{seed}",
-        model_name="bench",
-        task="classification",
-        labels=labels,
-        base_model="all-MiniLM-L6-v2",
-        base_model_sha256="",
-        max_length=MAX_LENGTH,
-        parent_version=None,
-        round_id="bench",
-        dataset_fingerprint="",
-        method=trained.method,
-        calibration=Calibration(),
-        golden=Golden(texts=[], probabilities=[]),
-        files={},
-    )
-    write_manifest(target, manifest)
+    filled = manifest(f"bench-{seed}", model_name="bench", labels=labels, max_length=MAX_LENGTH, method=trained.method)
+    write_manifest(target, filled)
     return Runtime(target, threads=os.cpu_count() or 1)
 
 

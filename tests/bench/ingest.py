@@ -1,22 +1,20 @@
 """Benchmark of ingestion: `make bench-ingest` prints each figure and writes bench-ingest.json.
 
-`python -m tests.bench.ingest PART…` measures some parts (throughput, growth, read, kills, anonymise) and keeps the
+`python -m tests.bench.ingest PART…` measures some parts (throughput, growth, read, memory, kills, anonymise) and keeps the
 others' figures from the file. It judges nothing.
 """
 
-import json
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from services.ingestion.crash_points import CRASH_POINTS
+from serving.process.crash_points import CONSUMER_POINTS
 from tests.bench.ingest_anonymise import anonymise_figures
 from tests.bench.ingest_growth import growth_figures, read_figures
+from tests.bench.ingest_memory import memory_figures
 from tests.bench.ingest_throughput import throughput_figures
-from tests.bench.report import Figure, write
+from tests.bench.report import Figure, measure_parts
 from tests.support.crashes import killed_at
 from tests.support.kafka_tools import own_broker
 
@@ -32,7 +30,7 @@ def kill_figures(folder: Path) -> list[Figure]:
         runs = [
             pool.submit(killed_at, point, folder / f"{point}-{n}", broker.address, f"k{n}-{i}")
             for n in range(KILLS)
-            for i, point in enumerate(CRASH_POINTS)
+            for i, point in enumerate(CONSUMER_POINTS)
         ]
         for number, run in enumerate(runs, 1):
             try:
@@ -40,12 +38,12 @@ def kill_figures(folder: Path) -> list[Figure]:
                 whole += 1
             except Exception as error:
                 print(f"  {type(error).__name__}: {error}")
-            if number % len(CRASH_POINTS) == 0:
+            if number % len(CONSUMER_POINTS) == 0:
                 print(f"  kills: {whole} of {number} whole, the slowest {slowest:.0f} s", flush=True)
-    total = KILLS * len(CRASH_POINTS)
-    figure = f"kill -9 at {len(CRASH_POINTS)} points, every event exactly once: share of runs"
+    total = KILLS * len(CONSUMER_POINTS)
+    figure = f"kill -9 at {len(CONSUMER_POINTS)} points, every event exactly once: share of runs"
     return [
-        Figure(figure="named kill points", value=len(CRASH_POINTS), op=">=", target=8, n=len(CRASH_POINTS)),
+        Figure(figure="named kill points", value=len(CONSUMER_POINTS), op=">=", target=8, n=len(CONSUMER_POINTS)),
         Figure(figure=figure, value=whole / total, op=">=", target=1.0, n=total),
     ]
 
@@ -54,6 +52,7 @@ PARTS: dict[str, Callable[[Path], list[Figure]]] = {
     "throughput": throughput_figures,
     "growth": growth_figures,
     "read": read_figures,
+    "memory": memory_figures,
     "kills": kill_figures,
     "anonymise": anonymise_figures,
 }
@@ -61,16 +60,7 @@ PARTS: dict[str, Callable[[Path], list[Figure]]] = {
 
 def main() -> None:
     warnings.simplefilter("ignore")  # what libraries think of one another
-    wanted = sys.argv[1:] or list(PARTS)
-    kept = Path(f"bench-{NAME}.json")
-    figures = {}
-    if sys.argv[1:] and kept.exists():
-        figures = {found["figure"]: Figure(**found) for found in json.loads(kept.read_text(encoding="utf-8"))}
-    for part in wanted:
-        print(f"{part}:", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            figures |= {figure.figure: figure for figure in PARTS[part](Path(folder))}
-        write(NAME, list(figures.values()))
+    measure_parts(NAME, PARTS)
 
 
 if __name__ == "__main__":

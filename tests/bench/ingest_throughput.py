@@ -15,10 +15,12 @@ import pandas as pd
 from kafka import KafkaConsumer, TopicPartition
 
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
+from schemas.configuration.kafka import KafkaSettings
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, new_id
-from schemas.setting_groups import FeatureStoreSettings, KafkaSettings, ModelSettings
+from schemas.setting_groups import FeatureStoreSettings, ModelSettings
 from schemas.settings import Settings
 from services.feedback_consumer import Consumer
+from serving.messaging.connection import Broker
 from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics
 from serving.privacy.anonymise import anonymise
 from serving.registry.registry import Registry
@@ -50,7 +52,7 @@ def project(folder: Path, bootstrap: str, name: str) -> tuple[Settings, Registry
     registry = Registry(settings.registry_url, name)
     registry.migrate()
     registry.set_labels(LABELS)
-    ensure_topics(bootstrap, Topics.of(name).names(), partitions=2, replication_factor=1, timeout_s=10)
+    ensure_topics(Broker(bootstrap), Topics.of(name).names(), partitions=2, replication_factor=1, timeout_s=10)
     return settings, registry
 
 
@@ -105,7 +107,7 @@ def mixed(n: int, seed: int) -> Iterator[PredictionMade | FeedbackReceived]:
 
 
 def publish(bootstrap: str, messages: list[Outgoing]) -> None:
-    publisher = Publisher(bootstrap, timeout_s=30)
+    publisher = Publisher(Broker(bootstrap), timeout_s=30)
     for start in range(0, len(messages), 1000):
         publisher.publish_many(messages[start : start + 1000])
     publisher.close()

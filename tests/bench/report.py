@@ -5,7 +5,9 @@ after each part. It deliberately judges nothing: a figure that falls short is wr
 """
 
 import json
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,6 +38,19 @@ class Figure:
         if self.value is None:
             return False
         return self.value >= self.target if self.op == ">=" else self.value <= self.target
+
+
+def measure_parts(name: str, parts: Mapping[str, Callable[[Path], list[Figure]]]) -> None:
+    """Measure the parts that the command line names, or all, and write after each. Named ones keep the others' figures."""
+    wanted, kept = sys.argv[1:], Path(f"bench-{name}.json")
+    figures: dict[str, Figure] = {}
+    if wanted and kept.exists():
+        figures = {found["figure"]: Figure(**found) for found in json.loads(kept.read_text(encoding="utf-8"))}
+    for part in wanted or parts:
+        print(f"{part}:", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            figures |= {figure.figure: figure for figure in parts[part](Path(folder))}
+        write(name, list(figures.values()))
 
 
 def write(name: str, figures: Sequence[Figure], folder: Path = Path()) -> None:

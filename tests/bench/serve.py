@@ -1,10 +1,11 @@
 """`make bench-serve`: Ratchet's serving against plain BentoML and against the bare model. `PART=speed,swap` runs some parts.
 
 Turns Banking77 (RATCHET_BENCH_DATA) into a project with a real round, once (RATCHET_BENCH_CACHE), and measures real servers
-in processes of their own with wrk: full answers, events published to the running broker, consumer and scheduler stopped. It
+in processes of their own with wrk: full answers, every event stored by the consumer, the scheduler running. It
 writes bench-serve.json; a run of some parts replaces the figures of those alone.
 """
 
+import importlib.util
 import json
 import os
 import statistics
@@ -25,7 +26,7 @@ import psutil
 from pipelines.calibration.maps import row_nll
 from serving.artifacts import ArtifactStore
 from serving.model_directory import read_manifest
-from tests.bench import serve_bare, serve_baseline, serve_generation
+from tests.bench import serve_bare, serve_baseline, serve_generation, serve_overload, serve_peers
 from tests.bench.report import Figure, write
 from tests.bench.serve_load import RATCHET_BODY, REPOSITORY, Load, bank_texts, memory, module, percentile, tree, wrk
 from tests.bench.serve_project import BASELINE_BODY, CACHE, Project, baseline, project, ratchet, student
@@ -43,6 +44,13 @@ SPEED: tuple[tuple[str, Literal[">=", "<="], tuple[float, ...], tuple[float, ...
     ("CPU s per 1,000 / baseline", "<=", (1,), (1,)),
     ("texts/s / bare session, 1 text", ">=", (0.55, 0.7), (0.55, 0.7)),
     ("texts/s / bare session, 16 texts", ">=", (0.7, 0.85), (0.7, 0.85)),
+)
+PEER_TARGETS: tuple[tuple[str, Literal[">=", "<="], float], ...] = (
+    ("requests/s, 32 callers / mosec", ">=", 1.15),
+    ("p99, 32 callers / mosec", "<=", 1.0),
+    ("p50, 1 caller / mosec", "<=", 0.25),
+    ("requests/s, 32 callers / litserve", ">=", 2.0),
+    ("p99, 32 callers / litserve", "<=", 1.0),
 )
 STUDENT = {  # its shape: layers, and shares of heads and of feed-forward units
     "student_layers": int(os.environ.get("STUDENT_LAYERS", "3")),
@@ -109,9 +117,9 @@ def _speed_round(bank: Project, best: dict[str, Any]) -> dict[str, tuple[float, 
     _tell("baseline, 32 callers", base_many)
     found: dict[str, tuple[float, float, int]] = {}
     for name, version in (("auto", bank.auto), ("fp32", bank.full)):
-        with ratchet(bank, version) as (url, process, broker):
+        with ratchet(bank, version) as (url, process, beside):
             many, one, sixteen = loads = [
-                _load(bank, url, process, broker, callers=callers, items=items)
+                _load(bank, url, process, beside, callers=callers, items=items)
                 for callers, items in ((32, 1), (1, 1), (16, 16))
             ]
         for what, load in zip(("32 callers", "1 caller", "16 callers of 16 texts"), loads, strict=True):
@@ -126,6 +134,44 @@ def _speed_round(bank: Project, best: dict[str, Any]) -> dict[str, tuple[float, 
             f"{name}: texts/s / bare session, 16 texts": (sixteen.texts_rate / ceiling, ceiling, sixteen.requests),
         }
     return found
+
+
+def peers() -> list[Figure]:
+    """Mosec and LitServe with the artefact that `auto` picks, and Ratchet, in turn; figures are medians of ratios."""
+    if any(importlib.util.find_spec(name) is None for name in serve_peers.PEERS):
+        print("peers: left out, they come with the extra `bench` of pyproject.toml", flush=True)
+        return []
+    bank = project()
+    store = ArtifactStore(bank.settings.location(bank.settings.artifacts.url))
+    version = store.fetch(bank.registry.version(bank.auto).digest, bank.settings.path("state/cache"))
+    found: dict[str, list[tuple[float, float, int]]] = {}
+    for _ in range(SPEED_ROUNDS):
+        with ratchet(bank, bank.auto) as (url, process, beside):
+            many, one = (_load(bank, url, process, beside, callers=callers) for callers in (32, 1))
+        _tell("Ratchet, 32 callers", many)
+        _tell("Ratchet, 1 caller", one)
+        for name in serve_peers.PEERS:
+            with serve_peers.peer(name, version, CACHE / f"{name}.log") as (url, process):
+                wrk(url, bank.texts, serve_peers.BODY, callers=32, seconds=4)
+                theirs, alone = (
+                    wrk(url, bank.texts, serve_peers.BODY, callers=callers, seconds=SECONDS, servers=[process])
+                    for callers in (32, 1)
+                )
+            _tell(f"{name}, 32 callers", theirs)
+            _tell(f"{name}, 1 caller", alone)
+            for what, ours, other in (
+                ("requests/s, 32 callers", many.rate, theirs.rate),
+                ("p99, 32 callers", many.p99, theirs.p99),
+                ("p50, 1 caller", one.p50, alone.p50),
+            ):
+                found.setdefault(f"{what} / {name}", []).append((ours / other, other, many.requests))
+    figures = []
+    for figure, op, target in PEER_TARGETS:
+        ratios, bases, requests = zip(*found[figure], strict=True)
+        interval, base = (min(ratios), max(ratios)), statistics.median(bases)
+        median = statistics.median(ratios)
+        figures.append(_figure(figure, median, op, target, sum(requests), interval=interval, baseline=base))
+    return figures
 
 
 def agree() -> list[Figure]:
@@ -184,11 +230,11 @@ def agree() -> list[Figure]:
 def tail() -> list[Figure]:
     """p99 against p50 at half of the most that 32 callers get, for TAIL_SECONDS."""
     bank = project()
-    with ratchet(bank, bank.auto) as (url, process, broker):
-        full = _load(bank, url, process, broker, callers=32)
+    with ratchet(bank, bank.auto) as (url, process, beside):
+        full = _load(bank, url, process, beside, callers=32)
         _tell("all it can", full)
         think = 2 * 32_000 / full.rate - full.p50 / 2
-        half = _load(bank, url, process, broker, callers=32, seconds=TAIL_SECONDS, think_ms=think)
+        half = _load(bank, url, process, beside, callers=32, seconds=TAIL_SECONDS, think_ms=think)
         _tell(f"half of it, {TAIL_SECONDS:.0f} s", half)
     return [
         _figure(
@@ -205,9 +251,9 @@ def tail() -> list[Figure]:
 def flat() -> list[Figure]:
     """Memory over MEMORY_REQUESTS requests."""
     bank, done, first, last = project(), 0, 0, 0
-    with ratchet(bank, bank.auto) as (url, process, broker):
+    with ratchet(bank, bank.auto) as (url, process, beside):
         while done < MEMORY_REQUESTS:
-            load = _load(bank, url, process, broker, callers=32, seconds=20, warm=not done)
+            load = _load(bank, url, process, beside, callers=32, seconds=20, warm=not done)
             done += load.requests
             last = sum(memory(process))
             first = first or last
@@ -232,17 +278,17 @@ def swap() -> list[Figure]:
     moved: Counter[int] = Counter()
     failed = mixed = requests = 0
     delays, sizes = [], []
-    with ratchet(bank, versions[0]) as (url, process, broker):
+    with ratchet(bank, versions[0]) as (url, process, beside):
         common: dict[str, Any] = {"callers": 32, "items": 4, "check": True, "seconds": WINDOW_SECONDS}
         for _ in range(10):
-            load = _load(bank, url, process, broker, warm=False, **common)
+            load = _load(bank, url, process, beside, warm=False, **common)
             rest += load.latencies
         for n in range(1, SWAPS + 1):
             version = versions[n % len(versions)]
             delay: list[float] = []
             thread = threading.Thread(target=_swap_soon, args=(bank, version, delay))
             thread.start()
-            load = _load(bank, url, process, broker, warm=False, **common)
+            load = _load(bank, url, process, beside, warm=False, **common)
             thread.join()
             moved += load.latencies
             failed, mixed, requests = failed + load.failed, mixed + load.mixed, requests + load.requests
@@ -286,9 +332,9 @@ def bento() -> list[Figure]:
     starts = []
     for _ in range(3):
         started = time.monotonic()
-        with ratchet(bank, bank.auto) as (url, process, broker):
+        with ratchet(bank, bank.auto) as (url, process, beside):
             starts.append(time.monotonic() - started)
-            _load(bank, url, process, broker, callers=32, seconds=3, warm=False)
+            _load(bank, url, process, beside, callers=32, seconds=3, warm=False)
             held = max(memory(process))
             torch = [
                 p.pid for p in tree(process) if "libtorch" in Path(f"/proc/{p.pid}/maps").read_text(encoding="utf-8")
@@ -311,8 +357,8 @@ def distilled() -> list[Figure]:
     labels = read_manifest(bank.full_directory).labels
     rates, sessions, right = [], [], []
     for version in (bank.auto, name):
-        with ratchet(bank, version) as (url, process, broker):
-            load = _load(bank, url, process, broker, callers=32)
+        with ratchet(bank, version) as (url, process, beside):
+            load = _load(bank, url, process, beside, callers=32)
             found = _asked(
                 f"{url}/predict",
                 [text for text, _ in rows],
@@ -375,13 +421,13 @@ def _load(
     bank: Project,
     url: str,
     process: psutil.Process,
-    broker: psutil.Process,
+    beside: list[psutil.Process],
     *,
     seconds: float = SECONDS,
     warm: bool = True,
     **how: Any,
 ) -> Load:
-    common: dict[str, Any] = {"servers": [process], "beside": [broker], "header": bank.header}
+    common: dict[str, Any] = {"servers": [process], "beside": beside, "header": bank.header}
     if warm:
         wrk(f"{url}/predict", bank.texts, RATCHET_BODY, callers=32, seconds=4, **common)
     return wrk(f"{url}/predict", bank.texts, RATCHET_BODY, seconds=seconds, **common, **how)
@@ -425,6 +471,8 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "grid": grid,
     "speed": speed,
     "agree": agree,
+    "peers": peers,
+    "overload": serve_overload.measure,
     "swap": swap,
     "tail": tail,
     "memory": flat,

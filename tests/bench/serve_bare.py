@@ -49,7 +49,7 @@ def _loop(directory: Path, texts: list[str], threads: int, batch: int) -> float:
             ids[n, : len(row)] = row
             mask[n, : len(row)] = 1
         batches.append({"input_ids": ids, "attention_mask": mask})
-    session = runtime._session
+    session = runtime.session
     for inputs in batches[:: max(1, len(batches) // 20)]:
         session.run(["logits"], inputs)
     started = time.perf_counter()

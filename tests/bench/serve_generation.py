@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.models.decoder import Decoder, decoder_path
 from pipelines.training.tasks.generation import Generation
+from schemas.configuration.training import TrainingSettings
 from schemas.manifests import ModelManifest
 from schemas.settings import Settings, load_settings
-from schemas.training_settings import TrainingSettings
 from services.projects import create_project
 from serving.artifacts import ArtifactStore
 from serving.inference import prompts

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,11 +197,29 @@ def memory(process: psutil.Process) -> list[int]:
     return [size for size in sizes if size > max(sizes) / 5]
 
 
-@contextlib.contextmanager
 def server(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, ready_url: str, timeout_s: float = 120
+    command: Sequence[str], environment: Mapping[str, str], log: Path, ready_url: str
+) -> contextlib.AbstractContextManager[psutil.Process]:
+    """Start a server as `running` does; it is ready once the address answers 200."""
+    return running(command, environment, log, lambda: _answers(ready_url))
+
+
+def background(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> contextlib.AbstractContextManager[psutil.Process]:
+    """Start a background service as `running` does; it is ready once it logs a line `ready`."""
+    return running(command, environment, log, lambda: "ready" in log.read_text(encoding="utf-8").splitlines())
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    ready: Callable[[], bool],
+    timeout_s: float = 300,
 ) -> Iterator[psutil.Process]:
-    """Start a server in a session of its own, wait until it is ready, and end all of it after the block."""
+    """Start a process in a session of its own, wait until it is ready, and end all of it after the block."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
@@ -214,7 +232,7 @@ def server(
     watched = psutil.Process(process.pid)
     try:
         deadline = time.monotonic() + timeout_s
-        while not _answers(ready_url):
+        while not ready():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[:4]} did not get ready: see {log}")
             time.sleep(0.05)

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ from services.projects import create_project
 from serving.artifacts import ArtifactStore
 from serving.http.access import read_keys
 from serving.inference.encoder_runtime import Runtime
+from serving.messaging.connection import Broker
 from serving.messaging.publisher import Topics, embedded_broker_command, ensure_topics
 from serving.model_directory import read_manifest, write_manifest
+from serving.process.start import process_environment, serving_command
 from serving.registry.registry import Registry
-from tests.bench.serve_load import Body, bank_texts, module, server
+from tests.bench.serve_load import Body, background, bank_texts, module, server
 from tests.support.fakes import free_port, wait_until, write_rows
 from tests.support.versions import rewritten
 
@@ -151,42 +153,52 @@ def student(bank: Project, shape: dict[str, Any]) -> tuple[str, bool]:
             inputs.base,
             settings,
             lambda share, _: print(f"distilled {share:.0%}"),
+            inputs.rule,
         )
         print(f"distilling, exporting and calibrating took {time.monotonic() - started:.0f} s", flush=True)
         made = rewritten(folder, model_version=name)
         bank.registry.register_version(read_manifest(made), store.put(made), servable=True)
     policy = load_policy(bank.settings.path(bank.settings.gates.policy).read_text(encoding="utf-8"))
-    trial = compressed.try_compressed(Runtime(bank.full_directory), Runtime(folder), dataset.judge, policy)
+    trial = compressed.try_compressed(Runtime(bank.full_directory), Runtime(folder), dataset.reference, policy)
     print(trial.result.sentence, flush=True)
     return name, trial.passed
 
 
 @contextmanager
-def ratchet(bank: Project, version: str) -> Iterator[tuple[str, psutil.Process, psutil.Process]]:
-    """Serving and its broker, as `ratchet up` starts them: (address, server, broker)."""
+def ratchet(
+    bank: Project, version: str, **variables: str
+) -> Iterator[tuple[str, psutil.Process, list[psutil.Process]]]:
+    """Run serving, broker, consumer and scheduler as `ratchet up` does: (address, server, the other three)."""
     bank.serve(version)
     port, broker_port = free_port(), free_port()
     address = f"127.0.0.1:{broker_port}"
     outbox = Path(tempfile.mkdtemp(dir=CACHE, prefix="outbox-"))
-
-    with _broker(broker_port) as broker:
-        names = Topics.of(bank.settings.model.name).names()
-        ensure_topics(address, names, partitions=2, replication_factor=1, timeout_s=10)
-        environment = {
-            "RATCHET_CONFIG": str(bank.settings.root / "ratchet.toml"),
+    config = bank.settings.root / "ratchet.toml"
+    with ExitStack() as stack:
+        broker = stack.enter_context(_broker(broker_port))
+        names = Topics.of(bank.settings.stream_name).names()
+        ensure_topics(Broker(address), names, partitions=2, replication_factor=1, timeout_s=10)
+        base = {
+            **os.environ,
             "RATCHET_KAFKA__BOOTSTRAP_SERVERS": address,
             "RATCHET_EMBEDDED_BROKER": "1",
             "RATCHET_SERVING__OUTBOX": str(outbox),
             "RATCHET_SERVING__OUTBOX_MAX_BYTES": str(10**11),
-            "BENTOML_HOME": str(CACHE / "bentoml"),
-            "BENTOML_DO_NOT_TRACK": "true",
-            "OMP_NUM_THREADS": "1",
+            **variables,
         }
-        command = [*module("bentoml"), "serve", "serving.service:RatchetService", "--port", str(port)]
+
+        def environment(part: str) -> dict[str, str]:
+            return process_environment(part, bank.settings, config, base)
+
+        beside = [broker]
+        for part, name in (("consumer", "feedback_consumer"), ("scheduler", "training_scheduler")):
+            command = [*module(f"services.{name}"), "-c", str(config)]
+            beside.append(stack.enter_context(background(command, environment(part), CACHE / f"{part}.log")))
         url = f"http://127.0.0.1:{port}"
-        with server(command, environment, CACHE / "serving.log", f"{url}/readyz") as process:
-            wait_until(lambda: len(bank.alive()) == bank.settings.serving.workers, timeout_s=30)
-            yield url, process, broker
+        command = serving_command("127.0.0.1", port)
+        process = stack.enter_context(server(command, environment("serving"), CACHE / "serving.log", f"{url}/readyz"))
+        wait_until(lambda: len(bank.alive()) == bank.settings.serving.workers, timeout_s=30)
+        yield url, process, beside
     shutil.rmtree(outbox)
 
 
@@ -198,7 +210,7 @@ def _broker(port: int) -> Iterator[psutil.Process]:
 
         def answers() -> bool:
             try:
-                ensure_topics(f"127.0.0.1:{port}", ["warm-up"], partitions=1, replication_factor=1, timeout_s=5)
+                ensure_topics(Broker(f"127.0.0.1:{port}"), ["warm-up"], partitions=1, replication_factor=1, timeout_s=5)
             except ConnectionError:
                 return False
             return True

@@ -1,8 +1,8 @@
 """`make bench-train`: what a training round is worth, and what it costs. `PART=speed,sequential` runs some parts.
 
-Turns Banking77 (RATCHET_BENCH_DATA), drug reviews and pairs of questions and answers into bench-train.json, rewritten after each
-part; a run of some parts replaces the figures of those alone. All choices were made on rows of the training file
-(docs/lab-notes.md): the test file is read for figures alone.
+Turns Banking77 (RATCHET_BENCH_DATA), drug reviews, pairs of questions and answers, and generated rows into bench-train.json,
+rewritten after each part; a run of some parts replaces the figures of those alone. All choices were made on rows of the
+training file (docs/lab-notes.md): the test file is read for figures alone.
 """
 
 import importlib
@@ -17,8 +17,13 @@ from tests.bench.report import Figure, write
 # In the order of their cost; a part is a module's function that measures.
 PARTS = {
     "regression": "tests.bench.train_regression:measure",
+    "kinds": "tests.bench.train_kinds:measure",
     "generation": "tests.bench.train_generation:measure",
+    "tickets": "tests.bench.train_tickets:measure",
     "speed": "tests.bench.train_speed:measure",
+    "advise": "tests.bench.train_advise:measure",
+    "rounds": "tests.bench.train_rounds:measure",
+    "search": "tests.bench.train_search:measure",
     "sequential": "tests.bench.train_sequential:measure",
     "accuracy_few": "tests.bench.train_accuracy:few_rows",
     "accuracy_all": "tests.bench.train_accuracy:all_rows",

@@ -13,7 +13,7 @@ from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import probe_outputs, train
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 from tests.bench.report import Figure
 from tests.bench.train_data import MAX_LENGTH, all_threads, answers, bank_rows, few, over_seeds, right
 

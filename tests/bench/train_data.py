@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder
+from pipelines.models.tfidf import TfidfModel
 from pipelines.training.fitting import outputs_of
 from pipelines.training.tasks.task import TrainingTask
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 
 MAX_LENGTH = 64
 Floats = NDArray[np.float64]
@@ -55,7 +56,9 @@ def few(rows: Sequence[Example], each: int, seed: int) -> tuple[list[Example], l
 def answers(
     task: TrainingTask, encoder: Encoder, model: Any, rows: Sequence[Example], settings: TrainingSettings
 ) -> Any:
-    """Outputs [n, k] of a trained model, in float32."""
+    """Outputs [n, k] of a trained model."""
+    if isinstance(model, TfidfModel):
+        return model.outputs([row.text for row in rows])
     numbered = task.rows(encoder, rows, settings)
     with numbered.inputs.feeding(model.eval()) as forward:
         return outputs_of(task, forward, numbered, range(len(rows)))

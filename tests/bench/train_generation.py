@@ -12,7 +12,7 @@ import importlib.util
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from pipelines.models.decoder import Decoder, decoder_path
 from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.generation import Generation, encoded
 from pipelines.training.trainer import train
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 from services.projects import TEXT_TRAINING
 from serving.inference.decoder_runtime import DecoderRuntime
 from tests.bench.report import Figure
@@ -117,7 +117,11 @@ def nearest(known: Sequence[Pair], asked: dict[str, list[str]]) -> Answered:
 
 def measure() -> list[Figure]:
     """The figures of PART=generation."""
-    by_side = sides(pairs())
+    return compared("generation", sides(pairs()))
+
+
+def compared(part: str, by_side: Mapping[str, Sequence[Pair]]) -> list[Figure]:
+    """Train on a set's rows and compare answers to its test questions with both baselines'."""
     base = Decoder(decoder_path(None), MAX_LENGTH, MOST)
     rows, held = examples(by_side["train"]), examples(by_side["validation"])
     trained = train(Generation(), base, rows, held, RECIPE, lambda *_: None)
@@ -133,28 +137,29 @@ def measure() -> list[Figure]:
         shown = point.generation(truth, one.texts)
         if one.nll is not None and one.tokens is not None:
             shown["perplexity"] = float(np.exp(one.nll.sum() / one.tokens.sum()))
-        Console().print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in shown.items()))
+        Console().print(f"{part}, {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in shown.items()))
     chrf = {name: point.row_chrf(truth, one.texts) for name, one in answered.items()}
-    ours = answered["trained"]
-    before = answered["untrained"]
+    ours, before = answered["trained"], answered["untrained"]
     assert ours.nll is not None and ours.tokens is not None and before.nll is not None
     saved, tokens = before.nll - ours.nll, ours.tokens
-    n = len(asked)
     return [
-        _gain("chrF over the untrained start's", chrf["untrained"], chrf["trained"]),
-        _gain("chrF over the nearest neighbour's", chrf["nearest neighbour"], chrf["trained"]),
+        _gain(f"{part}: chrF over the untrained start's", chrf["untrained"], chrf["trained"]),
+        _gain(f"{part}: chrF over the nearest neighbour's", chrf["nearest neighbour"], chrf["trained"]),
         _figure(
-            "NLL of a token below the untrained start's",
+            f"{part}: NLL of a token below the untrained start's",
             lambda counts: (counts @ saved) / (counts @ tokens),
-            n,
+            len(asked),
             float(before.nll.sum() / tokens.sum()),
         ),
     ]
 
 
 def _gain(name: str, before: NDArray[np.float64], after: NDArray[np.float64]) -> Figure:
-    n = len(before)
-    return _figure(name, lambda counts: counts @ (after - before) / n, n, float(before.mean()))
+    """The mean difference's lower end; prints how small a gain so many rows would show four times in five."""
+    n, gain = len(before), after - before
+    shown = (1.96 + 0.84) * float(gain.std()) / np.sqrt(n)
+    print(f"{name}: {n} rows show a gain of {shown:.3f} with a power of .8", flush=True)
+    return _figure(name, lambda counts: counts @ gain / n, n, float(before.mean()))
 
 
 def _figure(name: str, metric: Callable[[NDArray[np.float64]], NDArray[np.float64]], n: int, baseline: float) -> Figure:
@@ -162,7 +167,7 @@ def _figure(name: str, metric: Callable[[NDArray[np.float64]], NDArray[np.float6
     gain = ResampledGain(metric, n, "{:+.4f}")
     interval = gain.interval()
     return Figure(
-        figure=f"generation: {name}, {gain.observed:+.4f}; low end",
+        figure=f"{name}, {gain.observed:+.4f}; low end",
         value=interval[0],
         op=">=",
         target=0.0,

@@ -20,8 +20,8 @@ from pipelines.metrics.paired_tests import mean_interval
 from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.regression import Regression
 from pipelines.training.trainer import probe_outputs, train
+from schemas.configuration.training import TrainingSettings
 from schemas.targets import canonical
-from schemas.training_settings import TrainingSettings
 from tests.bench.report import Figure
 from tests.bench.train_data import all_threads, answers
 

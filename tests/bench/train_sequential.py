@@ -26,7 +26,7 @@ from pipelines.models.encoder import Encoder, base_model_path
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import Trained, train
 from pipelines.training.warm_start import WarmStart
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 from tests.bench.report import Figure
 from tests.bench.train_data import MAX_LENGTH, all_threads, answers, bank_rows, by_label, right
 
@@ -133,7 +133,7 @@ def in_turn(parts: dict[str, list[Example]], most: int) -> list[Example]:
 def _round(
     encoder: Encoder, rows: Sequence[Example], labels: Sequence[str], start: str, champion: WarmStart | None
 ) -> Trained:
-    settings = TrainingSettings.model_validate({"start": start})
+    settings = TrainingSettings.model_validate({"start": start, "tfidf": False})
     own, validate = ([row for row in rows if held(row) == is_held] for is_held in (False, True))
     started = time.monotonic()
     trained = train(Classification(list(labels)), encoder, own, validate, settings, lambda *_: None, champion=champion)

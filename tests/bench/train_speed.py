@@ -20,7 +20,7 @@ from pipelines.training.fitting import Fit
 from pipelines.training.label_names import label_rows
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import train
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 from tests.bench.report import Figure
 from tests.bench.train_data import MAX_LENGTH, all_threads, bank_rows
 

@@ -18,9 +18,11 @@ from deltalake import DeltaTable
 import pipelines.feature_store.online_store  # noqa: F401 - what forked consumers would each import
 from pipelines.feature_store.event_log import SCHEMAS
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
-from schemas.setting_groups import FeatureStoreSettings, KafkaSettings, ModelSettings
+from schemas.configuration.kafka import KafkaSettings
+from schemas.setting_groups import FeatureStoreSettings, ModelSettings
 from schemas.settings import Settings
 from services.feedback_consumer import main
+from serving.messaging.connection import Broker
 from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics
 from serving.registry.registry import Registry
 from tests.support.events import feedback, outgoing, prediction
@@ -77,7 +79,7 @@ def killed_at(point: str, root: Path, bootstrap: str, name: str) -> float:
     root.mkdir(parents=True, exist_ok=True)
     settings = project(root, bootstrap, name)
     topics = Topics.of(name)
-    ensure_topics(bootstrap, topics.names(), partitions=2, replication_factor=1, timeout_s=10)
+    ensure_topics(Broker(bootstrap), topics.names(), partitions=2, replication_factor=1, timeout_s=30)
     registry = Registry(settings.registry_url, name)
     registry.migrate()
     registry.set_labels(["a", "b"])
@@ -86,7 +88,7 @@ def killed_at(point: str, root: Path, bootstrap: str, name: str) -> float:
         features.log.append(
             table, schema.empty_table(), {"earlier/0": 0}
         )  # so that the next commit is one to compact at
-    publisher = Publisher(bootstrap, timeout_s=10)
+    publisher = Publisher(Broker(bootstrap), timeout_s=30)
     events = [event for n in range(EVENTS) for event in (prediction(n), feedback(n, model_name=name))]
     bad = [Outgoing(topics.feedback, str(n).encode(), b"bad %d" % n) for n in range(EVENTS)]
     messages = [outgoing(topics, event) for event in events] + bad
@@ -100,7 +102,7 @@ def killed_at(point: str, root: Path, bootstrap: str, name: str) -> float:
     publisher.publish_many(messages[len(messages) // 2 :])
     again = start(settings)
     try:
-        wait_until(lambda: sum(at + 1 for at in registry.positions().values()) == len(messages), timeout_s=60)
+        wait_until(lambda: sum(at + 1 for at in registry.positions().values()) == len(messages))
     finally:
         assert again.pid is not None
         os.kill(again.pid, signal.SIGTERM)

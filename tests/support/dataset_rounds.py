@@ -13,8 +13,11 @@ from math import ceil
 import numpy as np
 
 from pipelines.dataset.build import Dataset, Sources, build
+from pipelines.dataset.cleaning.deduplicate import THRESHOLD
 from pipelines.dataset.examples import Example
 from pipelines.dataset.files import FileRow
+from pipelines.dataset.sources.queue_labels import QueueRows
+from pipelines.dataset.split import cluster_key
 from pipelines.feature_store.store import FeedbackRow
 from schemas.setting_groups import DatasetSettings, ModelSettings
 from schemas.settings import Settings
@@ -57,7 +60,6 @@ def said(text: str, label: str, number: int, *, user: str | None = None, kind: s
         predicted_label=LABELS[number % len(LABELS)],
         model_version="v",
         metadata={},
-        audit=number % 50 == 0,
     )
 
 
@@ -91,6 +93,9 @@ class Simulation:
         self.ledger, self.given, self.pending = Ledger(), list[FeedbackRow](), list[str]()
         self.side: dict[str, str] = {}
         self.leaks = self.changed = self.pairs = 0
+        self.ever_trained, self.judged_audits = set[str](), set[str]()
+        self.late = 0  # audit texts that judge although a near-duplicate, still given, trained in an earlier round
+        self.audited, self.waiting = list[FileRow](), dict[str, int]()  # text -> rounds until its mark expires
         self.dropped: Counter[str] = Counter()
         made = [(sentence(self.draw, label), label) for label in LABELS * 20]
         self.files = [FileRow(*row) for row in made[:30]]
@@ -104,17 +109,40 @@ class Simulation:
     def round(self) -> Dataset:
         """One round: new feedback, some of the old absent, the dataset built, its sides looked at."""
         self.grow()
+        self.label()
         present = [row for row in self.given if self.draw.random() >= self.absent]
         self.draw.shuffle(present)
         found = self.build(present)
-        self._look(found)
+        self._look(found, {row.text for row in present})
         return found
 
+    def label(self) -> None:
+        """Label some of the waiting audit texts, let others expire, and mark new ones that no round has used."""
+        for text, left in list(self.waiting.items()):
+            labelled = self.draw.random() < 0.4
+            if labelled:
+                self.audited.append(FileRow(text, self.draw.choice(LABELS)))
+            if labelled or left == 0:
+                del self.waiting[text]
+            else:
+                self.waiting[text] = left - 1
+        done = {row.text for row in self.audited}
+        for row in self.given[-self.rows :]:
+            marked = self.draw.random() < 0.1 and row.text not in done
+            if marked and not self.ledger.sides([cluster_key("m", row.text)]):
+                self.waiting.setdefault(row.text, 2)
+
     def build(self, feedback: Sequence[FeedbackRow]) -> Dataset:
-        """The dataset of this feedback, under the ledger as it is."""
+        """The dataset of this feedback, under the ledger and the queue as they are."""
         values = {"quarantine": False, "max_rows_per_person": None, **self.settings}
         return build(
-            Sources(seed=self.files, reference=self.reference, feedback=feedback, cut={}),
+            Sources(
+                seed=self.files,
+                reference=self.reference,
+                feedback=feedback,
+                cut={},
+                queue=QueueRows(judges=self.audited, waiting=frozenset(self.waiting)),
+            ),
             labels=LABELS,
             settings=Settings(model=ModelSettings(name="m"), dataset=DatasetSettings.model_validate(values)),
             embed=no_embedding,
@@ -143,7 +171,7 @@ class Simulation:
             value = self.draw.choice(LABELS) if kind == "correction" else kind
             self.given.append(said(text, value, n, kind="correction" if kind == "correction" else "rating"))
 
-    def _look(self, found: Dataset) -> None:
+    def _look(self, found: Dataset, present: set[str]) -> None:
         sides = sides_in_use(found)
         self.changed += sum(self.side.setdefault(text, side) != side for text, side in sides.items())
         texts = list(sides)
@@ -151,6 +179,12 @@ class Simulation:
         self.pairs += len(texts)
         self.leaks += sum(sides[texts[i]] != sides[texts[j]] for i, j in pairs)
         self.dropped.update(found.manifest.dropped)
+        judging = {text for text, side in sides.items() if side in ("calibration", "test")}
+        for row in self.audited:
+            if row.text in judging and row.text not in self.judged_audits:
+                self.judged_audits.add(row.text)
+                self.late += any(similarity(row.text, text) >= THRESHOLD for text in self.ever_trained & present)
+        self.ever_trained |= {text for text, side in sides.items() if side in ("train", "validation")}
 
 
 def sides_in_use(found: Dataset) -> dict[str, str]:
@@ -159,8 +193,7 @@ def sides_in_use(found: Dataset) -> dict[str, str]:
         "train": [*found.train, *found.rejections],
         "validation": found.validation,
         "calibration": found.calibration,
-        "test": found.judge,
-        "audit": found.audit,
+        "test": found.reference,
     }
     sides: dict[str, str] = {}
     for side, rows in parts.items():
@@ -174,6 +207,12 @@ def grams_of(text: str) -> frozenset[str]:
     """Character 3-grams of the case-folded text with white space collapsed."""
     normal = " ".join(text.casefold().split())
     return frozenset(normal[i : i + 3] for i in range(max(1, len(normal) - 2)))
+
+
+def similarity(one: str, other: str) -> float:
+    """The Jaccard similarity of two texts."""
+    a, b = grams_of(one), grams_of(other)
+    return len(a & b) / len(a | b)
 
 
 def similar_pairs(texts: Sequence[str], threshold: float = 0.9) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, utc_now
+from serving.http.feedback_values import serving_source
 from serving.messaging.publisher import Outgoing, Topics
 
 
@@ -44,9 +45,9 @@ Given = TypeVar("Given", PredictionMade, FeedbackReceived)
 
 
 def named(event: Given, model_name: str) -> Given:
-    """The event as one about that model."""
+    """The event as that model's serving would write it."""
     data = event.data.model_copy(update={"model_name": model_name})
-    return event.model_copy(update={"data": data})
+    return event.model_copy(update={"data": data, "source": serving_source(model_name)})
 
 
 def outgoing(topics: Topics, event: PredictionMade | FeedbackReceived) -> Outgoing:

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 
 REPOSITORY = Path(__file__).parents[2]
+PATIENCE_S = 60.0  # for what takes milliseconds on an idle machine: only a failure waits this long
 TOPICS: dict[str, list[str]] = {
     "football": "goal match striker league referee penalty stadium coach team keeper kick pitch".split(),
     "money": "bank loan market profit share tax budget invoice trade price bond rate".split(),
@@ -36,6 +37,7 @@ TINY_RECIPE = TrainingSettings(
     lora_targets="query-value",
     lora_rank=8,
     probe_c=1e-4,
+    tfidf=False,
 )
 FILLERS = "the a of and to in with for on was is about today people new many".split()
 
@@ -102,15 +104,6 @@ def tiny_base_model(directory: Path) -> Path:
     return directory
 
 
-def forget_metrics() -> None:
-    """Take Ratchet's metrics out of the process-wide registry, so that another `Api` can be made."""
-    import prometheus_client
-
-    for collector in list(prometheus_client.REGISTRY._collector_to_names):
-        if "ratchet" in str(getattr(collector, "_name", "")):
-            prometheus_client.REGISTRY.unregister(collector)
-
-
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:
@@ -118,7 +111,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float, every_s: float = 0.05) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = PATIENCE_S, every_s: float = 0.05) -> None:
     """Return once `condition()` is true; raises TimeoutError after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -169,5 +162,5 @@ def killed_round(round_id: str, config: Path, step: str) -> None:
     """Run a claimed round in a process of its own that is killed after a step."""
     command = [sys.executable, "-m", "services.cli.main", "round", "run", "--claimed", round_id, "-c", str(config)]
     environment = {**os.environ, "RATCHET_CRASH_AT": step}
-    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=False, timeout=120)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=False, timeout=300)
     assert ended.returncode == -signal.SIGKILL, ended.stderr

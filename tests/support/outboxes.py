@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from schemas.events import FeedbackData, FeedbackReceived, PredictionData, PredictionMade, parse_event
+from serving.messaging.connection import Broker
 from serving.messaging.outbox import Outbox
+from serving.messaging.outbox_sender import Keep
 from serving.messaging.publisher import Topics, ensure_topics
 from tests.support.kafka_tools import read_all
 
@@ -41,16 +43,16 @@ def outbox(
     folder: Path,
     bootstrap: str,
     *,
-    write_ahead: bool = True,
+    keep: Keep = Keep.UNTIL_STORED,
     stored: Callable[[], dict[str, int]] = nothing_stored,
     max_bytes: int = 100_000_000,
     observe: Callable[[int, int], None] | None = None,
 ) -> Outbox:
     made = Outbox(
         folder,
-        bootstrap=bootstrap,
+        broker=Broker(bootstrap),
         topics=TOPICS,
-        write_ahead=write_ahead,
+        keep=keep,
         stored_positions=stored,
         max_bytes=max_bytes,
         timeout_s=2,
@@ -61,7 +63,7 @@ def outbox(
 
 
 def make_topics(bootstrap: str) -> dict[str, str]:
-    return ensure_topics(bootstrap, TOPICS.names(), partitions=2, replication_factor=1, timeout_s=5)
+    return ensure_topics(Broker(bootstrap), TOPICS.names(), partitions=2, replication_factor=1, timeout_s=30)
 
 
 def published(bootstrap: str, topic: str) -> Counter[str]:

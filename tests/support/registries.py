@@ -15,10 +15,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from schemas.manifests import Calibration, Golden, ModelManifest
 from schemas.records import RoundRecord
 from schemas.reports import GateReport, Verdict
 from serving.registry.registry import Registry
+from tests.support.manifests import manifest
 
 START = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
@@ -79,25 +79,6 @@ def registry(url: str, clock: Clock) -> Iterator[Registry]:
     with contextlib.closing(Registry(url, "m", clock=clock, monotonic=clock.monotonic)) as opened:
         opened.migrate()
         yield opened
-
-
-def manifest(version: str, *, model_name: str = "m") -> ModelManifest:
-    return ModelManifest(
-        model_version=version,
-        model_name=model_name,
-        task="classification",
-        labels=["a", "b"],
-        base_model="tiny",
-        base_model_sha256="0" * 64,
-        max_length=32,
-        parent_version=None,
-        round_id="r",
-        dataset_fingerprint="f",
-        method="lora",
-        calibration=Calibration(),
-        golden=Golden(texts=[], probabilities=[]),
-        files={},
-    )
 
 
 def gate_report(verdict: Verdict, *, bootstrap: bool = False) -> GateReport:

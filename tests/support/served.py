@@ -15,6 +15,7 @@ import psutil
 from schemas.settings import load_settings
 from serving.artifacts import ArtifactStore
 from serving.http.access import Keys, write_keys
+from serving.messaging.connection import Broker
 from serving.messaging.publisher import Topics, embedded_broker_command, ensure_topics
 from serving.registry.registry import Registry
 from tests.bench.serve_load import module, server
@@ -38,10 +39,9 @@ class Served:
         return f"Bearer {self.keys.api_key}"
 
 
-def make_project(root: Path, base: Path | None = None, **serving: object) -> Path:
-    """Write ratchet.toml, keys and a registry whose champion is a tiny version; return the path of ratchet.toml."""
+def make_project(root: Path, version: Path | None = None, **serving: object) -> Path:
+    """Write ratchet.toml, keys and a registry whose champion is `version`, or a tiny one; return the path of ratchet.toml."""
     root.mkdir(parents=True, exist_ok=True)
-    base = base or tiny_base_model(root / "base")
     config = root / "ratchet.toml"
     lines = [
         f"{name} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for name, value in serving.items()
@@ -53,19 +53,19 @@ def make_project(root: Path, base: Path | None = None, **serving: object) -> Pat
     registry.migrate()
     registry.set_labels(TOPICS)
     store = ArtifactStore(settings.location(settings.artifacts.url))
-    promote(registry, store, tiny_version(root / "v", base, "v", list(TOPICS)))
+    promote(registry, store, version or tiny_version(root / "v", tiny_base_model(root / "base"), "v", list(TOPICS)))
     registry.close()
     return config
 
 
 @contextlib.contextmanager
-def served(config: Path, broker: str | None = None) -> Iterator[Served]:
+def served(config: Path, broker: str | None = None, *, embedded: bool = True) -> Iterator[Served]:
     """Serve a project until the block ends; without a broker, events wait in the outbox."""
     port, root = free_port(), config.parent
     environment = {
         "RATCHET_CONFIG": str(config),
         "RATCHET_KAFKA__BOOTSTRAP_SERVERS": broker or f"127.0.0.1:{free_port()}",
-        "RATCHET_EMBEDDED_BROKER": "1",
+        "RATCHET_EMBEDDED_BROKER": "1" if embedded else "",
         "BENTOML_HOME": str(root / "state/bentoml"),
         "BENTOML_DO_NOT_TRACK": "true",
         "OMP_NUM_THREADS": "1",
@@ -86,13 +86,13 @@ def broker(folder: Path) -> Iterator[str]:
 
     def answers() -> bool:
         try:
-            ensure_topics(address, Topics.of("m").names(), partitions=2, replication_factor=1, timeout_s=5)
+            ensure_topics(Broker(address), Topics.of("m").names(), partitions=2, replication_factor=1, timeout_s=5)
         except ConnectionError:
             return False
         return True
 
     try:
-        wait_until(answers, timeout_s=15)
+        wait_until(answers)
         yield address
     finally:
         process.kill()

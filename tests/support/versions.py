@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from schemas.manifests import Calibration, Golden, ModelManifest
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
+from schemas.manifests import Golden, ModelManifest
 from serving.artifacts import ArtifactStore
 from serving.inference.encoder_runtime import Runtime
 from serving.model_directory import read_manifest, write_manifest
 from serving.registry.registry import Registry
+from tests.support.manifests import manifest
 
 if TYPE_CHECKING:
     from pipelines.models.encoder import Encoder
@@ -34,23 +35,7 @@ def tiny_version(directory: Path, base: Path, name: str, labels: list[str], *, s
     export.export(
         TextModel(trainable_copy(encoder, TrainingSettings()), encoder.width, weight, bias), encoder, directory
     )
-    manifest = ModelManifest(
-        model_version=name,
-        model_name=model,
-        task="classification",
-        labels=labels,
-        base_model="tiny",
-        base_model_sha256="0" * 64,
-        max_length=32,
-        parent_version=None,
-        round_id="r",
-        dataset_fingerprint="f",
-        method="probe",
-        calibration=Calibration(),
-        golden=Golden(texts=[], probabilities=[]),
-        files={},
-    )
-    write_manifest(directory, manifest)
+    write_manifest(directory, manifest(name, model_name=model, labels=labels, method="probe"))
     return with_golden(directory, Runtime(directory).probabilities(GOLDEN).tolist())
 
 
@@ -76,8 +61,8 @@ def text_version(directory: Path, trained: Any, base: Any, name: str, model: str
     """Make `directory` a version of what a decoder became, without golden answers."""
     from pipelines.models.decoder import save
 
-    manifest = ModelManifest(
-        model_version=name,
+    filled = manifest(
+        name,
         model_name=model,
         task="generation",
         labels=[],
@@ -85,16 +70,9 @@ def text_version(directory: Path, trained: Any, base: Any, name: str, model: str
         base_model_sha256=base.sha256,
         max_length=base.max_length,
         max_new_tokens=base.max_new_tokens,
-        parent_version=None,
-        round_id="r",
-        dataset_fingerprint="f",
-        method="lora",
         artifact=save(trained, base, directory),
-        calibration=Calibration(),
-        golden=Golden(texts=[], probabilities=[]),
-        files={},
     )
-    return write_manifest(directory, manifest)
+    return write_manifest(directory, filled)
 
 
 def with_golden(directory: Path, probabilities: list[list[float]]) -> Path:
@@ -104,9 +82,9 @@ def with_golden(directory: Path, probabilities: list[list[float]]) -> Path:
 
 def rewritten(directory: Path, **changes: Any) -> Path:
     """The same files under a changed manifest."""
-    manifest = read_manifest(directory)
+    before = read_manifest(directory)
     (directory / "manifest.json").unlink()
-    write_manifest(directory, manifest.model_copy(update=changes))
+    write_manifest(directory, before.model_copy(update=changes))
     return directory
 
 
@@ -118,11 +96,11 @@ def copied(directory: Path, to: Path, **changes: Any) -> Path:
 
 def promote(registry: Registry, store: ArtifactStore, directory: Path) -> int:
     """Register a version and make it the champion; its generation."""
-    manifest = read_manifest(directory)
+    read = read_manifest(directory)
     champion = registry.champion()
-    registry.register_version(manifest, store.put(directory), servable=True)
+    registry.register_version(read, store.put(directory), servable=True)
     expected = champion.model_version if champion else None
-    return registry.promote(manifest.model_version, expected=expected, token=None, actor="test").generation
+    return registry.promote(read.model_version, expected=expected, token=None, actor="test").generation
 
 
 def other_base(kind: str, encoder: "Encoder", folder: Path) -> "Encoder":

@@ -6,6 +6,8 @@ The walks of several labels, of numbers and of texts use them.
 import threading
 from collections.abc import Callable
 
+from prometheus_client import CollectorRegistry
+
 from pipelines.feature_store.store import FeatureStore
 from pipelines.training_round import run_round
 from schemas.records import RoundRecord
@@ -18,10 +20,12 @@ from serving.http.metrics import Metrics
 from serving.inference.batching import MicroBatcher
 from serving.inference.generation_queue import GenerationQueue
 from serving.live import LiveModel
+from serving.messaging.connection import Broker
 from serving.messaging.outbox import Outbox
+from serving.messaging.outbox_sender import Keep
 from serving.messaging.publisher import Topics, ensure_topics
 from serving.registry.registry import Registry
-from tests.support.fakes import forget_metrics
+from tests.support.guards import lone_guard
 
 
 class Walk:
@@ -31,24 +35,18 @@ class Walk:
         self.settings, self.topics = settings, Topics.of(settings.model.name)
         self.registry = Registry(settings.registry_url, settings.model.name)
         self.store = ArtifactStore(settings.location(settings.artifacts.url))
-        bootstrap = str(settings.kafka.bootstrap_servers)
-        ensure_topics(bootstrap, self.topics.names(), partitions=1, replication_factor=1, timeout_s=5)
+        broker = Broker.of(settings)
+        ensure_topics(broker, self.topics.names(), partitions=1, replication_factor=1, timeout_s=30)
         self.outbox = Outbox(
-            settings.path("state/outbox"), bootstrap=bootstrap, topics=self.topics, write_ahead=False,
+            settings.path("state/outbox"), broker=broker, topics=self.topics, keep=Keep.UNTIL_CONFIRMED,
             stored_positions=self.registry.positions, max_bytes=10_000_000, timeout_s=5,
         )  # fmt: skip
         self.live = LiveModel(self.registry, self.store, settings.path("state/cache"), threads=1, poll_seconds=60)
         self.batcher = MicroBatcher(self.live.current, max_batch=8, max_queue=500)
         self.writing = GenerationQueue(self.live.current, max_queue=500)
-        self.api = Api(
-            settings,
-            read_keys(settings.path("keys.env")),
-            self.live,
-            self.batcher,
-            self.writing,
-            self.outbox,
-            Metrics("walk"),
-        )
+        keys, metrics = read_keys(settings.path("keys.env")), Metrics("walk", CollectorRegistry())
+        guard = lone_guard(settings, keys)
+        self.api = Api(settings, keys, self.live, self.batcher, self.writing, self.outbox, metrics, guard)
 
     def round(self, features: FeatureStore | None, progress: Callable[..., None] = lambda *_: None) -> RoundRecord:
         cut = features.current_cut() if features else {}
@@ -68,7 +66,7 @@ class Walk:
         features, stop = FeatureStore(self.settings), threading.Event()
         consumer = Consumer(self.settings, self.registry, features)
         stop.set()
-        run(consumer, stop, 0.2)
+        run(consumer, stop, 0.2, drain_s=90)  # the group may be slow to let a member in
         consumer.reset()
         return features
 
@@ -77,7 +75,6 @@ class Walk:
         self.batcher.close()
         self.writing.close()
         self.registry.close()
-        forget_metrics()
 
 
 def only_advise(settings: Settings, *gates: str) -> None:

@@ -46,7 +46,9 @@ td.n, th.n { text-align: right; white-space: nowrap; }
 <p class="soft">fingerprint <code>{{ m.fingerprint }}</code></p>
 <p>{{ n(m.rows_in) }} rows in = {{ n(m.rows_train) }} train + {{ n(m.rows_validation) }} validation
 {%- for count, what in others if count %} + {{ n(count) }} {{ what }}{% endfor %} + {{ n(dropped) }} dropped.
-Judged on {{ n(m.reference_rows) }} rows, calibrated on {{ n(m.reference_calibration_rows) }} others.</p>
+Judged on {{ n(m.reference_rows) }} rows,
+calibrated on {% if m.reference_calibration_rows %}{{ n(m.reference_calibration_rows) }} others
+{%- else %}the same rows by cross-fitting{% endif %}.</p>
 {% if p.missing_labels %}<p><strong>Labels without a training row:</strong> {{ p.missing_labels | join(", ") }}</p>{% endif %}
 {% if m.quarantined_people %}<p><strong>Quarantined people:</strong> {{ m.quarantined_people | length }}</p>{% endif %}
 <div class="plots">{% for title, svg in plots %}<figure>{{ svg }}<figcaption>{{ title }}</figcaption></figure>{% endfor %}</div>
@@ -92,7 +94,6 @@ def render(name: str, manifest: DatasetManifest, profile: DatasetProfile) -> str
     others = [
         (manifest.rows_rejections, "rejections"),
         (manifest.rows_held_out, "held out"),
-        (manifest.rows_audit, "audited"),
     ]
     return environment.from_string(_PAGE).render(
         name=name,

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, chi2_contingency
 
 from pipelines.dataset.build import Dataset
-from pipelines.dataset.clean import Tokens
 from pipelines.dataset.counted import Counted
 from pipelines.dataset.examples import Example
-from pipelines.models.probe import fit_probe
+from pipelines.metrics.stability import psi
+from pipelines.models.probe import PROBE_C, fit_probe
 from schemas.manifests import DatasetProfile, Drift
 from schemas.targets import Task
 
@@ -33,7 +33,7 @@ def profile(
     *,
     task: Task,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
-    tokens: Tokens,
+    count_tokens: Callable[[Sequence[str]], list[int]],
     max_length: int,
     against: Mapping[str, Sequence[Labelled]],
 ) -> DatasetProfile:
@@ -43,7 +43,7 @@ def profile(
         dataset: as built.
         task: the task.
         embed: texts -> [n, width].
-        tokens: token counts of the base model.
+        count_tokens: n texts -> tokens of each [n].
         max_length: tokens to which texts are truncated.
         against: name -> rows to compare the training rows with.
 
@@ -53,14 +53,14 @@ def profile(
         "train": _labelled(train),
         "validation": _labelled(dataset.validation),
         "calibration": [(r.text, r.label) for r in dataset.calibration],
-        "test": [(r.text, r.label) for r in dataset.judge],
+        "test": [(r.text, r.label) for r in dataset.reference],
     }
     names = Counted.over(task, dataset.labels, [e.label for e in train])
     counts = {side: names.rows(label for _, label in rows) for side, rows in sides.items()}
     people = Counter(e.person for e in train if e.person)
     slices = Counter(f"{key}={value}" for e in train for key, value in e.metadata.items()).most_common()
     lengths = np.percentile([len(e.text) for e in train] or [0], QUANTILES)
-    counted = np.array(tokens.count([text for text, _ in _sample(sides["train"], COUNTED)]) or [0])
+    counted = np.array(count_tokens([text for text, _ in _sample(sides["train"], COUNTED)]) or [0])
     histogram, edges = np.histogram(
         counted, bins=min(BINS, max(1, int(counted.max()))), range=(0, max(1, counted.max()))
     )
@@ -81,14 +81,6 @@ def profile(
     )
 
 
-def psi(one: Mapping[str, int], other: Mapping[str, int]) -> float:
-    """Return the population stability index of two label counts (Siddiqi 2006), half a row added to every label."""
-    labels = sorted({*one, *other})
-    a, b = (np.array([counts.get(label, 0) + 0.5 for label in labels]) for counts in (one, other))
-    p, q = a / a.sum(), b / b.sum()
-    return float(((p - q) * np.log(p / q)).sum())
-
-
 def two_sample(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, float]:
     """Return accuracy (two-fold cross-fitted) and p-value of a classifier two-sample test (Lopez-Paz and Oquab 2017).
 
@@ -101,7 +93,7 @@ def two_sample(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[fl
     fold = np.arange(2 * n) % 2
     right = 0
     for held in (0, 1):
-        fitted = fit_probe(rows[fold != held], truth[fold != held].tolist(), names.tolist(), c=0.075)
+        fitted = fit_probe(rows[fold != held], truth[fold != held].tolist(), names.tolist(), c=PROBE_C)
         best = names[fitted.outputs(rows[fold == held]).argmax(axis=1)]
         right += int((best == truth[fold == held]).sum())
     return right / (2 * n), float(binomtest(right, 2 * n, 0.5, alternative="greater").pvalue)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 import orjson
 
 from pipelines.dataset.build import Dataset
-from pipelines.dataset.clean import Tokens
 from pipelines.dataset.project_dataset import ROWS, training_rows
 from pipelines.dataset.report.page import render
 from pipelines.dataset.report.profile import Labelled, profile
@@ -47,7 +46,7 @@ def write_report(
         dataset,
         task=settings.model.task,
         embed=base.embed,
-        tokens=Tokens(base.token_counts, base.token_limit),
+        count_tokens=base.token_counts,
         max_length=base.max_length,
         against=against,
     )

@@ -4,7 +4,7 @@ Turns probabilities and true labels into `LabelEvidence`. evaluation/evaluators.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -12,11 +12,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.calibration import conformal
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.evidence import Bias, Bools, Floats, Uncalibrated, slices
 from pipelines.evaluation.evidence.labels import RightOrWrong, all_labels, bias_of, report_of, widened
 from pipelines.metrics import point, probabilistic
-from schemas.manifests import Calibration
+from schemas.manifests import Calibration, Conformal
 from schemas.reports import Confusion, EvaluationReport
 from schemas.targets import Task
 from serving.inference import calibration as applied
@@ -37,6 +38,7 @@ class LabelEvidence(RightOrWrong):
     truth: NDArray[np.int64]
     calibration: Calibration
     raw: Floats | None = None
+    fold: NDArray[np.int64] | None = None  # rows of one number are judged under a map that was fitted without them
 
     def same_answer(self, some: Floats, others: Floats) -> Bools:
         """Return on which rows the most probable label is the same."""
@@ -84,11 +86,23 @@ class LabelEvidence(RightOrWrong):
 
     def covered(self, coverage: float) -> Bools:
         """Return which sets contain the true label; a label that the model does not know is in none."""
-        inside = applied.prediction_sets(self.calibration.conformal, self.outputs, coverage)
-        known = np.flatnonzero(self.truth < self.known)
+        known = self.truth < self.known
         covered = np.zeros(len(self.truth), dtype=bool)
-        covered[known] = inside[known, self.truth[known]]
+        for held, scores in self._sets(known):
+            rows = np.flatnonzero(held & known)
+            inside = applied.prediction_sets(scores, self.outputs[rows], coverage)
+            covered[rows] = inside[np.arange(len(rows)), self.truth[rows]]
         return covered
+
+    def _sets(self, known: Bools) -> Iterator[tuple[Bools, Conformal | None]]:
+        """Yield which rows to judge with which scores: those of the other folds, or the version's own for all rows."""
+        fitted = self.calibration.conformal
+        if self.fold is None or fitted is None:
+            yield np.ones(len(self.truth), dtype=bool), fitted
+            return
+        for number in np.unique(self.fold):
+            others = known & (self.fold != number)
+            yield self.fold == number, conformal.fit(fitted.method, self.outputs[others], self.truth[others])
 
     def mean_width(self, coverage: float) -> float:
         """Return the mean number of labels in a set."""
@@ -118,6 +132,8 @@ def score_label(
     split: str,
     calibration: Calibration | None = None,
     raw: Floats | None = None,
+    fold: NDArray[np.int64] | None = None,
+    refitted: Callable[[NDArray[np.int64]], Floats] | None = None,
 ) -> LabelEvidence:
     """Score probabilities, columns in the order of `labels`. A true label that the model does not know has probability 0.
 
@@ -129,6 +145,8 @@ def score_label(
         split: for the report.
         calibration: the map that gave the probabilities, with the scores of prediction sets.
         raw: [n, k], the same before calibration.
+        fold: [n], where each row's map was fitted without the rows of its number; None: on other rows.
+        refitted: as for `probabilistic.measure`.
 
     """
     names = all_labels(labels, rows, "classification", version, split)
@@ -137,7 +155,7 @@ def score_label(
     full = widened(probabilities, len(names))
     confidence, right = full.max(axis=1), full.argmax(axis=1) == truth
     report = report_of(
-        probabilistic.measure(full, truth),
+        probabilistic.measure(full, truth, refitted=refitted),
         point.classification(truth, full.argmax(axis=1))["macro_f1"],
         {"accuracy": right, "nll": probabilistic.row_nll(full, truth)},
         slices(rows, "classification"),
@@ -147,4 +165,5 @@ def score_label(
         n=len(rows),
     )
     uncalibrated = None if raw is None else widened(raw, len(names))
-    return LabelEvidence(report, rows, names, len(labels), full, truth, calibration or Calibration(), uncalibrated)
+    applied_map = calibration or Calibration()
+    return LabelEvidence(report, rows, names, len(labels), full, truth, applied_map, uncalibrated, fold)

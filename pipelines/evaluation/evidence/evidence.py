@@ -64,6 +64,7 @@ class Evidence(ABC):
     metrics: ClassVar[tuple[str, ...]]  # what two models can be compared by; the first is the task's main metric
     measure: ClassVar[str]  # the main metric's name in sentences and reports
     baseline: ClassVar[str] = "a linear probe on the same training rows"  # the method that training has to match
+    copying_competes: ClassVar[bool] = False  # whether baselines could serve without any training
     constant_baseline: ClassVar[str]  # the prediction behind `score.constant_baseline`
     region: ClassVar[str]  # what covers the truth with a promised probability: sets or intervals
 

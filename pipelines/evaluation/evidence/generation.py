@@ -22,7 +22,7 @@ from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.evidence import Bias, Bools, Evidence, Floats, Score, Uncalibrated, slices
 from pipelines.evaluation.evidence.labels import bias_of
 from pipelines.metrics import paired_tests, point, probabilistic
-from schemas.manifests import Calibration
+from schemas.manifests import Calibration, SequenceCalibration
 from schemas.reports import EvaluationReport, Measure
 from schemas.targets import Task
 from serving.inference import calibration as applied
@@ -57,6 +57,7 @@ class TextEvidence(Evidence):
     constant_baseline: ClassVar[str] = "always giving the most frequent answer"
     region: ClassVar[str] = ""
     baseline: ClassVar[str] = "the answer of the most similar training row"
+    copying_competes: ClassVar[bool] = True
 
     report: EvaluationReport
     rows: Sequence[FileRow]
@@ -65,6 +66,7 @@ class TextEvidence(Evidence):
     likelihood: Likelihood
     logprobs: Sequence[Sequence[float]]  # of each text's tokens; empty: no confidence
     calibration: Calibration
+    fold: NDArray[np.int64] | None = None  # texts of one number are judged under a confidence fitted without them
 
     @property
     def answers(self) -> NDArray[np.str_]:
@@ -75,7 +77,9 @@ class TextEvidence(Evidence):
     def confidence(self) -> Floats | None:
         """Return the probability that people accept each text [n]."""
         fitted = self.calibration.sequence
-        return applied.sequence_confidence(fitted, self.logprobs) if fitted and self.logprobs else None
+        if fitted is None or not self.logprobs:
+            return None
+        return _confidence(fitted, self.logprobs, self.passes, self.fold)
 
     @cached_property
     def passes(self) -> Bools:
@@ -152,6 +156,7 @@ def score_text(
     split: str,
     logprobs: Sequence[Sequence[float]] = (),
     calibration: Calibration | None = None,
+    fold: NDArray[np.int64] | None = None,
 ) -> TextEvidence:
     """Score generated texts. Raise ValueError without rows.
 
@@ -163,6 +168,7 @@ def score_text(
         split: for the report.
         logprobs: of the tokens of each generated text.
         calibration: the map from log-probabilities to confidence.
+        fold: [n], where each text is judged under a map fitted without the texts of its number; None: under `calibration`.
 
     """
     if not rows:
@@ -173,8 +179,9 @@ def score_text(
     confidence, reliability = {}, []
     if fitted.sequence and _is_fitted(fitted) and logprobs:
         outcome = accepted(texts, rows)
-        confidence = sequence_confidence.measure(fitted.sequence, logprobs, outcome)
-        reliability = probabilistic.reliability(applied.sequence_confidence(fitted.sequence, logprobs), outcome)
+        claimed = _confidence(fitted.sequence, logprobs, outcome, fold)
+        confidence = sequence_confidence.measure(claimed, outcome, logprobs, fold)
+        reliability = probabilistic.reliability(claimed, outcome)
         measures["confidence_auroc"] = _without_interval(confidence["auroc"])
     report = EvaluationReport(
         model_version=version,
@@ -190,7 +197,19 @@ def score_text(
         measures=measures,
         reliability=reliability,
     )
-    return TextEvidence(report, rows, texts, by_row["chrf"], likelihood, logprobs, fitted)
+    return TextEvidence(report, rows, texts, by_row["chrf"], likelihood, logprobs, fitted, fold)
+
+
+def _confidence(
+    fitted: SequenceCalibration,
+    logprobs: Sequence[Sequence[float]],
+    outcome: Bools,
+    fold: NDArray[np.int64] | None,
+) -> Floats:
+    """Return the confidence of n texts: by the fitted map, or with a `fold` by maps fitted on the other texts."""
+    if fold is None or fitted.kind == "none":
+        return applied.sequence_confidence(fitted, logprobs)
+    return sequence_confidence.cross_fitted(logprobs, outcome, fold)
 
 
 def _is_fitted(fitted: Calibration) -> bool:

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.files import FileRow
 from pipelines.evaluation.evidence.evidence import Bias, Bools, Floats, OutputEvidence, Score
-from pipelines.metrics import paired_tests
+from pipelines.metrics import gain_tests, paired_tests
 from pipelines.metrics.paired_tests import PairedComparison
 from schemas.reports import EvaluationReport, LabelScore, Measure
 from schemas.targets import Task, labels_of
 
-LabelMetric = Literal["accuracy", "nll", "brier", "macro_f1"]
+LabelMetric = Literal["accuracy", "nll", "brier", "macro_f1", "accuracy_or_brier"]
+
+ONE_SIDED = 0.9  # share of the most frequent label from which on the first champion is judged by macro F1
+DRAWS = 500  # of its bootstrap
 
 
 class RightOrWrong(OutputEvidence):
@@ -60,16 +63,35 @@ class RightOrWrong(OutputEvidence):
 
     @property
     def score(self) -> Score:
-        """Return the accuracy, beside that of the most frequent label."""
+        """Return the accuracy beside that of the most frequent label, or macro F1 where that label leaves accuracy no room."""
         n = len(self.right)
-        commonest = Counter(row.label for row in self.rows).most_common(1)[0][1]
+        commonest = Counter(row.label for row in self.rows).most_common(1)[0][1] / n
+        if commonest > ONE_SIDED:
+            return self._macro_f1_score(commonest)
         interval = paired_tests.share_interval(int(self.right.sum()), n)
-        return Score(float(self.right.mean()), interval, commonest / n)
+        return Score(float(self.right.mean()), interval, commonest)
+
+    def _macro_f1_score(self, commonest: float) -> Score:
+        """Return macro F1 with its bootstrap interval, beside that of the most frequent label, whose share is given."""
+        n, rows = len(self.right), np.arange(len(self.right))
+        names = occurring(self, rows)
+        value = float(macro_f1(self, rows, names, np.ones((1, n)))[0])
+        drawn = macro_f1(self, rows, names, np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS))
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        constant = 2 * commonest / (1 + commonest) / len(names)
+        return Score(value, (float(low), float(high)), constant, "macro F1")
 
     def _compared(self, before: Self, metric: str, rows: Any) -> PairedComparison:
-        """Compare by accuracy, by macro F1 over the labels that the rows have, or by a loss."""
+        """Compare by accuracy, by macro F1 over the labels that the rows have, by a loss, or by accuracy and a loss."""
         if metric == "accuracy":
             return paired_tests.accuracy_change(before.right[rows], self.right[rows])
+        if metric == "accuracy_or_brier":
+            now, then = self.right[rows], before.right[rows]
+            brier = paired_tests.MeanGain(
+                (before.losses["brier"] - self.losses["brier"])[rows], "Brier lower by {:.4f}"
+            )
+            moved = now.astype(np.float64) - then
+            return gain_tests.either_gain(paired_tests.accuracy_change(then, now), moved, brier, "Brier score")
         if metric == "macro_f1":
             change = _macro_f1_change(before, self, rows)
             return paired_tests.ResampledGain(change, len(self.right[rows]), "macro F1 {:+.4f}")
@@ -151,15 +173,21 @@ def bias_of(gap: float, p: float) -> Bias:
     return Bias(gap, p, f"{'over-confident' if gap > 0 else 'under-confident'} by {abs(gap):.3f}")
 
 
+def occurring(model: RightOrWrong, rows: Any) -> list[str]:
+    """Return the labels that these rows have."""
+    return [name for name, truth in zip(model.labels, model.indicators[0][rows].T, strict=True) if truth.any()]
+
+
+def macro_f1(model: RightOrWrong, rows: Any, names: Sequence[str], counts: NDArray[Any]) -> Floats:
+    """Return macro F1 over the named labels, for each draw of row weights: [draws, n] to [draws]."""
+    columns = [model.labels.index(name) for name in names]
+    truth, predicted = (indicator[rows][:, columns] for indicator in model.indicators)
+    both = counts @ (truth & predicted)
+    total = counts @ truth + counts @ predicted
+    return np.asarray((2 * both / np.maximum(total, 1)).mean(axis=1))
+
+
 def _macro_f1_change(before: RightOrWrong, after: RightOrWrong, rows: Any) -> Callable[[Floats], Floats]:
     """Return a function from row weights [draws, n] to the change in macro F1 [draws], over the labels that the rows have."""
-    names = [name for name, truth in zip(after.labels, after.indicators[0][rows].T, strict=True) if truth.any()]
-
-    def macro_f1(model: RightOrWrong, counts: Floats) -> Floats:
-        columns = [model.labels.index(name) for name in names]
-        truth, predicted = (indicator[rows][:, columns] for indicator in model.indicators)
-        both = counts @ (truth & predicted)
-        total = counts @ truth + counts @ predicted
-        return np.asarray((2 * both / np.maximum(total, 1)).mean(axis=1))
-
-    return lambda counts: macro_f1(after, counts) - macro_f1(before, counts)
+    names = occurring(after, rows)
+    return lambda counts: macro_f1(after, rows, names, counts) - macro_f1(before, rows, names, counts)

@@ -5,7 +5,7 @@ mean squared error, which training minimises, as a share of the other model's, s
 absolute error would not do: with skewed targets, a constant median beats a model that predicts the mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import atanh, isfinite, sqrt, tanh
@@ -24,8 +24,9 @@ from schemas.targets import Task, canonical
 from serving.inference import calibration as applied
 from serving.inference.outputs import INTERVAL_COVERAGE
 
-# Two numbers are the same prediction if they differ by less than this quantile of the absolute errors.
-SAME_QUANTILE = 0.25
+# Two numbers are the same prediction if they differ by at most this share of the targets' standard deviation. A share of the
+# model's own errors would be stricter for the better model.
+SAME_SHARE = 0.2
 RESAMPLES = 400
 COVERAGES = tuple(n / 20 for n in range(1, 20))  # of the reliability diagram
 
@@ -47,6 +48,7 @@ class NumberEvidence(OutputEvidence):
     numbers: Floats
     truth: Floats
     calibration: Calibration
+    fold: NDArray[np.int64] | None = None  # rows of one number are judged by errors of the others
 
     @property
     def outputs(self) -> Floats:
@@ -54,8 +56,8 @@ class NumberEvidence(OutputEvidence):
         return self.numbers[:, None]
 
     def same_answer(self, some: Floats, others: Floats) -> Bools:
-        """Return on which rows two predictions differ by less than the smaller errors do."""
-        return np.asarray(np.abs(some - others)[:, 0] <= applied.threshold(self._intervals.scores, SAME_QUANTILE))
+        """Return on which rows two predictions differ by at most SAME_SHARE of the targets' standard deviation."""
+        return np.asarray(np.abs(some - others)[:, 0] <= SAME_SHARE * float(self.truth.std()))
 
     @cached_property
     def answers(self) -> NDArray[np.str_]:
@@ -86,7 +88,7 @@ class NumberEvidence(OutputEvidence):
     @cached_property
     def losses(self) -> dict[str, Floats]:
         """Return the NLL of a normal distribution [n]."""
-        return {"nll": _row_nll(self._intervals, self.numbers, self.truth)}
+        return {"nll": _row_nll(self._intervals, self.numbers, self.truth, self.fold)}
 
     def _compared(self, before: Self, metric: str, rows: Any) -> paired_tests.MeanGain:
         """Compare by NLL, or by the squared error as a share of the other model's."""
@@ -117,8 +119,11 @@ class NumberEvidence(OutputEvidence):
 
     def covered(self, coverage: float) -> Bools:
         """Return which intervals contain the truth."""
-        low, high = applied.intervals(self._intervals, self.numbers, None, coverage)
-        return np.asarray((low <= self.truth) & (self.truth <= high))
+        covered = np.zeros(len(self.truth), dtype=bool)
+        for held, fitted in _fits(self._intervals, self.numbers, self.truth, self.fold):
+            low, high = applied.intervals(fitted, self.numbers[held], None, coverage)
+            covered[held] = (low <= self.truth[held]) & (self.truth[held] <= high)
+        return covered
 
     def mean_width(self, coverage: float) -> float:
         """Return the width of an interval, in the unit of the targets."""
@@ -142,6 +147,7 @@ def score_number(
     split: str,
     calibration: Calibration | None = None,
     raw: Floats | None = None,  # noqa: ARG001 - calibration changes no prediction
+    fold: NDArray[np.int64] | None = None,
 ) -> NumberEvidence:
     """Score predicted numbers. Raise ValueError without rows.
 
@@ -151,6 +157,7 @@ def score_number(
         version: for the report.
         split: for the report.
         calibration: with the fitted intervals; without any, the standard deviation is that of these rows' errors.
+        fold: [n], where each row is judged by the errors of the rows with other numbers; None: by the calibration.
 
     """
     if not rows:
@@ -158,7 +165,7 @@ def score_number(
     numbers, truth = outputs[:, 0], np.array([float(row.label) for row in rows])
     fitted = calibration or Calibration()
     claimed = fitted.intervals or IntervalCalibration()
-    errors, nll = np.abs(truth - numbers), _row_nll(claimed, numbers, truth)
+    errors, nll = np.abs(truth - numbers), _row_nll(claimed, numbers, truth, fold)
     report = EvaluationReport(
         model_version=version,
         split=split,
@@ -171,7 +178,7 @@ def score_number(
         measures=_measures(claimed, numbers, truth, nll),
         reliability=_reliability(claimed, numbers, truth),
     )
-    return NumberEvidence(report, rows, numbers, truth, fitted)
+    return NumberEvidence(report, rows, numbers, truth, fitted, fold)
 
 
 def _measures(fitted: IntervalCalibration, numbers: Floats, truth: Floats, nll: Floats) -> dict[str, Measure]:
@@ -219,8 +226,24 @@ def _reliability(fitted: IntervalCalibration, numbers: Floats, truth: Floats) ->
     return bins
 
 
-def _row_nll(fitted: IntervalCalibration, numbers: Floats, truth: Floats) -> Floats:
-    spread = np.full_like(numbers, _spread(fitted, np.abs(truth - numbers)))
+def _fits(
+    claimed: IntervalCalibration, numbers: Floats, truth: Floats, fold: NDArray[np.int64] | None
+) -> Iterator[tuple[NDArray[np.int64], IntervalCalibration]]:
+    """Yield row numbers and the intervals that judge them: fitted on the other folds, or as claimed for all rows."""
+    if fold is None or not claimed.fitted_rows:
+        yield np.arange(len(truth)), claimed
+        return
+    for number in np.unique(fold):
+        others = fold != number
+        yield np.flatnonzero(~others), intervals.fit(numbers[others], None, truth[others])
+
+
+def _row_nll(
+    claimed: IntervalCalibration, numbers: Floats, truth: Floats, fold: NDArray[np.int64] | None = None
+) -> Floats:
+    spread = np.empty_like(numbers)
+    for held, fitted in _fits(claimed, numbers, truth, fold):
+        spread[held] = _spread(fitted, np.abs(truth - numbers)[held])
     return intervals.row_nll(numbers, spread, truth)
 
 

@@ -14,11 +14,11 @@ from pipelines.calibration.maps import fit_temperature, row_nll
 from pipelines.dataset.examples import Example
 from pipelines.metrics import point
 from pipelines.models.encoder import TextModel
-from pipelines.models.probe import Probe, fit_probe
+from pipelines.models.probe import Features, Probe, fit_path
 from pipelines.training.tasks.encoder_task import EncoderTask, not_this
 from pipelines.training.tasks.task import Batch, HeldOut
 from pipelines.training.warm_start import WarmStart
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Classification(EncoderTask):
         index = {label: n for n, label in enumerate(self.labels)}
         return np.array([index[e.label] for e in examples], dtype=np.int64)
 
-    def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
-        """Return a multinomial logistic regression."""
+    def probes(self, features: Features, examples: Sequence[Example], cs: Sequence[float]) -> list[Probe]:
+        """Return a multinomial logistic regression for each C."""
         weights = [e.weight for e in examples]
-        return fit_probe(embeddings, [e.label for e in examples], self.labels, c=settings.probe_c, weights=weights)
+        return fit_path(features, [e.label for e in examples], self.labels, cs=cs, weights=weights)
 
     def first_head(
         self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings

@@ -14,12 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
+from pipelines.models.dropout import with_fast_dropout
 from pipelines.models.encoder import Encoder, TextModel, computes_bf16, shared_copy, trainable_copy
-from pipelines.models.probe import Probe
+from pipelines.models.families import encoder_family
+from pipelines.models.probe import PROBE_C, Features, Probe
 from pipelines.training.frozen_layers import EncoderInputs
 from pipelines.training.tasks.task import HeldOut, Rows
 from pipelines.training.warm_start import HEAD, WarmStart
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
+from schemas.targets import Task
 
 LEAST_OTHER = 1e-4  # least probability of all other targets together, where one is rejected
 VALUE = ("value",)  # name of the one output of a task without labels
@@ -31,6 +34,7 @@ class EncoderTask(ABC):
     `shift` and `scale` convert an output in training to the unit of the targets: value = shift + scale * output.
     """
 
+    name: Task
     learns_rejections = True
     labels: Sequence[str] = ()
     shift: float = 0.0
@@ -41,8 +45,16 @@ class EncoderTask(ABC):
         """Return the targets [n] or [n, k] of the head's outputs in training."""
 
     @abstractmethod
+    def probes(self, features: Features, examples: Sequence[Example], cs: Sequence[float]) -> list[Probe]:
+        """Return a linear model on features [n, width] for each C (inverse regularisation), in the target's unit."""
+
+    @abstractmethod
+    def row_losses(self, kept: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the NLL [n] of held-out rows, after the best temperature for them where the task has one."""
+
     def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
         """Return the probe that a round must beat: a linear model on embeddings [n, width], in the target's unit."""
+        return self.probes(embeddings, examples, [settings.probe_c or PROBE_C])[0]
 
     def first_head(
         self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings
@@ -84,8 +96,9 @@ class EncoderTask(ABC):
         else:
             encoder = _encoder_of(champion, base, settings)
             head = self._extended_head(champion, encoder, base, examples, settings)
+        kind = base.model.config.model_type
         return TextModel(
-            encoder,
+            with_fast_dropout(encoder, attention=encoder_family(kind).packs),
             base.width,
             head.weight / self.scale,
             (head.bias - self.shift) / self.scale,

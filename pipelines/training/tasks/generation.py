@@ -18,18 +18,19 @@ from numpy.typing import NDArray
 from pipelines.dataset import formats
 from pipelines.dataset.examples import Example
 from pipelines.models.decoder import Decoder, trainable_copy
+from pipelines.models.dropout import with_fast_dropout
 from pipelines.models.encoder import shared_copy
 from pipelines.training.tasks.task import Batch, Rows
 from pipelines.training.tasks.token_rows import TokenRows
 from pipelines.training.warm_start import WarmStart
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 from serving.inference import prompts
-from serving.inference.decoder_runtime import DecoderRuntime, ends
+from serving.inference.text_generator import TextGenerator, ends
 
 
-def encoded(base: Decoder | DecoderRuntime, text: str, completion: str) -> tuple[list[int], int]:
+def encoded(base: Decoder | TextGenerator, text: str, completion: str) -> tuple[list[int], int]:
     """Return the token ids of prompt and completion, cut to the base model's limits, and the completion's length."""
-    prompt = prompts.prompt_of(base.tokenizer, prompts.shortened(base.tokenizer, text, base.max_length))
+    prompt = prompts.prompt_of(base.tokenizer, prompts.shortened(base.tokenizer, base.normalise(text), base.max_length))
     example = formats.generation(prompt, completion, base.tokenizer)
     before = example["labels"].count(formats.IGNORED)
     tokens = example["input_ids"][before:]
@@ -65,7 +66,10 @@ class Generation:
     ) -> Any:
         """Return the base model with adapters that change nothing yet, or with the champion's."""
         torch.manual_seed(settings.seed)
-        return trainable_copy(base, settings) if champion is None else champion.apply(shared_copy(base.model), settings)
+        model = (
+            trainable_copy(base, settings) if champion is None else champion.apply(shared_copy(base.model), settings)
+        )
+        return with_fast_dropout(model, attention=False)
 
     def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
         """Return the loss [b]: a row's summed NLL over the batch's mean number of tokens, so that all tokens weigh the same."""

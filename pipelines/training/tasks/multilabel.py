@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from pipelines.dataset.examples import Example
 from pipelines.metrics import point
-from pipelines.models.probe import Probe, fit_one_vs_rest
+from pipelines.models.probe import Features, Probe, fit_one_vs_rest_path
 from pipelines.training.tasks.encoder_task import EncoderTask, not_this
 from pipelines.training.tasks.task import Batch
+from schemas.configuration.training import TrainingSettings
 from schemas.targets import labels_of
-from schemas.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Multilabel(EncoderTask):
             targets[n, [index[label] for label in labels_of("multilabel", example.label)]] = 1
         return targets
 
-    def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
-        """Return one logistic regression per label."""
+    def probes(self, features: Features, examples: Sequence[Example], cs: Sequence[float]) -> list[Probe]:
+        """Return one logistic regression per label, for each C."""
         weights = [e.weight for e in examples]
-        return fit_one_vs_rest(embeddings, self.targets(examples), c=settings.probe_c, weights=weights)
+        return fit_one_vs_rest_path(features, self.targets(examples), cs=cs, weights=weights)
 
     def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
         """Return the binary cross-entropy [b], summed over labels; for a rejected target, that of "not exactly this set".

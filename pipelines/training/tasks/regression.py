@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
 from pipelines.metrics import point
-from pipelines.models.probe import Probe, fit_ridge
+from pipelines.models.probe import Features, Probe, fit_ridge
 from pipelines.training.tasks.encoder_task import EncoderTask
 from pipelines.training.tasks.task import Batch
-from schemas.training_settings import TrainingSettings
+from schemas.configuration.training import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Regression(EncoderTask):
         values = np.array([float(e.label) for e in examples])
         return np.asarray((values - self.shift) / self.scale, dtype=np.float32)
 
-    def probe(self, embeddings: NDArray[np.float32], examples: Sequence[Example], settings: TrainingSettings) -> Probe:
-        """Return a ridge regression in the target's unit."""
+    def probes(self, features: Features, examples: Sequence[Example], cs: Sequence[float]) -> list[Probe]:
+        """Return a ridge regression in the target's unit for each C, all the same: it chooses its own regularisation."""
         values = np.array([float(e.label) for e in examples])
-        return fit_ridge(embeddings, values, weights=[e.weight for e in examples])
+        return [fit_ridge(features, values, weights=[e.weight for e in examples])] * len(cs)
 
     def losses(self, outputs: torch.Tensor, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
         """Return half the squared error [b]: the NLL of a normal distribution with variance 1, up to a constant."""

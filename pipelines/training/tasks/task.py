@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.examples import Example
 from pipelines.training.warm_start import WarmStart
+from schemas.configuration.training import TrainingSettings
 from schemas.targets import Task
-from schemas.training_settings import TrainingSettings
 
 CalibrationKind = Literal["softmax", "sigmoid", "interval", "sequence"]
 Forward = Callable[[Sequence[int]], torch.Tensor]

@@ -15,22 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines.training.frozen_layers import Passthrough, Replay, first_changing, replaced
+from pipelines.training.frozen_layers import Passthrough, Recorder, Replay, first_changing, replaced
 from pipelines.training.tasks.task import Forward
 from serving.inference.decoder_runtime import token_logprobs
 
 BATCH = 32
-
-
-class Recorder(Passthrough):
-    """Replace a layer, and keep the states that reach it."""
-
-    states: torch.Tensor
-
-    def forward(self, hidden_states: torch.Tensor, *_args: object, **_options: object) -> torch.Tensor:
-        """Return the input unchanged."""
-        self.states = hidden_states
-        return hidden_states
 
 
 class TokenRows:

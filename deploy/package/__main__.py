@@ -1,0 +1,5 @@
+"""`python -m ratchet_loop` is the `ratchet` command."""
+
+from .command import main
+
+main()

@@ -1,0 +1,261 @@
+"""The console in Chromium, on a running `ratchet up` with a tiny real model: what people click, see and type.
+
+One project runs for the whole module, and the flows follow one another as they would in a day: review, approve, watch the workers
+converge, roll back, overrule, release from quarantine, label, try. Every page is then checked for accessibility
+in two sizes and two colour schemes.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from schemas.queue import NewItem
+from schemas.records import RoundState
+from serving.registry.registry import Registry
+from tests.support import browsers, consoles
+from tests.support.fakes import free_port, toy_rows
+from tests.support.running_up import RunningUp, stored_ids, until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+IMPACTS = {"serious", "critical"}
+
+
+@dataclass
+class Stack:
+    """A running project: its console's address, people's keys, and its registry."""
+
+    url: str
+    up: RunningUp
+    keys: dict[str, str]
+    registry: Registry
+
+
+@pytest.fixture(scope="module")
+def stack(console_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("browser") / "p"
+    consoles.copied(console_project, folder)
+    port = free_port()
+    consoles.configure(
+        folder,
+        serving={"port": free_port(), "workers": 2},
+        console={"port": port},
+        gates={"approval": "manual"},
+        triggers={"min_feedback": 1_000_000},
+        training={"nice": 0},  # beside other loads
+    )
+    settings = consoles.with_console(folder, port=port)
+    registry = Registry(settings.registry_url, settings.model.name)
+    registry.migrate()
+    keys = {name: registry.people.add(name, roles) for name, roles in consoles.ROLES.items()}
+    up = RunningUp(settings)
+    up.start()
+    try:
+        up.ready()
+        url = f"http://127.0.0.1:{port}"
+        assert until(lambda: answers(f"{url}/livez"), 60)
+        yield Stack(url, up, keys, registry)
+    finally:
+        up.stop()
+        registry.close()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def chromium() -> "Iterator[Browser]":
+    with browsers.browser() as launched:
+        yield launched
+
+
+def signed_in(page: "Page", stack: Stack, who: str) -> "Page":
+    page.goto(f"{stack.url}/sign-in")
+    page.fill("#key", stack.keys[who])
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: "sign-in" not in url)
+    return page
+
+
+def decided(page: "Page", key: str, reason: str) -> None:
+    """Press a key, read the confirmation, give a reason and confirm."""
+    page.keyboard.press(key)
+    page.wait_for_selector("dialog[open]")
+    page.fill("dialog textarea", reason)
+    page.click("dialog button:not([type=button])")
+    page.wait_for_selector(".notice")
+
+
+def test_a_reviewer_approves_and_every_worker_follows(stack: Stack, chromium: "Browser") -> None:
+    record = stack.registry.unfinished_round()
+    assert record
+    with browsers.page(chromium) as page:
+        signed_in(page, stack, "rita")
+        page.wait_for_selector("text=2 of 2 workers serve it")
+        page.click("text=A candidate waits for a decision")
+        page.wait_for_selector("text=Approve: every blocking gate passed")
+        assert page.frame_locator("iframe").locator("h1").inner_text() == record.candidate_version
+        page.keyboard.press("a")
+        assert "Every worker follows within seconds" in page.inner_text("dialog")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("dialog[open]", state="hidden")
+        assert stack.registry.champion() is not None
+        assert stack.registry.round(record.round_id).state is RoundState.AWAITING_APPROVAL
+        decided(page, "a", "better on every slice")
+        page.click("nav >> text=Overview")
+        page.wait_for_selector(f".title >> text={record.candidate_version}")
+        page.wait_for_selector("text=2 of 2 workers serve it")  # it updates by itself
+    champion = stack.registry.champion()
+    assert champion
+    assert (champion.model_version, champion.actor) == (record.candidate_version, "rita")
+    live = httpx.get(f"{stack.up.url}/model", headers={"authorization": f"Bearer {stack.up.key}"}, trust_env=False)
+    assert live.json()["model_version"] == record.candidate_version
+
+
+def test_rolling_back_and_looking_at_the_log(stack: Stack, chromium: "Browser") -> None:
+    first = stack.registry.versions()[-1].model_version
+    with browsers.page(chromium) as page:
+        signed_in(page, stack, "rita")
+        page.goto(f"{stack.url}/models/{first}")
+        decided(page, "b", "complaints about refunds")
+        page.goto(f"{stack.url}/audit")
+        assert "complaints about refunds" in page.inner_text("main")
+        assert "the chain is intact" in page.inner_text("main")
+    champion = stack.registry.champion()
+    assert champion
+    assert champion.model_version == first
+
+
+def correct(stack: Stack, rows: list[tuple[str, str]]) -> None:
+    """Correct a prediction on each row, and wait until all are stored: a round needs something new."""
+    stored = len(stored_ids(stack.up.settings)[1]) + len(rows)
+    headers = {"Authorization": f"Bearer {stack.up.key}"}
+    with httpx.Client(base_url=stack.up.url, headers=headers, trust_env=False, timeout=30) as client:
+        for n, (text, label) in enumerate(rows):
+            [made] = client.post("/predict", json={"items": [{"text": text}]}).json()
+            body = {"prediction_id": made["prediction_id"], "kind": "correction", "value": label, "user": f"new{n % 9}"}
+            assert client.post("/feedback", json=body).status_code == 202
+    assert until(lambda: len(stored_ids(stack.up.settings)[1]) >= stored, 60)
+
+
+def test_a_round_is_started_watched_rejected_and_overruled(stack: Stack, chromium: "Browser") -> None:
+    correct(stack, toy_rows(40, seed=77))
+    with browsers.page(chromium) as page:
+        signed_in(page, stack, "adam")
+        page.goto(f"{stack.url}/rounds")
+        page.click("text=Start a round")
+        page.fill("dialog textarea", "a fresh look")
+        page.click("dialog button:not([type=button])")
+        page.wait_for_selector("text=Round in progress")
+        record = stack.registry.unfinished_round()
+        assert record
+        page.wait_for_selector("text=Approve", timeout=150_000)  # it becomes its review by itself
+        decided(page, "r", "not today")
+        assert stack.registry.round(record.round_id).state is RoundState.REJECTED
+        page.keyboard.press("o")
+        assert "did not pass" in page.inner_text("dialog")
+        page.fill("dialog textarea", "the reference was mislabelled")
+        page.click("dialog button:not([type=button])")
+        page.wait_for_selector(".notice")
+    ended = stack.registry.round(record.round_id)
+    assert ended.state is RoundState.PROMOTED
+    overruled = [row for row in stack.registry.audit_rows() if row.action == "round approve"][-1]
+    assert (overruled.actor, overruled.detail["overruled"]) == ("adam", "rejected")
+
+
+def test_people_are_released_from_quarantine(stack: Stack, chromium: "Browser") -> None:
+    record = stack.registry.history.rounds_page(limit=1)[0][1]
+    assert record.dataset
+    with browsers.page(chromium) as page:
+        signed_in(page, stack, "adam")
+        page.goto(f"{stack.url}/feedback/quarantine")
+        page.click("table a >> nth=0")
+        page.click("text=Trust")
+        page.fill("dialog textarea", "our own tester")
+        page.click("dialog button:not([type=button])")
+        page.wait_for_selector(".notice")
+        assert "our own tester" in page.inner_text("main")
+    assert len(stack.registry.trust.trusted().released) == 1
+
+
+def test_items_are_labelled_by_keyboard(stack: Stack, chromium: "Browser") -> None:
+    texts = ["a goal in the league", "the bank and the loan", "an oven for bread", "who knows", "later"]
+    added = [NewItem(kind="audit", task="classification", key=f"key {n}", text=text) for n, text in enumerate(texts)]
+    assert stack.registry.queue_items.add(added) == len(texts)
+    with browsers.page(chromium, "phone") as page:
+        signed_in(page, stack, "rita")
+        page.goto(f"{stack.url}/queue")
+        for key in ("1", "2", "3", "s", "u"):
+            before = page.inner_text(".sample")
+            page.keyboard.press(key)
+            page.wait_for_function(
+                "text => !document.querySelector('.sample') || document.querySelector('.sample').innerText !== text",
+                arg=before,
+            )
+        page.wait_for_selector("text=Nothing to label")
+    assert stack.registry.queue.progress().labels == 3
+
+
+def test_somebody_tries_it_and_corrects_the_answer(stack: Stack, chromium: "Browser") -> None:
+    with browsers.page(chromium, "phone", "dark") as page:
+        signed_in(page, stack, "app")
+        assert page.url.endswith("/try")
+        page.fill("#text", "the oven and the butter")
+        page.click("text=Ask")
+        page.wait_for_selector(".answer b")
+        page.select_option("#value", "cooking")
+        page.click("text=Correct it")
+        page.wait_for_selector("text=Thank you")
+        assert until(lambda: reloaded(page, "the oven and the butter"), 60)
+        assert "the next round considers it" in page.inner_text("main")
+
+
+def reloaded(page: "Page", text: str) -> bool:
+    page.reload()
+    return text in page.inner_text("main")
+
+
+@pytest.mark.parametrize("size", browsers.SIZES)
+@pytest.mark.parametrize("scheme", browsers.SCHEMES)
+def test_every_page_is_accessible_fits_and_is_quick(stack: Stack, chromium: "Browser", size: str, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    record, version = stack.registry.history.rounds_page(limit=1)[0][1], stack.registry.versions()[0].model_version
+    paths = ["/", "/rounds", f"/rounds/{record.round_id}", "/queue", "/models", f"/models/{version}", "/feedback"]
+    paths += ["/feedback/quarantine", "/feedback/orphans", "/audit", "/try"]
+    axe, problems, slow = Axe(), list[str](), list[tuple[str, float]]()
+    with browsers.page(chromium, size, scheme) as page:
+        page.goto(f"{stack.url}/sign-in")
+        problems += violations(axe, page, "/sign-in")
+        signed_in(page, stack, "rita")
+        for path in paths:
+            began = time.monotonic()
+            page.goto(stack.url + path, wait_until="domcontentloaded")
+            slow.append((path, time.monotonic() - began))
+            page.wait_for_load_state("load")
+            problems += violations(axe, page, path)
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wide <= 0, f"{path} is {wide} pixels wider than the screen"
+    assert not problems, problems
+    assert min(seconds for _, seconds in slow) < 1.0, slow
+
+
+def violations(axe: "Axe", page: "Page", path: str) -> list[str]:  # type: ignore[name-defined]  # noqa: F821
+    """Serious and critical violations of a page."""
+    found = axe.run(page, options={"iframes": False}).response["violations"]
+    return [
+        f"{path}: {one['id']} {one['nodes'][0]['html'][:160]} {(one['nodes'][0].get('failureSummary') or '')[:240]}"
+        for one in found
+        if one["impact"] in IMPACTS
+    ]

@@ -5,6 +5,7 @@ Pure functions.
 """
 
 from collections.abc import Sequence
+from math import isfinite
 
 import numpy as np
 
@@ -103,9 +104,8 @@ def main_metric_holds(
     observed, needed, measure = comparison.observed, None, metric.replace("_f1", " F1") if metric else after.measure
     low, _ = comparison.interval(1 - 2 * level)
     _, high = comparison.interval(1 - 2 * ONE_LOOK)
-    numbers = (
-        f"{measure} {observed:+.4f} against {whose} on {comparison.n} rows, at least {low:+.4f} with"
-        f" {100 * (1 - level):.4g} % confidence"
+    numbers = f"{measure} {observed:+.4f} against {whose} on {comparison.n} rows" + (
+        f", at least {low:+.4f} with {100 * (1 - level):.4g} % confidence" if isfinite(low) else ""
     )
     if low > -margin:
         verdict, sentence = Verdict.PASS, numbers

@@ -129,7 +129,9 @@ def _nll_holds(full: Evidence, compressed: Evidence, policy: CompressedPolicy) -
         verdict = Verdict.INSUFFICIENT
         room = policy.nll_margin - difference
         needed = paired_tests.rows_needed_for_mean(float(room.mean()), paired_tests.mean_interval(room), n, 0.05)
-    sentence = f"NLL {observed:+.4f} against the full-precision model's, at most {high:+.4f} with 95 % confidence"
+    sentence = f"NLL {observed:+.4f} against the full-precision model's, " + (
+        f"at most {high:+.4f} with 95 % confidence" if n > 1 else "and one row bounds it nowhere"
+    )
     return gate_result(
         "nll",
         verdict,

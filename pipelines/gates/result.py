@@ -3,6 +3,7 @@
 Turns a gate's decision, its numbers and its sentence into a `GateResult`. Every gate calls `gate_result`.
 """
 
+from math import isfinite
 from typing import Any
 
 from pipelines.metrics.paired_tests import PairedComparison
@@ -31,5 +32,7 @@ def gate_result(
     """
     if comparison is not None:
         numbers |= {"observed": comparison.observed, "n": comparison.n, "interval": comparison.interval()}
+    if not all(map(isfinite, numbers.get("interval") or ())):
+        numbers["interval"] = None  # of one row; JSON has no infinity
     verdict = passed if isinstance(passed, Verdict) else Verdict.PASS if passed else Verdict.FAIL
     return GateResult(gate=gate, verdict=verdict, blocking=blocking, sentence=sentence, **numbers)

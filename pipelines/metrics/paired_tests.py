@@ -7,7 +7,7 @@ read it and the report page plots it. Pure functions.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import ceil, sqrt
+from math import ceil, inf, isfinite, sqrt
 from typing import Protocol
 
 import numpy as np
@@ -264,7 +264,9 @@ def p_larger(before: Floats, after: Floats) -> float:
 
 
 def mean_interval(difference: Floats, level: float = 0.95) -> tuple[float, float]:
-    """Return the normal interval of the mean of paired differences [n]."""
+    """Return the normal interval of the mean of paired differences [n]; it is unbounded for one row, which has no spread."""
+    if len(difference) < 2:
+        return -inf, inf
     half = float(norm.isf((1 - level) / 2)) * float(difference.std(ddof=1)) / sqrt(len(difference))
     return float(difference.mean()) - half, float(difference.mean()) + half
 
@@ -274,6 +276,8 @@ def rows_needed_for_mean(observed: float, interval: tuple[float, float], n: int,
     if observed <= 0:
         return None
     error = (interval[1] - interval[0]) / (2 * float(norm.isf(0.025)))
+    if not isfinite(error):
+        return None
     return max(n + 1, rows_for(observed, error * sqrt(n), alpha))
 
 

@@ -276,9 +276,7 @@ def rows_needed_for_mean(observed: float, interval: tuple[float, float], n: int,
     if observed <= 0:
         return None
     error = (interval[1] - interval[0]) / (2 * float(norm.isf(0.025)))
-    if not isfinite(error):
-        return None
-    return max(n + 1, rows_for(observed, error * sqrt(n), alpha))
+    return max(n + 1, rows_for(observed, error * sqrt(n), alpha)) if isfinite(error) else None
 
 
 def rows_for(gain: float, spread: float, alpha: float) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +16,7 @@ from pipelines.feature_store.store import UNCHALLENGED, FeatureStore, FeedbackRo
 from schemas.events import PredictionData, PredictionMade
 from schemas.setting_groups import FeatureStoreSettings, ModelSettings
 from schemas.settings import Settings
+from tests.support.fakes import REPOSITORY
 from tests.support.stored_rows import START, append, prediction_row, said
 
 
@@ -349,3 +352,25 @@ def test_a_log_that_moved_is_found_at_its_new_address(tmp_path: Path) -> None:
     moved = project(tmp_path).model_copy(update={"feature_store": FeatureStoreSettings(event_log="elsewhere")})
     (tmp_path / "state/events").rename(tmp_path / "elsewhere")
     assert FeatureStore(moved).stored_events() == {"predictions": 0, "feedback": 1}
+
+
+def test_the_feature_store_opens_without_torch_and_feast_still_finds_it(tmp_path: Path) -> None:
+    project(tmp_path)
+    code = """
+import sys
+from pathlib import Path
+import typeguard
+from pipelines.feature_store.store import FeatureStore
+from schemas.settings import Settings
+
+store = FeatureStore(Settings(root=Path(sys.argv[1])))
+assert store.labelled_feedback() == [] and store.look_up(["nobody"]) == {}
+assert "feast" in sys.modules and "torch" not in sys.modules
+assert typeguard.typechecked.__module__.startswith("typeguard")
+from feast.infra.offline_stores.offline_store import get_torch
+assert get_torch() is sys.modules["torch"]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, capture_output=True, check=False, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr

@@ -6,5 +6,5 @@ its rows. event_rows.py turns events into rows. A tail damaged by a power cut is
 store.py is the entry for rounds, triggers and the consumer. effective_feedback.py selects in SQL the feedback that counts,
 unchallenged.py the predictions that nobody answered.
 feast_views.py calls Feast, which reads one consistent snapshot (offline_store.py) and keeps the newest value by event time
-(online_store.py). Only this folder imports feast and deltalake.
+(online_store.py); feast_import.py imports it without what it is not used for. Only this folder imports feast and deltalake.
 """

@@ -14,6 +14,7 @@ import pyarrow as pa
 import yaml
 
 from pipelines.feature_store.event_log import EPOCH
+from pipelines.feature_store.feast_import import import_feast
 from schemas.settings import Settings
 from serving.file_lock import locked
 
@@ -64,6 +65,7 @@ class FeastViews:
 
     def __init__(self, config: Mapping[str, Any], settings: Settings) -> None:
         """Open Feast and apply the definitions."""
+        import_feast()
         from feast import FeatureStore, RepoConfig
 
         from pipelines.feature_store.definitions import ENTITIES, definitions

@@ -25,10 +25,11 @@ def next_round(
     registry: Registry,
     features: FeatureStore | None = None,
     announce: Callable[[Champion], None] | None = None,
+    reason: str = "test",
 ) -> RoundRecord:
     """Claim a round and run it in this process."""
     cut = features.current_cut() if features else {}
-    claimed = registry.claim_round(reason="test", cut=cut, token=None)
+    claimed = registry.claim_round(reason=reason, cut=cut, token=None)
     assert claimed is not None
     return run_round(
         claimed.round_id,

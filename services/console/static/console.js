@@ -46,7 +46,8 @@ document.addEventListener("htmx:configRequest", (event) => {
 function listen(part) {
   const stream = new EventSource(part.dataset.stream);
   stream.addEventListener("changed", () => {
-    if (document.visibilityState === "visible" && !dialog().open) htmx.trigger(part, "changed");
+    const busy = part.dataset.unless && part.querySelector(part.dataset.unless);
+    if (document.visibilityState === "visible" && !dialog().open && !busy) htmx.trigger(part, "changed");
   });
   addEventListener("pagehide", () => stream.close());
 }

@@ -57,7 +57,7 @@ def make(folder: Path, base: Path) -> None:
     registry = Registry(settings.registry_url, settings.model.name)
     registry.migrate()
     fill_taxonomy(settings, registry)
-    record = next_round(settings, registry, FeatureStore(settings))
+    record = next_round(settings, registry, FeatureStore(settings), reason="no model serves yet")
     registry.close()
     assert record.state is RoundState.PROMOTED, record.detail
 

@@ -141,7 +141,7 @@ def settling(console: Console, texts: int = 12) -> RoundRecord:
     ("label", "state", "advice"),
     [
         ("cooking", RoundState.REJECTED, "Keep the champion: 7 labels show that the candidate is worse"),
-        ("money", RoundState.AWAITING_APPROVAL, "Approve: labels settled what the reference set left open"),
+        ("money", RoundState.PROMOTED, "Nothing to do: challenger is live"),
     ],
 )
 def test_the_label_that_suffices_settles_the_round_at_once(

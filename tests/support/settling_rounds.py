@@ -48,4 +48,4 @@ def wait_for_labels(registry: Registry, version: str) -> RoundRecord:
 
 def candidate(registry: Registry, name: str) -> None:
     """Register a version that no gate has passed."""
-    registry.register_version(manifest(name, model_name="m"), f"digest of {name}", servable=False)
+    registry.register_version(manifest(name, model_name=registry.model_name), f"digest of {name}", servable=False)

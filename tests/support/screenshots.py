@@ -50,7 +50,6 @@ SHOTS = (
     ("try-phone", "/try", "phone", "light", 1000),
     ("sign-in", "/sign-in", "desktop", "light", 700),
     ("queue-phone", "/queue", "phone", "dark", 844),
-    ("round", "/rounds", "desktop", "light", 1000),  # last: it decides about the candidate and starts a round
 )
 
 
@@ -134,24 +133,6 @@ def _most_active(settings: Settings) -> str:
     return str(Counter(people).most_common(1)[0][0])
 
 
-def _start(page: "Page") -> None:
-    """Reject the candidate that waits, start a round, and wait for its curve."""
-    rounds = page.url
-    page.click("td a >> nth=0")
-    page.click("text=Reject")
-    _confirm(page, "its answers on recipes are worse")
-    page.goto(rounds)
-    page.click("text=Start a round")
-    _confirm(page, "the labels of this week")
-    page.wait_for_selector("section svg.chart", timeout=180_000)
-
-
-def _confirm(page: "Page", reason: str) -> None:
-    page.fill("dialog textarea", reason)
-    page.click("dialog button:not([type=button])")
-    page.wait_for_selector(".notice")
-
-
 def _take(page: "Page", url: str, key: str, name: str, path: str, height: int) -> None:
     page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
     page.goto(f"{url}/sign-in")
@@ -164,8 +145,6 @@ def _take(page: "Page", url: str, key: str, name: str, path: str, height: int) -
         page.fill("#text", "butter, flour and a hot oven")
         page.click("text=Ask")
         page.wait_for_selector(".answer b")
-    if name == "round":
-        _start(page)
     if name == "compare":
         page.wait_for_selector("text=Change from the first", timeout=600_000)
     page.wait_for_timeout(900)

@@ -12,12 +12,12 @@ import pytest
 
 from pipelines.feature_store.feedback_search import Wanted
 from schemas.queue import NewItem
-from schemas.records import RoundState, VersionState
+from schemas.records import RoundRecord, RoundState, VersionState
 from services.console import actions, api
 from services.console.pages import overview
 from services.console.pages.try_it import VISITOR
 from services.console.sessions import COOKIE, Sessions
-from tests.support import consoles
+from tests.support import consoles, settling_rounds
 from tests.support.consoles import Console, Visitor
 from tests.support.running_up import until
 
@@ -122,6 +122,53 @@ def test_approving_promotes_and_is_recorded(fresh: Console) -> None:
     again = visitor.post(f"/rounds/{round_id}/approve", reason="again")
     assert again.status_code == 409
     assert not fresh.registry.verify_audit()
+
+
+def settling(console: Console, texts: int = 12) -> RoundRecord:
+    """A round that waits for labels on `texts` texts, to which the candidate says `money` and the champion `cooking`."""
+    registry = console.registry
+    registry.reject(waiting(console), actor="rita", reason="another waits for labels")
+    settling_rounds.candidate(registry, "challenger")
+    record = settling_rounds.wait_for_labels(registry, "challenger")
+    answers = {"champion_answer": "cooking", "candidate_answer": "money"}
+    common = {"kind": "disagreement", "task": "classification", "round_id": record.round_id, **answers}
+    added = [NewItem.model_validate({**common, "key": f"key {n}", "text": f"text {n}"}) for n in range(texts)]
+    assert registry.queue_items.add(added) == texts
+    return record
+
+
+@pytest.mark.parametrize(
+    ("label", "state", "advice"),
+    [
+        ("cooking", RoundState.REJECTED, "Keep the champion: 7 labels show that the candidate is worse"),
+        ("money", RoundState.PROMOTED, "Nothing to do: challenger is live"),
+    ],
+)
+def test_the_label_that_suffices_settles_the_round_at_once(
+    fresh: Console, label: str, state: RoundState, advice: str
+) -> None:
+    record, visitor = settling(fresh), Visitor(fresh, "rita")
+    assert "A round waits for labels." in visitor.get("/").text
+    assert "open the queue" in visitor.get(f"/rounds/{record.round_id}").text
+    for _ in range(12):
+        item = fresh.registry.queue.next("rita")
+        assert item
+        answer = visitor.http.post(
+            f"/queue/{item.item_id}", data={"csrf": visitor.csrf, "label": label}, headers={"hx-request": "true"}
+        )
+        assert answer.status_code == 200
+        if "settled the round" in answer.text:
+            break
+        assert "favour" not in answer.text  # neither wins nor losses before the verdict
+    done = fresh.registry.round(record.round_id)
+    assert done.state is state
+    review = visitor.get(f"/rounds/{record.round_id}").text
+    assert advice in review
+    assert "open the queue" not in review
+    assert "about" not in review.split("Keep the champion")[-1].split("</section>")[0]  # no rows are missing any more
+    late = next(i for i in fresh.registry.queue.items(round_id=record.round_id) if i.label is None)
+    answer = visitor.post(f"/queue/{late.item_id}", label=label)
+    assert answer.headers["location"] == f"/rounds/{record.round_id}"  # it came too late, and the round says why
 
 
 def test_rejecting_overruling_and_rolling_back(fresh: Console) -> None:

@@ -1,8 +1,8 @@
 """The console in Chromium, on a running `ratchet up` with a tiny real model: what people click, see and type.
 
 One project runs for the whole module, and the flows follow one another as they would in a day: review, approve, watch the workers
-converge, roll back, overrule, release from quarantine, label, try. Every page is then checked for accessibility
-in two sizes and two colour schemes.
+converge, roll back, overrule, release from quarantine, label, try, label until a round settles. Every page is then checked for
+accessibility in two sizes and two colour schemes.
 """
 
 import time
@@ -14,18 +14,27 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from pipelines.feature_store.store import FeatureStore
+from pipelines.round_inputs import round_folder
+from pipelines.round_settling import answers as answers_of
 from schemas.queue import NewItem
-from schemas.records import RoundState
+from schemas.records import RoundRecord, RoundState
+from services.rounds.queue_filling import fill
+from serving.artifacts import ArtifactStore
+from serving.inference.loading import open_version
+from serving.model_directory import read_manifest
 from serving.registry.registry import Registry
-from tests.support import browsers, consoles
+from tests.support import browsers, consoles, settling_rounds
 from tests.support.fakes import free_port, toy_rows
 from tests.support.running_up import RunningUp, stored_ids, until
+from tests.support.versions import copied
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
 IMPACTS = {"serious", "critical"}
+SETTLING_TEXTS = 60
 
 
 @dataclass
@@ -137,11 +146,16 @@ def test_rolling_back_and_looking_at_the_log(stack: Stack, chromium: "Browser") 
     assert champion.model_version == first
 
 
+def inference(stack: Stack) -> httpx.Client:
+    """An app that holds the API key."""
+    headers = {"Authorization": f"Bearer {stack.up.key}"}
+    return httpx.Client(base_url=stack.up.url, headers=headers, trust_env=False, timeout=30)
+
+
 def correct(stack: Stack, rows: list[tuple[str, str]]) -> None:
     """Correct a prediction on each row, and wait until all are stored: a round needs something new."""
     stored = len(stored_ids(stack.up.settings)[1]) + len(rows)
-    headers = {"Authorization": f"Bearer {stack.up.key}"}
-    with httpx.Client(base_url=stack.up.url, headers=headers, trust_env=False, timeout=30) as client:
+    with inference(stack) as client:
         for n, (text, label) in enumerate(rows):
             [made] = client.post("/predict", json={"items": [{"text": text}]}).json()
             body = {"prediction_id": made["prediction_id"], "kind": "correction", "value": label, "user": f"new{n % 9}"}
@@ -207,6 +221,34 @@ def test_items_are_labelled_by_keyboard(stack: Stack, chromium: "Browser") -> No
     assert stack.registry.queue.progress().labels == 3
 
 
+def test_a_refused_label_says_why(stack: Stack, chromium: "Browser") -> None:
+    item = NewItem(kind="audit", task="classification", key="gone", text="a text that is erased meanwhile")
+    assert stack.registry.queue_items.add([item]) == 1
+    with browsers.page(chromium) as page:
+        signed_in(page, stack, "rita")
+        page.goto(f"{stack.url}/queue")
+        page.wait_for_selector(".sample")
+        assert stack.registry.queue_items.erase([page.inner_text(".sample")]) == 1
+        page.keyboard.press("1")
+        page.wait_for_selector("text=Nothing is here")
+
+
+def test_each_role_is_refused_what_is_not_its_own(stack: Stack, chromium: "Browser") -> None:
+    with browsers.page(chromium) as page:
+        signed_in(page, stack, "app")
+        page.goto(f"{stack.url}/rounds")
+        page.wait_for_selector("text=This is not yours to do")
+    with browsers.page(chromium) as page:
+        signed_in(page, stack, "rita")
+        page.goto(f"{stack.url}/rounds")
+        page.wait_for_selector("text=promoted")
+        assert page.locator("text=Start a round").count() == 0
+        page.goto(f"{stack.url}/feedback/quarantine")
+        page.click("table a >> nth=0")
+        page.wait_for_selector("text=labels given")
+        assert page.locator("main button").count() == 0
+
+
 def test_somebody_tries_it_and_corrects_the_answer(stack: Stack, chromium: "Browser") -> None:
     with browsers.page(chromium, "phone", "dark") as page:
         signed_in(page, stack, "app")
@@ -214,7 +256,7 @@ def test_somebody_tries_it_and_corrects_the_answer(stack: Stack, chromium: "Brow
         page.fill("#text", "the oven and the butter")
         page.click("text=Ask")
         page.wait_for_selector(".answer b")
-        page.select_option("#value", "cooking")
+        page.select_option("#value", index=1)
         page.click("text=Correct it")
         page.wait_for_selector("text=Thank you")
         assert until(lambda: reloaded(page, "the oven and the butter"), 60)
@@ -224,6 +266,72 @@ def test_somebody_tries_it_and_corrects_the_answer(stack: Stack, chromium: "Brow
 def reloaded(page: "Page", text: str) -> bool:
     page.reload()
     return text in page.inner_text("main")
+
+
+def disagreements(stack: Stack, guesses: Path, seed: int) -> tuple[RoundRecord, dict[str, dict[str, str]]]:
+    """A round that settles between the champion and the version `guesses`, its texts queued from served traffic.
+
+    Returns it, and by text what "champion" and "candidate" answer. Its items are queued as `ratchet queue fill` does, which
+    the scheduler starts once a minute.
+    """
+    settings, registry = stack.up.settings, stack.registry
+    store = ArtifactStore(settings.location(settings.artifacts.url))
+    champion = registry.champion()
+    assert champion
+    digest = store.put(guesses)
+    registry.register_version(read_manifest(guesses), digest, servable=False)
+    record = settling_rounds.wait_for_labels(registry, read_manifest(guesses).model_version)
+    folder = round_folder(settings, record.round_id)
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_bytes(b"")  # a text near a row that trained would not be queued
+    texts = [text for text, _ in toy_rows(SETTLING_TEXTS, seed=seed)]
+    with inference(stack) as client:
+        assert client.post("/predict", json={"items": [{"text": text} for text in texts]}).status_code == 200
+    features = FeatureStore(settings)
+    assert until(lambda: set(texts) <= set(features.new_texts(record.created_at, None, 1000)[0]), 60)
+    assert until(lambda: fill(settings, registry, features) is not None, 60)  # the scheduler may be filling it
+    cache, digests = settings.path(settings.artifacts.cache), {"champion": champion.digest, "candidate": digest}
+    given = {name: answers_of(open_version(store.fetch(one, cache), one), texts) for name, one in digests.items()}
+    return record, {text: {name: given[name][n] for name in given} for n, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize("favoured", ["champion", "candidate"])
+def test_labels_on_disagreements_settle_a_round(
+    stack: Stack, chromium: "Browser", version: Path, tmp_path: Path, favoured: str
+) -> None:
+    names = {"model_name": stack.up.settings.model.name, "model_version": f"guess-{favoured[:2]}"}
+    guesses = copied(version, tmp_path / "guesses", **names)  # whose head is random
+    record, given = disagreements(stack, guesses, seed=100 + len(favoured))
+    with browsers.page(chromium) as page:
+        signed_in(page, stack, "rita")
+        page.wait_for_selector("text=A round waits for labels")
+        page.click("text=Label →")
+        while page.locator(".verdict").count() == 0:
+            text = page.inner_text(".sample")
+            shown = page.inner_text("#queue form >> nth=0")
+            assert not any(word in shown for word in ("champion", "candidate", "guess"))  # blind
+            key: str | None = "s"  # an item of the audit sample that rita was shown before comes first
+            if text in given:
+                button = page.locator(f'button[name=label][value="{given[text][favoured]}"]')
+                key = button.get_attribute("data-key")
+            page.keyboard.press(key or "")
+            page.wait_for_function(
+                "text => document.querySelector('.verdict') || document.querySelector('.sample').innerText !== text",
+                arg=text,
+            )
+        assert "labels settled the round" in page.inner_text(".verdict")
+        page.click("text=Review guess")
+        ended = stack.registry.round(record.round_id)
+        assert ended.settling
+        if favoured == "champion":
+            assert ended.state is RoundState.REJECTED
+            page.wait_for_selector("text=labels show that the candidate is worse")
+            assert ended.settling.losses == ended.settling.labels
+            return
+        assert ended.settling.wins == ended.settling.labels
+        page.wait_for_selector("text=Approve: labels settled what the reference set left open")
+        decided(page, "a", "blind labels favour it")
+    assert stack.registry.round(record.round_id).state is RoundState.PROMOTED
 
 
 @pytest.mark.parametrize("size", browsers.SIZES)

@@ -62,6 +62,16 @@ def test_rows_that_would_settle_it_are_more_than_there_are(sound: RoundReport) -
     assert contradictions(broken) == ["superiority: about 46 rows would settle it, and there are 57"]
 
 
+@pytest.mark.parametrize("n", [57, 120, 300])
+@pytest.mark.parametrize("wrong", [4, 9, 14])
+def test_gates_that_lack_rows_name_more_than_there_are(n: int, wrong: int) -> None:
+    champion, probe = evidence("champion", 12, 2, n=n), evidence("probe", 20, 3, n=n)
+    judged = RoundEvidence(evidence("candidate", wrong, 1, n=n), probe, champion)
+    made = report_of(judged, "classification", LABELS)
+    assert [g for g in made.gate_report.results if g.verdict is Verdict.INSUFFICIENT] or n > 120
+    assert contradictions(made) == []
+
+
 def test_every_row_that_came_in_is_accounted_for(sound: RoundReport) -> None:
     dataset = DatasetManifest(
         **{

@@ -5,6 +5,7 @@ the audit log. Errors are those of the registry: app.py turns each into a senten
 """
 
 import contextlib
+import logging
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from serving.messaging.connection import Broker
     from serving.messaging.publisher import Topics
     from serving.registry.decisions import Approval
+
+log = logging.getLogger("ratchet.console")
 
 MAX_REASON = 2000
 MOST_LETTERS = 100
@@ -102,9 +105,23 @@ def roll_back(project: Project, person: Person, version: str, *, reason: str) ->
 
 
 def label(project: Project, person: Person, item_id: str, value: object) -> "LabelResult":
-    """Label an item of the queue. Raises what `Queue.label` raises."""
+    """Label an item of the queue; the label that suffices ends its round at once. Raises what `Queue.label` raises."""
     require(person, Right.LABEL)
-    return project.registry.queue.label(item_id, value, reviewer=person.name)
+    result = project.registry.queue.label(item_id, value, reviewer=person.name)
+    _settle(project)
+    return result
+
+
+def _settle(project: Project) -> None:
+    """Bring the settling round to where its labels are. The label is stored: a failure is left to the scheduler's next tick."""
+    from services.rounds.announce import announce
+    from services.rounds.settling import advance
+
+    settings, registry = project.settings, project.registry
+    try:
+        advance(settings, registry, token=None, announce=lambda champion: announce(settings, registry, champion))
+    except Exception as error:
+        log.warning("the settling round waits for the scheduler: %s: %s", type(error).__name__, error)
 
 
 def skip(project: Project, person: Person, item_id: str, *, unsure: bool) -> "ItemState":

@@ -55,7 +55,7 @@ class _Frame:
         parts += [
             f'<text x="{self.across(x):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{x:g}</text>' for x in between
         ]
-        parts.append(f'<text class="axis" x="{LEFT - 8}" y="{HEIGHT - 10}" text-anchor="end">{escape(x_name)}</text>')
+        parts.append(f'<text class="axis" x="0" y="{HEIGHT - 10}">{escape(x_name)}</text>')
         return parts
 
 

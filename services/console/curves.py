@@ -11,7 +11,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from pipelines.traffic_drift import TrafficDrift, traffic_drift
-from schemas.records import Champion
+from schemas.records import Champion, RoundRecord
 from services.console.project import Project
 from serving.registry.registry import Registry
 
@@ -47,6 +47,13 @@ class Standing:
         """Return the point's tooltip."""
         within = f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None and self.high is not None else ""
         return f"generation {self.generation}, {self.model_version}: {self.value:.3f}{within} on {self.n} rows"
+
+
+def main_figure(record: RoundRecord, task: str) -> float | None:
+    """Return the task's main figure of a round's candidate; None before it was judged."""
+    evaluation, (key, _) = record.evaluations.get("candidate"), MAIN[task]
+    measure = evaluation.measures.get(key) if evaluation else None
+    return measure.value if measure else getattr(evaluation, key, None)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def advise(record: RoundRecord, champion: str | None) -> Advice:
             "ask",
         )
     if record.state.value == "superseded":
-        return Advice("Nothing to do: a newer candidate replaced this one.", "See the newer round.", "none")
+        why = (record.detail or "the champion moved before it was decided").removesuffix(".")
+        return Advice(f"Nothing to do: {why}.", "The next round compares its candidate with the live version.", "none")
     return Advice("Wait: the round is running.", "Its report appears here when the gates have judged it.", "none")
 
 
@@ -82,6 +83,8 @@ def _not_promoted(record: RoundRecord, stale: bool) -> Advice:
             "Start another round when you are ready.",
             "none",
         )
+    if record.settling and record.settling.wins is not None:
+        return _settled(record, stale)
     failed, short = _names(report, Verdict.FAIL), _names(report, Verdict.INSUFFICIENT)
     if failed:
         sentence = f"Keep the champion: {_list(failed)} failed."
@@ -95,6 +98,19 @@ def _not_promoted(record: RoundRecord, stale: bool) -> Advice:
     if stale:
         step = "It was judged against a version that is not live any more: start another round."
     return Advice(sentence, step, "bad" if failed else "ask")
+
+
+def _settled(record: RoundRecord, stale: bool) -> Advice:
+    """Return the advice where labels decided: the gates' lack of evidence is not the last word then."""
+    plan = record.settling
+    assert plan is not None
+    count = f"{plan.wins} favour the candidate, {plan.losses} the champion"
+    worse = record.state is RoundState.REJECTED
+    shown = "show that the candidate is worse" if worse else "do not show that the candidate is better"
+    step = "More feedback trains the next candidate." + ("" if worse else " More labels on this one would hardly help.")
+    if stale:
+        step = "It was judged against a version that is not live any more: start another round."
+    return Advice(f"Keep the champion: {plan.labels} labels {shown} ({count}).", step, "bad" if worse else "ask")
 
 
 def _rows_step(report: GateReport) -> str:

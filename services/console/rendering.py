@@ -16,7 +16,7 @@ import jinja2
 from starlette.responses import HTMLResponse
 
 from schemas.printable import one_line
-from schemas.records import RoundState
+from schemas.records import RoundRecord, RoundState
 from schemas.reports import Verdict
 
 FOLDER = Path(__file__).parent
@@ -24,6 +24,7 @@ TONES = {
     RoundState.CLAIMED: "wait",
     RoundState.RUNNING: "wait",
     RoundState.AWAITING_APPROVAL: "ask",
+    RoundState.SETTLING: "ask",
     RoundState.PROMOTED: "good",
     RoundState.REJECTED: "bad",
     RoundState.FAILED: "bad",
@@ -33,6 +34,13 @@ TONES = {
     Verdict.FAIL: "bad",
     Verdict.INSUFFICIENT: "ask",
 }
+
+MEASURES = {
+    "nll": "NLL", "brier": "Brier score", "ece": "ECE", "classwise_ece": "ECE by class", "smooth_ece": "smooth ECE",
+    "macro_f1": "macro F1", "micro_f1": "micro F1", "accuracy_or_brier": "accuracy or Brier score", "mae": "MAE",
+    "rmse": "RMSE", "r2": "R²", "chrf": "chrF", "coverage_90": "coverage of 90 % intervals",
+    "width_90": "width of 90 % intervals", "confidence_auroc": "AUROC of the confidence",
+}  # fmt: skip
 
 
 @functools.cache
@@ -48,6 +56,7 @@ def environment() -> jinja2.Environment:
     made.filters.update(
         ago=ago, span=span, number=number, share=share, signed=lambda value: f"{value:+.3f}", stamp=stamp, tone=tone,
         short=short, day=lambda moment: f"{moment:%Y-%m-%d}", value=shown_value, line=one_line,
+        measure=measure, actor=actor, outcome=outcome,
     )  # fmt: skip
     made.globals.update(asset=asset)
     return made
@@ -99,7 +108,22 @@ def number(value: float | None) -> str:
 
 def share(value: float | None) -> str:
     """Return a share as a percentage; a dash for None."""
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def measure(name: str) -> str:
+    """Return a measure's key as people write its name."""
+    return MEASURES.get(name, name.replace("_", " "))
+
+
+def actor(name: str) -> str:
+    """Return who did something: a person's name, or the gates."""
+    return "the gates" if name == "gates" else name
+
+
+def outcome(record: RoundRecord) -> str:
+    """Return what came of a round, without the command that would go on with it: the page has a button."""
+    return (record.detail or "").partition("; waiting for `ratchet")[0]
 
 
 def short(identifier: str | None) -> str:

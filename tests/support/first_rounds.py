@@ -25,10 +25,11 @@ def next_round(
     registry: Registry,
     features: FeatureStore | None = None,
     announce: Callable[[Champion], None] | None = None,
+    reason: str = "test",
 ) -> RoundRecord:
     """Claim a round and run it in this process."""
     cut = features.current_cut() if features else {}
-    claimed = registry.claim_round(reason="test", cut=cut, token=None)
+    claimed = registry.claim_round(reason=reason, cut=cut, token=None)
     assert claimed is not None
     return run_round(
         claimed.round_id,
@@ -56,7 +57,7 @@ def make(folder: Path, base: Path) -> None:
     registry = Registry(settings.registry_url, settings.model.name)
     registry.migrate()
     fill_taxonomy(settings, registry)
-    record = next_round(settings, registry, FeatureStore(settings))
+    record = next_round(settings, registry, FeatureStore(settings), reason="no model serves yet")
     registry.close()
     assert record.state is RoundState.PROMOTED, record.detail
 

@@ -8,11 +8,13 @@ import contextlib
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from pipelines.feature_store.event_log import EventLog
 from pipelines.feature_store.store import FeatureStore
 from schemas.queue import NewItem
 from schemas.settings import Settings
@@ -42,9 +44,12 @@ SHOTS = (
     ("compare", "/models/compare?first={first}&second={champion}", "desktop", "light", 900),
     ("feedback", "/feedback", "desktop", "light", 760),
     ("people", "/feedback/quarantine", "desktop", "light", 760),
+    ("person", "/feedback/people/{person}", "desktop", "light", 620),
+    ("letters", "/feedback/orphans", "desktop", "light", 620),
     ("audit", "/audit", "desktop", "light", 760),
     ("try-phone", "/try", "phone", "light", 1000),
     ("sign-in", "/sign-in", "desktop", "light", 700),
+    ("queue-phone", "/queue", "phone", "dark", 844),
 )
 
 
@@ -69,7 +74,8 @@ def make(folder: Path) -> None:
             approval = "manual" if upto == STEPS[-1] else "auto"
             gates = settings.gates.model_copy(update={"approval": approval})
             changed: Settings = settings.model_copy(update={"gates": gates})
-            record = first_rounds.next_round(changed, registry, FeatureStore(changed))
+            features, reason = FeatureStore(changed), f"{upto - done} labelled feedback"
+            record = first_rounds.next_round(changed, registry, features, reason=reason)
             print(f"{upto} feedback: {record.state}. {record.detail}", flush=True)
 
 
@@ -92,9 +98,9 @@ def shoot(project: Path) -> None:
             texts = [text for text, _ in toy_rows(8, seed=77)]
             items = [NewItem(kind="audit", task="classification", key=f"shot {n}", text=x) for n, x in enumerate(texts)]
             registry.queue_items.add(items)
-            with Traffic(up, callers=2, pause_s=0.6).running():
+            with Traffic(up, callers=1, pause_s=4).running():
                 time.sleep(75)
-            names = _names(registry)
+            names = _names(registry) | {"person": _most_active(settings)}
         url = f"http://127.0.0.1:{settings.console.port}"
         with browsers.browser() as chromium:
             for name, path, size, scheme, height in SHOTS:
@@ -119,6 +125,12 @@ def _names(registry: Registry) -> dict[str, str]:
         "champion": champion.model_version,
         "first": registry.versions()[-1].model_version,
     }
+
+
+def _most_active(settings: Settings) -> str:
+    log = EventLog(settings.location(settings.feature_store.event_log))
+    people = log.rows("feedback").to_table(columns=["user"])["user"].to_pylist()
+    return str(Counter(people).most_common(1)[0][0])
 
 
 def _take(page: "Page", url: str, key: str, name: str, path: str, height: int) -> None:

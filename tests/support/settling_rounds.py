@@ -19,13 +19,7 @@ def settle(registry: Registry, version: str = "v2") -> RoundRecord:
     if registry.champion() is None:
         add_versions(registry, "v1")
         registry.promote("v1", expected=None, token=None, actor="gates")
-    record = begin(registry)
-    registry.update_round(record.round_id, candidate_version=version, gate_report=gate_report(Verdict.INSUFFICIENT))
-    now = registry.database.clock()
-    plan = Settling(
-        look=1, alpha=0.01, reference_e=1.0, horizon=120, since=now, until=now + timedelta(days=14), about=50
-    )
-    registry.begin_settling(record.round_id, plan)
+    record = wait_for_labels(registry, version)
     registry.queue_items.add(
         NewItem(
             kind="disagreement",
@@ -41,6 +35,17 @@ def settle(registry: Registry, version: str = "v2") -> RoundRecord:
     return registry.round(record.round_id)
 
 
+def wait_for_labels(registry: Registry, version: str) -> RoundRecord:
+    """A round that compares `version` with the champion and waits for labels; its queue is empty."""
+    record = begin(registry)
+    registry.update_round(record.round_id, candidate_version=version, gate_report=gate_report(Verdict.INSUFFICIENT))
+    now = registry.database.clock()
+    plan = Settling(
+        look=1, alpha=0.01, reference_e=1.0, horizon=120, since=now, until=now + timedelta(days=14), about=50
+    )
+    return registry.begin_settling(record.round_id, plan)
+
+
 def candidate(registry: Registry, name: str) -> None:
     """Register a version that no gate has passed."""
-    registry.register_version(manifest(name, model_name="m"), f"digest of {name}", servable=False)
+    registry.register_version(manifest(name, model_name=registry.model_name), f"digest of {name}", servable=False)

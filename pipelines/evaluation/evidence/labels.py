@@ -21,6 +21,7 @@ from schemas.targets import Task, labels_of
 
 LabelMetric = Literal["accuracy", "nll", "brier", "macro_f1", "accuracy_or_brier"]
 
+LOSS_NAMES = {"nll": "NLL", "brier": "Brier score"}
 ONE_SIDED = 0.9  # share of the most frequent label from which on the first champion is judged by macro F1
 DRAWS = 500  # of its bootstrap
 
@@ -88,7 +89,7 @@ class RightOrWrong(OutputEvidence):
         if metric == "accuracy_or_brier":
             now, then = self.right[rows], before.right[rows]
             brier = paired_tests.MeanGain(
-                (before.losses["brier"] - self.losses["brier"])[rows], "Brier lower by {:.4f}"
+                (before.losses["brier"] - self.losses["brier"])[rows], "Brier score lower by {:.4f}"
             )
             moved = now.astype(np.float64) - then
             return gain_tests.either_gain(paired_tests.accuracy_change(then, now), moved, brier, "Brier score")
@@ -96,7 +97,7 @@ class RightOrWrong(OutputEvidence):
             change = _macro_f1_change(before, self, rows)
             return paired_tests.ResampledGain(change, len(self.right[rows]), "macro F1 {:+.4f}")
         gains = before.losses[metric] - self.losses[metric]
-        return paired_tests.MeanGain(gains[rows], metric + " lower by {:.4f}")
+        return paired_tests.MeanGain(gains[rows], LOSS_NAMES.get(metric, metric) + " lower by {:.4f}")
 
     def worse_than(self, before: Self) -> list[int]:
         """Return the rows that were right and are wrong now, the most confident first."""

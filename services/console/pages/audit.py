@@ -51,10 +51,16 @@ def faults(project: Project) -> list[str]:
 def details(row: AuditRow) -> list[tuple[str, str]]:
     """Return a row's details as name and text, without empty ones."""
     return [
-        (name.replace("_", " "), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        for name, value in row.detail.items()
-        if value not in (None, "", [], {})
+        (name.replace("_", " "), _shown(value)) for name, value in row.detail.items() if value not in (None, "", [], {})
     ]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def export(visit: Visit) -> Response:

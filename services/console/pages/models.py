@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, Response
 from schemas.records import RoundRecord
 from schemas.reports import RoundReport
 from services.console import actions, charts, round_files
-from services.console.curves import MAIN, standings
+from services.console.curves import MAIN, main_figure, standings
 from services.console.visit import Visit
 from serving.artifacts import ArtifactMissing
 from serving.model_directory import ArtifactDamaged, read_manifest
@@ -26,7 +26,10 @@ def index(visit: Visit) -> Response:
     registry, task = visit.project.registry, visit.project.settings.model.task
     skip = int(visit.query("skip")) if visit.query("skip").isdecimal() else 0
     versions = registry.history.recent_versions(skip + SHOWN + 1)[skip:]
-    curve = {s.model_version: s for s in standings(registry, task)}
+    figures = {s.model_version: s.value for s in standings(registry, task)}
+    waiting = registry.unfinished_round() or registry.settling_round()
+    if waiting and waiting.candidate_version and (value := main_figure(waiting, task)) is not None:
+        figures[waiting.candidate_version] = value
     generations: dict[str, list[int]] = {}
     for champion in registry.history.recent_promotions(500):
         generations.setdefault(champion.model_version, []).append(champion.generation)
@@ -39,7 +42,7 @@ def index(visit: Visit) -> Response:
         has_more=len(versions) > SHOWN,
         skip=skip,
         per_page=SHOWN,
-        curve=curve,
+        figures=figures,
         generations=generations,
         live=live.model_version if live else None,
         metric=MAIN[task][1],

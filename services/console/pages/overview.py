@@ -51,6 +51,7 @@ class Overview:
     drift: TrafficDrift | None
     unfinished: RoundRecord | None
     waiting: RoundRecord | None
+    settling: RoundRecord | None
     rounds: list[RoundRecord]
     alarms: list[str]
 
@@ -91,6 +92,7 @@ def look(project: Project) -> Overview:
         drift=_drift(project, alarms),
         unfinished=None if waiting else unfinished,
         waiting=waiting,
+        settling=registry.settling_round(),
         rounds=[record for _, record in registry.history.rounds_page(limit=6)],
         alarms=alarms,
     )
@@ -200,6 +202,7 @@ def as_json(seen: Overview) -> dict[str, Any]:
         "labelled_feedback": seen.labelled,
         "min_feedback": seen.triggers.min_feedback,
         "unfinished_round": (seen.waiting or seen.unfinished).round_id if seen.waiting or seen.unfinished else None,  # type: ignore[union-attr]
+        "settling_round": seen.settling.round_id if seen.settling else None,
         "live_accuracy": {"value": seen.live.value, "interval": seen.live.interval, "n": seen.live.n}
         if seen.live
         else None,
@@ -210,13 +213,15 @@ def as_json(seen: Overview) -> dict[str, Any]:
 
 
 def changes(project: Project) -> str:
-    """Return a text that differs whenever the overview would; reading it costs a few milliseconds."""
+    """Return a text that differs whenever the overview or an empty queue would; reading it costs a few milliseconds."""
     registry = project.registry
     champion, unfinished = registry.champion(), registry.unfinished_round()
     beat = (unfinished.round_id, unfinished.state, unfinished.step, unfinished.progress) if unfinished else None
+    settling = registry.settling_round()
+    labels = [registry.queue.progress(settling.round_id if settling else None), registry.queue.progress()]
     workers = [(worker.worker, worker.generation, worker.error) for worker in registry.workers()]
     counts = kept(project.settings)
     events: object = None
     with contextlib.suppress(OSError):
         events = project.events.version()
-    return repr((champion and champion.generation, beat, workers, counts and counts.labelled, events))
+    return repr((champion and champion.generation, beat, labels, workers, counts and counts.labelled, events))

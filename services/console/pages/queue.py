@@ -7,15 +7,17 @@ from typing import Any
 
 from starlette.responses import Response
 
+from schemas.records import RoundRecord, RoundState
 from schemas.targets import LABELLED
 from services.console import actions, charts
 from services.console.visit import Visit
+from serving.registry.labelling.queue import QueueClosed
 
 KEYS = "123456789qwertyiop"  # without s and u, which skip and say unsure
 
 
-def page(visit: Visit) -> Response:
-    """Lease the next item and show it."""
+def page(visit: Visit, settled: RoundRecord | None = None) -> Response:
+    """Lease the next item and show it, below what the label before it settled."""
     registry, task = visit.project.registry, visit.project.settings.model.task
     item = registry.queue.next(visit.who.name)
     settling = registry.settling_round()
@@ -29,6 +31,7 @@ def page(visit: Visit) -> Response:
         task=task,
         choices=_choices(item),
         settling=settling,
+        settled=settled,
         progress=progress,
         audit=registry.queue.progress(),
         meter=charts.meter(share, f"{share:.0%} of the labels that settle the round") if progress else "",
@@ -53,9 +56,22 @@ def _choices(item: Any) -> list[tuple[str, str, str]]:
 
 
 def answer(visit: Visit) -> Response:
-    """Take a label, a skip or a new label's name, and show the next item."""
-    item_id, form = visit.part("item_id"), visit.form
-    project, person = visit.project, visit.who
+    """Take a label, a skip or a new label's name, and show the next item; say so if the item's round has its verdict."""
+    item_id = visit.part("item_id")
+    try:
+        _take(visit, item_id)
+        settled = _settled(visit, item_id)
+    except QueueClosed:  # the verdict came while the item was on the screen
+        settled = _settled(visit, item_id)
+        if settled is None:
+            raise
+    if visit.is_partial:
+        return page(visit, settled)
+    return visit.redirect(f"/rounds/{settled.round_id}" if settled else "/queue")
+
+
+def _take(visit: Visit, item_id: str) -> None:
+    project, person, form = visit.project, visit.who, visit.form
     if form.get("skip"):
         actions.skip(project, person, item_id, unsure=form["skip"] == "unsure")
     elif proposed := form.get("new_label", "").strip():
@@ -63,4 +79,11 @@ def answer(visit: Visit) -> Response:
     else:
         given = visit.listed.get("label", [])
         actions.label(project, person, item_id, given if len(given) != 1 else given[0])
-    return page(visit) if visit.is_partial else visit.redirect("/queue")
+
+
+def _settled(visit: Visit, item_id: str) -> RoundRecord | None:
+    """Return the item's round if it waits for labels no more."""
+    registry = visit.project.registry
+    round_id = registry.queue.item(item_id).round_id
+    record = registry.round(round_id) if round_id else None
+    return record if record and record.state is not RoundState.SETTLING else None

@@ -4,14 +4,14 @@ Turns records into pages. A round in progress refreshes itself; the review shows
 decided, and the buttons that decide.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.responses import HTMLResponse, Response
 
 from schemas.records import FINAL_STATES, RoundRecord, RoundState
 from services.console import actions, charts, recommendation, round_files
-from services.console.curves import MAIN, standings
+from services.console.curves import MAIN, main_figure, standings
 from services.console.guard import REPORT_POLICY
 from services.console.visit import Visit
 
@@ -31,7 +31,7 @@ def index(visit: Visit) -> Response:
     """List rounds, newest first, by state and page."""
     chosen = visit.query("state", "all") if visit.query("state", "all") in FILTERS else "all"
     before = visit.query("before")
-    history = visit.project.registry.history
+    history, task = visit.project.registry.history, visit.project.settings.model.task
     rows = history.rounds_page(
         states=FILTERS[chosen], before=int(before) if before.isdecimal() else None, limit=PER_PAGE + 1
     )
@@ -51,8 +51,8 @@ def index(visit: Visit) -> Response:
         older=rows[PER_PAGE - 1][0] if len(rows) > PER_PAGE else None,
         is_first=not before,
         idle=unfinished is None,
-        figure=_figure(visit.project.settings.model.task),
-        metric=MAIN[visit.project.settings.model.task][1],
+        figure=partial(main_figure, task=task),
+        metric=MAIN[task][1],
     )
 
 
@@ -137,17 +137,6 @@ def _trend(visit: Visit, record: RoundRecord, task: str) -> Any:
                 )
             )  # fmt: skip
     return charts.steps(marks, "generation", f"{name} of the champions and this candidate") if len(marks) > 1 else ""
-
-
-def _figure(task: str) -> Callable[[RoundRecord], float | None]:
-    key, _ = MAIN[task]
-
-    def figure(record: RoundRecord) -> float | None:
-        evaluation = record.evaluations.get("candidate")
-        measure = evaluation.measures.get(key) if evaluation else None
-        return measure.value if measure else getattr(evaluation, key, None) if evaluation else None
-
-    return figure
 
 
 def report(visit: Visit) -> Response:

@@ -42,11 +42,21 @@ document.addEventListener("htmx:configRequest", (event) => {
   event.detail.headers["X-CSRF-Token"] = document.querySelector('meta[name="csrf"]').content;
 });
 
+// A form that is refused shows why, as it would without htmx. A part that asks for itself is left as it is, and asks again.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { xhr, requestConfig } = event.detail;
+  if (xhr.status < 400 || requestConfig.verb !== "post") return;
+  event.detail.shouldSwap = true;
+  event.detail.target = document.body;
+  event.detail.swapOverride = "innerHTML";
+});
+
 // A stream names what changed; the part of the page that shows it asks for itself again.
 function listen(part) {
   const stream = new EventSource(part.dataset.stream);
   stream.addEventListener("changed", () => {
-    if (document.visibilityState === "visible" && !dialog().open) htmx.trigger(part, "changed");
+    const busy = part.dataset.unless && part.querySelector(part.dataset.unless);
+    if (document.visibilityState === "visible" && !dialog().open && !busy) htmx.trigger(part, "changed");
   });
   addEventListener("pagehide", () => stream.close());
 }

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pipelines.triggers import refuse_unbuilt
 from schemas.records import Champion, RoundState
@@ -37,10 +38,8 @@ from serving.process.start import APPLICATION, bind_address, process_environment
 from serving.registry.registry import Registry
 from serving.registry.safeguards.marker import keep
 
-BROKER_S = 20.0
-READY_S = 120.0
+BROKER_S, READY_S, LOOK_S = 20.0, 120.0, 0.1
 TRIES = 4  # failures of a child before it was ready, after which `up` gives up: its settings must be wrong
-LOOK_S = 0.1
 # Children stop in this order: a round frees the cores, serving publishes its outbox, the consumer stores what was published.
 GRACE_S = {"console": 5.0, "scheduler": 10.0, "serving": 20.0, "consumer": 20.0, "broker": 2.0}
 
@@ -123,13 +122,17 @@ class Supervisor:
             self._environment["RATCHET_EMBEDDED_BROKER"] = "1"
             child = self.add("broker", embedded_broker_command(port))
             self._broker_memory = BrokerMemory(child, Broker.of(self._settings, self._broker), self._settings)
-        broker, shown = Broker.of(self._settings, self._broker), ""
-        deadline = time.monotonic() + BROKER_S
+        self._reach_broker(lambda broker: make_topics(self._settings, broker))
+        self._tell("broker", self._broker + (" (embedded)" if embedded else ""))
+
+    def _reach_broker(self, ask: Callable[[Broker], Any]) -> Any:
+        """Return what the broker answers, after at most BROKER_S of trying; None if `stop` is set meanwhile."""
+        embedded = self._settings.embedded_broker
+        broker, shown, deadline = Broker.of(self._settings, self._broker), "", time.monotonic() + BROKER_S
         while not self.stop.is_set():
             self._watch()
             try:
-                make_topics(self._settings, broker)
-                break
+                return ask(broker)
             except BrokerRefused as error:
                 raise UpError(str(error)) from error
             except BrokerUnavailable as error:
@@ -140,17 +143,17 @@ class Supervisor:
                     shown = str(error)
                     self._tell("broker", f"{shown}: trying again for {BROKER_S:.0f} s")
             self.stop.wait(0.2)
-        self._tell("broker", self._broker + (" (embedded)" if embedded else ""))
+        return None
 
     def _bootstrap(self) -> None:
         """Train the first champion if there is none; refuse to start with one that cannot be served."""
-        registry = self._registry()
-        try:
+        with contextlib.closing(self._registry()) as registry:
             store = migrate_checked(self._settings, registry)
-            if not self._settings.embedded_broker:
-                topics = Topics.of(self._settings.stream_name)
-                if reason := refusal(self._settings, registry, Broker.of(self._settings), topics):
-                    raise UpError(reason)
+            topics = Topics.of(self._settings.stream_name)
+            if not self._settings.embedded_broker and (
+                reason := self._reach_broker(lambda broker: refusal(self._settings, registry, broker, topics))
+            ):
+                raise UpError(reason)
             champion = registry.champion()
             self._tell_last_round(registry)
             if champion is None:
@@ -162,8 +165,6 @@ class Supervisor:
                 if reason := unservable(self._settings, registry):
                     raise UpError(reason)
                 keep(registry, store)
-        finally:
-            registry.close()
 
     def _tell_last_round(self, registry: Registry) -> None:
         """Show why the last round failed, or why its last attempt stopped."""

@@ -147,6 +147,9 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     [prediction] = client.post("/predict", json={"items": [{"text": "the oven and the soup"}]}).json()
     assert prediction["model_version"] == champion.model_version
     produced += 1
+    # the round's process writes its record a moment after the registry's
+    written = project.path("state/rounds") / record.round_id / "round.json"
+    wait_until(written.exists, timeout_s=60)
 
     # nothing accepted is left unstored after a clean stop
     client.close()
@@ -159,7 +162,7 @@ def test_the_walk(project: Settings, up: subprocess.Popen[bytes]) -> None:
     assert up.wait(90) == 0
     assert sum(FeatureStore(project).stored_events().values()) == produced
     assert registry.verify_audit() == []
-    report = json.loads((project.path("state/rounds") / record.round_id / "round.json").read_text(encoding="utf-8"))
+    report = json.loads(written.read_text(encoding="utf-8"))
     assert report["state"] == "promoted"
 
     # no secret is left anywhere but in the file that we were given

@@ -36,7 +36,7 @@ def test_a_server_runs_from_nothing_to_a_promoted_round(
         traffic = Traffic(server, callers=1, pause_s=0.02)
         with traffic.running():
             wait_until(lambda: len(traffic.accepted) >= 150, timeout_s=120)
-        wait_until(lambda: len(registry.rounds()) > 1 and registry.rounds()[0].state in FINAL_STATES, timeout_s=300)
+        wait_until(lambda: len(registry.rounds()) > 1 and registry.rounds()[0].state in FINAL_STATES, timeout_s=900)
         record = registry.rounds()[0]
         assert record.state is RoundState.PROMOTED, record.detail
         wait_until(lambda: server.model()["model_version"] == record.candidate_version)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kafka import codec
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.net.compat import KafkaNetClient
 
 from schemas.settings import Settings
@@ -93,7 +93,10 @@ def explained(error: BaseException, broker: Broker, right: Right | None = None) 
     """Return an error of kafka-python as BrokerUnavailable, or as BrokerRefused if the right is missing."""
     if cause := causes.of_rights(error, broker.servers, broker.security, right or Right("Describe")):
         return BrokerRefused(f"broker {broker}: {cause}")
-    return BrokerUnavailable(f"broker {broker}: {str(error) or type(error).__name__}")
+    silent = isinstance(error, KafkaTimeoutError) and not any(error.args)
+    return BrokerUnavailable(
+        f"broker {broker}: {'no answer in time' if silent else str(error) or type(error).__name__}"
+    )
 
 
 def has_codec(name: str) -> bool:

@@ -17,9 +17,10 @@ demo: install
 	$(BIN)/ratchet demo
 
 # Three processes on two cores, because many tests wait for brokers and child processes. Each starts with a third of the files, so
-# that a file's fixtures are made once, and takes tests from a busier one when it has none left.
+# that a file's fixtures are made once, and takes tests from a busier one when it has none left. Whole journeys, marked `long`, run
+# where nothing may be left out (.ci/run), or by `pytest FILE`.
 test: install
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal $(if $(RATCHET_TEST_NOTHING_LEFT_OUT),,-m "not long")
 
 lint: install
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from tests.support.disks import filled, small_disk
 from tests.support.fakes import free_port, toy_rows, wait_until, write_rows
 from tests.support.running_up import Traffic, stored_ids
 
+pytestmark = pytest.mark.long
 PARTS = ("serving", "consumer", "scheduler", "console")
 READING = [
     "status", "doctor", "evidence", "round list", "round show latest", "model list", "labels list", "queue status",

@@ -90,6 +90,7 @@ def test_a_note_that_cannot_be_read_or_written_stops_nothing(shop: Path, tmp_pat
     assert note_folder(Settings(root=tmp_path / "file")) is None
 
 
+@pytest.mark.long
 def test_a_project_is_moved_while_stopped_and_its_copy_runs_beside_it(tmp_path: Path) -> None:
     shop = tiny_project(tmp_path / "shop", tmp_path / "scratch", console={"enabled": False}).root
     conditions = Conditions.of(tmp_path / "elsewhere", "000", TMPDIR=str(tmp_path / "missing"))

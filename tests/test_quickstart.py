@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from deploy import install
 from tests.support.fakes import REPOSITORY, free_port
 
 PAGE = (REPOSITORY / "docs/quickstart.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_the_commands_of_the_quickstart_run_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     install.write_command(tmp_path / "bin/ratchet", sys.executable, REPOSITORY)

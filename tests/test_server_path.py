@@ -14,6 +14,7 @@ from tests.support.running_up import Traffic
 from tests.support.server_path import ONE_SHOT, PARTS, Server, engines, make_project
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 @pytest.mark.postgres
 @pytest.mark.redis

@@ -77,15 +77,19 @@ class Metrics:
         self.ingestion = note("ratchet_ingestion_events", "events lost, passed over or set aside", "kind", "subject")
         self.model, self.registry = model, registry
         self._other = self._predicted.labels(model, OTHER)
+        self._begin(OTHER, 404)  # so that a rate over unknown paths has a beginning, and /metrics its size
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request by its route, `other` for an unknown path, and its status, 0 if the caller hung up."""
-        by_status = self._by_status.get((route, status))
-        if by_status is None:
-            by_status = self._by_status[route, status] = self._requests.labels(self.model, route, str(status or "gone"))
-            self._by_route[route] = self._request_seconds.labels(self.model, route)
-        by_status.inc()
+        if (route, status) not in self._by_status:
+            self._begin(route, status)
+        self._by_status[route, status].inc()
         self._by_route[route].observe(seconds)
+
+    def _begin(self, route: str, status: int) -> None:
+        """Show a route and status, which count from 0."""
+        self._by_status[route, status] = self._requests.labels(self.model, route, str(status or "gone"))
+        self._by_route[route] = self._request_seconds.labels(self.model, route)
 
     def called(self, texts: int, waiting: int) -> None:
         """Count a call of the model with this many texts, while `waiting` wait."""

@@ -65,6 +65,16 @@ def test_the_overview_says_what_serves_and_what_waits(console: Console) -> None:
     assert "no worker is running" in text
 
 
+def test_the_overview_counts_the_workers_that_have_followed(fresh: Console) -> None:
+    champion = fresh.registry.champion()
+    assert champion
+    for worker, generation in (("1", champion.generation - 1), ("2", champion.generation)):
+        fresh.registry.heartbeat(worker, "h", model_version="v", generation=generation, error=None)
+    assert "1 of 2 workers serve it" in Visitor(fresh, "rita").get("/").text
+    fresh.registry.heartbeat("1", "h", model_version="v", generation=champion.generation, error=None)
+    assert "2 of 2 workers serve it" in Visitor(fresh, "rita").get("/").text
+
+
 def test_the_overview_shows_the_live_accuracy_of_the_audit_sample(fresh: Console) -> None:
     champion = fresh.registry.champion()
     assert champion

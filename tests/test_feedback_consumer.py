@@ -21,7 +21,7 @@ from schemas.configuration.kafka import KafkaSettings
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.setting_groups import FeatureStoreSettings, ModelSettings
 from schemas.settings import Settings
-from services.feedback_consumer import Consumer, Stalled, run
+from services.feedback_consumer import Consumer, run
 from services.ingestion.feedback_gate import FeedbackGate
 from services.ingestion.feedback_upkeep import FeedbackUpkeep
 from services.ingestion.isolation import IsolationLimits, Unstorable
@@ -38,6 +38,7 @@ from serving.registry.registry import Registry
 from tests.support.crashes import places
 from tests.support.events import feedback, fid, named, outgoing, pid, prediction
 from tests.support.fakes import wait_until
+from tests.support.ingesting import stepped
 from tests.support.kafka_tools import own_broker, read_all
 
 Headers = Sequence[tuple[str, bytes]]
@@ -91,10 +92,7 @@ class Project:
         consumer = self.consumer(**parts)
 
         def joined() -> bool:
-            try:
-                consumer.step(0.1)
-            except Stalled:
-                consumer.reset()
+            stepped(consumer, 0.1)
             return consumer.ready
 
         wait_until(joined, timeout_s=90, every_s=0)

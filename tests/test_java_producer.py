@@ -22,7 +22,7 @@ from serving.registry.registry import Registry
 from tests.support import apache_kafka
 from tests.support.events import outgoing, pid, prediction
 from tests.support.fakes import wait_until
-from tests.support.ingesting import Ingesting
+from tests.support.ingesting import Ingesting, stepped
 from tests.support.kafka_tools import read_all
 
 PROGRAMS = Path(__file__).parent / "support"
@@ -81,7 +81,7 @@ def test_what_a_java_producer_sends_is_stored_as_over_http(servers: str, tmp_pat
     assert sent.split("\n")[-3:] == ["committed", "aborted", ""]
     features = FeatureStore(settings)
     consumer = Consumer(settings, registry, features)
-    wait_until(lambda: consumer.step(0.2) == 0 and consumer.drained(), every_s=0)
+    wait_until(lambda: stepped(consumer) == 0 and consumer.drained(), timeout_s=240, every_s=0)
     consumer.reset()
     letters = [(r.value, dict(r.headers)) for r in read_all(servers, topics.dead_letters)]
     registry.close()
@@ -114,7 +114,7 @@ def test_nothing_that_a_java_producer_writes_stops_ingestion(servers: str, tmp_p
     project.make_topics()
     sent = produce("StrangeProducer.java", servers, model_name).splitlines()
     consumer = Consumer(project.settings, project.registry, project.features)
-    wait_until(lambda: consumer.step(0.2) == 0 and consumer.drained(), every_s=0)
+    wait_until(lambda: stepped(consumer) == 0 and consumer.drained(), timeout_s=240, every_s=0)
     consumer.reset()
     letters = project.letters()
     stored = project.features.stored_events()["feedback"]

@@ -32,6 +32,7 @@ from serving.messaging.publisher import Outgoing, Publisher, Topics
 from serving.registry.registry import Registry
 from tests.support.events import feedback, named, prediction
 from tests.support.fakes import REPOSITORY
+from tests.support.ingesting import stepped
 from tests.support.kafka_security import SecureKafka
 
 Act = Callable[[Settings, pytest.LogCaptureFixture], str]
@@ -88,7 +89,7 @@ def consumer(settings: Settings, _caplog: pytest.LogCaptureFixture) -> str:
 
         def stored() -> bool:
             try:
-                member.step(0.2)
+                stepped(member)
             except BrokerUnavailable as error:
                 said.extend([str(error)] * (" lacks the right " in str(error)))
                 return False

@@ -20,6 +20,7 @@ from serving.registry.registry import Registry
 from tests.support import apache_kafka
 from tests.support.events import feedback, outgoing, prediction
 from tests.support.fakes import wait_until
+from tests.support.ingesting import stepped
 
 pytestmark = pytest.mark.kafka
 
@@ -65,15 +66,15 @@ def test_any_number_of_partitions_is_read_and_so_are_those_that_are_added_later(
         publisher.close()
 
     def stored(n: int) -> bool:
-        member.step(0.2)
+        stepped(member)
         return features.stored_events() == {"predictions": n, "feedback": n}
 
     publish(0, 20)
-    wait_until(lambda: stored(20), every_s=0)
+    wait_until(lambda: stored(20), timeout_s=240, every_s=0)
     add_partitions(kafka.servers, topics.feedback, partitions + 3)
     publish(20, 60)
     ids = topic_ids(Broker(kafka.servers), topics.names(), timeout_s=30)
-    wait_until(lambda: stored(60), every_s=0)
+    wait_until(lambda: stored(60), timeout_s=240, every_s=0)
     keys = [key for key in registry.positions() if key.startswith(ids[topics.feedback])]
     assert len(keys) > partitions, "feedback in the added partitions"
     member.reset()

@@ -10,7 +10,7 @@ from pipelines.feature_store.store import FeatureStore, default_feature_store_ya
 from schemas.configuration.kafka import KafkaSettings
 from schemas.setting_groups import FeatureStoreSettings, ModelSettings
 from schemas.settings import Settings
-from services.feedback_consumer import Consumer, run
+from services.feedback_consumer import Consumer, Stalled, run
 from serving.http.access import write_keys
 from serving.messaging.connection import Broker
 from serving.messaging.publisher import Outgoing, Publisher, Topics, ensure_topics
@@ -18,6 +18,15 @@ from serving.registry.registry import Registry
 from tests.support.events import feedback
 from tests.support.fakes import wait_until
 from tests.support.kafka_tools import read_all
+
+
+def stepped(consumer: Consumer, seconds: float = 0.2) -> int | None:
+    """Return the number of messages that a step stored; None where the group hung and is left, as the process does."""
+    try:
+        return consumer.step(seconds)
+    except Stalled:
+        consumer.reset()
+        return None
 
 
 class Ingesting:

@@ -174,7 +174,7 @@ def test_a_round_is_started_watched_rejected_and_overruled(stack: Stack, chromiu
         page.wait_for_selector("text=Round in progress")
         record = stack.registry.unfinished_round()
         assert record
-        page.wait_for_selector("text=Approve", timeout=150_000)  # it becomes its review by itself
+        page.wait_for_selector("text=Approve", timeout=400_000)  # it becomes its review by itself
         decided(page, "r", "not today")
         assert stack.registry.round(record.round_id).state is RoundState.REJECTED
         page.keyboard.press("o")

@@ -56,7 +56,7 @@ def page(browser: "Browser", size: str = "desktop", scheme: str = "light") -> "I
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
     )
-    context.set_default_timeout(60_000)  # beside other loads
+    context.set_default_timeout(180_000)  # beside other loads
     opened, errors = context.new_page(), list[str]()
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from schemas.configuration.training import TrainingSettings
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 60.0  # for what takes milliseconds on an idle machine: only a failure waits this long
+PATIENCE_S = 180.0  # for what takes milliseconds on an idle machine: only a failure waits this long
 TOPICS: dict[str, list[str]] = {
     "football": "goal match striker league referee penalty stadium coach team keeper kick pitch".split(),
     "money": "bank loan market profit share tax budget invoice trade price bond rate".split(),

@@ -36,7 +36,7 @@ from tests.support.ingesting import stepped
 from tests.support.kafka_security import SecureKafka
 
 Act = Callable[[Settings, pytest.LogCaptureFixture], str]
-PATIENCE_S = 40.0
+PATIENCE_S = 120.0
 
 DLQ, PROMOTIONS, PREDICTIONS, FEEDBACK = "feedback.dlq", "promotions", "predictions", "feedback"
 

@@ -177,7 +177,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored(ignored: bool) -> None:
 def test_a_child_can_be_stopped_though_sigterm_is_ignored_above(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        child = _child(tmp_path, "import time; print('ready', flush=True); time.sleep(60)")
+        child = _child(tmp_path, "import time; print('ready', flush=True); time.sleep(600)")
         child.start()
         wait_until(lambda: child.watch() is not None and child.ready)
         assert child.stop(PATIENCE_S), "it ended before it would have been killed"

@@ -10,8 +10,6 @@ import threading
 from types import ModuleType
 from typing import Any
 
-import typeguard
-
 _LOCK = threading.Lock()
 
 
@@ -20,6 +18,8 @@ def import_feast() -> None:
     with _LOCK:
         if "feast" in sys.modules:
             return
+        import typeguard
+
         sys.modules["feast.torch_wrapper"] = _torch_on_demand()
         checked, typeguard.typechecked = typeguard.typechecked, _unchecked  # type: ignore[assignment]
         try:

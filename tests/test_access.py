@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from schemas.setting_groups import AccessSettings
 from schemas.settings import Settings
 from serving.api import Api
 from serving.artifacts import ArtifactStore
+from serving.http import guard
 from serving.http.access import Keys, issue_token, keyed_hash, read_keys, store_keys, write_keys
 from serving.http.asgi import Message, Refused, Request
 from serving.http.counters import Counters
@@ -302,11 +304,45 @@ def test_a_file_of_uses_that_cannot_be_written_leaves_each_worker_counting(site:
         assert [client.post("/feedback", json=body, headers=headers).status_code for _ in range(3)] == [202, 202, 429]
 
 
-def test_a_key_works_from_the_moment_it_is_made(site: Site) -> None:
+def test_a_key_works_from_the_moment_it_is_made(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "LOOKUP_S", 60)  # a busy machine reads late, and that is answered with 503: see below
     with site.client(site.keys["machine"]) as client:
         for n in range(3):
             key = site.registry.people.add(f"new-{n}", ["predict"])
             assert client.get("/model", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+
+
+@pytest.mark.parametrize("outage", ["unreachable", "slow", "broken"])
+def test_a_new_key_gets_503_and_not_401_while_the_registry_cannot_say_whose_it_is(
+    site: Site, outage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "LOOKUP_S", 0.05)
+    ends = threading.Event()
+    known: list[NamedKey] = []
+
+    def read() -> tuple[list[NamedKey], None]:
+        if outage == "slow":
+            ends.wait(60)
+        elif not ends.is_set():
+            raise {"unreachable": ConnectionError, "broken": ValueError}[outage]("the registry is away")
+        return known, None
+
+    keyring = Keyring(site.own, read)
+    checked = Guard(site.settings, site.own.secret, keyring, Counters("m", None, Path("unused")))
+    key, stored = named()
+    request = Request("GET", {b"authorization": f"Bearer {key}".encode()}, nothing)
+
+    async def call() -> None:
+        for status in (503, 503):
+            with pytest.raises(Refused) as refused:
+                await checked.admit(request)
+            assert (refused.value.status, refused.value.headers["Retry-After"]) == (status, "2")
+        known.append(stored)
+        ends.set()
+        monkeypatch.setattr(guard, "LOOKUP_S", 60)
+        assert (await checked.admit(request)).name == "ann"
+
+    asyncio.run(call())
 
 
 def test_forged_keys_cause_few_reads_of_the_registry(site: Site) -> None:

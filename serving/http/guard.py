@@ -39,14 +39,15 @@ class Guard:
         self._secret = secret
         self._keyring = keyring
         self._counters = counters
-        self._lookup: asyncio.Task[None] | None = None
+        self._lookup: asyncio.Task[bool] | None = None
         self._lookup_at = 0.0
 
     async def admit(self, request: Request, *roles: Role) -> Person:
         """Return the caller, who has one of the roles; without roles, any valid key will do. Counts one request.
 
         Raises:
-            Refused: 401 without a valid key, 403 without one of the roles, 429 past the caller's rate.
+            Refused: 401 without a valid key, 403 without one of the roles, 429 past the caller's rate, 503 if the key is new and
+                the registry does not say in time whose it is.
 
         """
         if not self._access.enabled:
@@ -118,19 +119,31 @@ class Guard:
         if person is None and self._keyring.may_be_new(authorization):
             if self._lookup is None:
                 self._lookup = asyncio.create_task(self._look_up())
+            was_read = False
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._lookup), LOOKUP_S)
+                was_read = await asyncio.wait_for(asyncio.shield(self._lookup), LOOKUP_S)
             person = self._keyring.identify(authorization)
+            if person is None and not was_read:  # 401 would tell somebody with a valid key to give up
+                raise Refused(
+                    503,
+                    "the keys cannot be read now",
+                    ("Authorization", "this key is new here, and the registry does not answer: try again"),
+                    Retry_After="2",
+                )
         return person
 
-    async def _look_up(self) -> None:
-        """Read the registry's keys. All requests that wait share one read, so forged keys cause at most four a second."""
+    async def _look_up(self) -> bool:
+        """Read the registry's keys; return whether they were read.
+
+        All requests that wait share one read, so forged keys cause at most four a second.
+        """
         await asyncio.sleep(self._lookup_at - time.monotonic())
         self._lookup, self._lookup_at = None, time.monotonic() + LOOKUP_EVERY_S  # later requests need a later read
         try:
-            await asyncio.to_thread(self._keyring.refresh)
+            return await asyncio.to_thread(self._keyring.refresh)
         except Exception:
             log.exception("reading the keys failed, the earlier ones stay")
+            return False
 
     async def _count(self, person: Person, kind: str, limit: str | None, amount: int) -> None:
         if limit is None:

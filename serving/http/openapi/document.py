@@ -74,7 +74,12 @@ ERRORS: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
         [("X-Feedback-Token", "at most 20 uses")],
     ),
     "500": ("InternalError", "an error of the service; its log names it", "internal error", []),
-    "503": ("Unavailable", "overloaded, starting, or unable to store: try again later", "700 texts are waiting", []),
+    "503": (
+        "Unavailable",
+        "overloaded, starting, unable to store, or unable to look up a new key: try again later",
+        "700 texts are waiting",
+        [],
+    ),
 }
 RESPONSE_HEADERS: dict[str, dict[str, str]] = {
     "401": {"WWW-Authenticate": "Authentication"},

@@ -1,12 +1,13 @@
 """The console in Chromium, on a running `ratchet up` with a tiny real model: what people click, see and type.
 
-One project runs for the whole module, and the flows follow one another as they would in a day: review, approve, watch the workers
-converge, roll back, overrule, release from quarantine, label, try, label until a round settles. Every page is then checked for
-accessibility in two sizes and two colour schemes.
+One project runs for the whole module. What a reviewer does in a day is one test, because each step needs the one before: approve,
+watch the workers converge, roll back, overrule, release from quarantine. The others begin wherever that has come to, also on a
+project of their own: label, try, label until a round settles. Every page is checked for accessibility in two sizes and two colour
+schemes.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +22,12 @@ from schemas.queue import NewItem
 from schemas.records import RoundRecord, RoundState
 from services.rounds.queue_filling import fill
 from serving.artifacts import ArtifactStore
+from serving.http.access import pseudonym, read_keys
 from serving.inference.loading import open_version
 from serving.model_directory import read_manifest
 from serving.registry.registry import Registry
 from tests.support import browsers, consoles, settling_rounds
-from tests.support.fakes import free_port, toy_rows
+from tests.support.fakes import TOPICS, free_port, toy_rows
 from tests.support.running_up import RunningUp, stored_ids, until
 from tests.support.versions import copied
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 IMPACTS = {"serious", "critical"}
 SETTLING_TEXTS = 60
+LIARS = ("liar0", "liar1")
 
 
 @dataclass
@@ -89,6 +92,17 @@ def chromium() -> "Iterator[Browser]":
         yield launched
 
 
+def test_a_day_of_reviewing(stack: Stack, chromium: "Browser") -> None:
+    for step in (
+        approve_and_watch_every_worker_follow,
+        roll_back_and_look_at_the_log,
+        start_a_round_reject_and_overrule_it,
+        release_people_in_bulk,
+        trust_a_person,
+    ):
+        step(stack, chromium)
+
+
 def signed_in(page: "Page", stack: Stack, who: str) -> "Page":
     page.goto(f"{stack.url}/sign-in")
     page.fill("#key", stack.keys[who])
@@ -106,7 +120,7 @@ def decided(page: "Page", key: str, reason: str) -> None:
     page.wait_for_selector(".notice")
 
 
-def test_a_reviewer_approves_and_every_worker_follows(stack: Stack, chromium: "Browser") -> None:
+def approve_and_watch_every_worker_follow(stack: Stack, chromium: "Browser") -> None:
     record = stack.registry.unfinished_round()
     assert record
     with browsers.page(chromium) as page:
@@ -132,7 +146,7 @@ def test_a_reviewer_approves_and_every_worker_follows(stack: Stack, chromium: "B
     assert live.json()["model_version"] == record.candidate_version
 
 
-def test_rolling_back_and_looking_at_the_log(stack: Stack, chromium: "Browser") -> None:
+def roll_back_and_look_at_the_log(stack: Stack, chromium: "Browser") -> None:
     first = stack.registry.versions()[-1].model_version
     with browsers.page(chromium) as page:
         signed_in(page, stack, "rita")
@@ -146,25 +160,33 @@ def test_rolling_back_and_looking_at_the_log(stack: Stack, chromium: "Browser") 
     assert champion.model_version == first
 
 
+def pseudonym_of(stack: Stack, user: str) -> str:
+    """Who a user is in events, and so on the console."""
+    return pseudonym(read_keys(stack.up.settings.path(stack.up.settings.access.keys)).secret, user)
+
+
 def inference(stack: Stack) -> httpx.Client:
     """An app that holds the API key."""
     headers = {"Authorization": f"Bearer {stack.up.key}"}
     return httpx.Client(base_url=stack.up.url, headers=headers, trust_env=False, timeout=30)
 
 
-def correct(stack: Stack, rows: list[tuple[str, str]]) -> None:
-    """Correct a prediction on each row, and wait until all are stored: a round needs something new."""
+def correct(stack: Stack, rows: list[tuple[str, str]], people: Sequence[str]) -> None:
+    """Correct a prediction on each row, by people in turn, and wait until all are stored: a round needs something new."""
     stored = len(stored_ids(stack.up.settings)[1]) + len(rows)
     with inference(stack) as client:
         for n, (text, label) in enumerate(rows):
             [made] = client.post("/predict", json={"items": [{"text": text}]}).json()
-            body = {"prediction_id": made["prediction_id"], "kind": "correction", "value": label, "user": f"new{n % 9}"}
+            user = people[n % len(people)]
+            body = {"prediction_id": made["prediction_id"], "kind": "correction", "value": label, "user": user}
             assert client.post("/feedback", json=body).status_code == 202
     assert until(lambda: len(stored_ids(stack.up.settings)[1]) >= stored, 60)
 
 
-def test_a_round_is_started_watched_rejected_and_overruled(stack: Stack, chromium: "Browser") -> None:
-    correct(stack, toy_rows(40, seed=77))
+def start_a_round_reject_and_overrule_it(stack: Stack, chromium: "Browser") -> None:
+    correct(stack, toy_rows(40, seed=77), [f"new{n}" for n in range(9)])
+    turned = dict(zip(TOPICS, [*list(TOPICS)[1:], next(iter(TOPICS))], strict=True))
+    correct(stack, [(text, turned[label]) for text, label in toy_rows(50, seed=78)], LIARS)
     with browsers.page(chromium) as page:
         signed_in(page, stack, "adam")
         page.goto(f"{stack.url}/rounds")
@@ -188,19 +210,37 @@ def test_a_round_is_started_watched_rejected_and_overruled(stack: Stack, chromiu
     assert (overruled.actor, overruled.detail["overruled"]) == ("adam", "rejected")
 
 
-def test_people_are_released_from_quarantine(stack: Stack, chromium: "Browser") -> None:
+def release_people_in_bulk(stack: Stack, chromium: "Browser") -> None:
+    liars = {pseudonym_of(stack, name) for name in LIARS}
     record = stack.registry.history.rounds_page(limit=1)[0][1]
     assert record.dataset
+    assert set(record.dataset.quarantined_people) == liars
     with browsers.page(chromium) as page:
         signed_in(page, stack, "adam")
         page.goto(f"{stack.url}/feedback/quarantine")
-        page.click("table a >> nth=0")
+        page.check("input[data-all=user]")
+        assert page.locator("input[name=user]:checked").count() == len(LIARS)
+        page.fill("#reason", "they tried the form")
+        page.click("text=Release")
+        page.wait_for_selector("text=2 people: released")
+        assert page.locator("input[name=user]").count() == 0
+        assert page.locator("text=they tried the form").count() == len(LIARS)
+    assert stack.registry.trust.trusted().released == liars
+    rows = [row for row in stack.registry.audit_rows() if row.detail.get("reason") == "they tried the form"]
+    assert {row.actor for row in rows} == {"adam"}
+
+
+def trust_a_person(stack: Stack, chromium: "Browser") -> None:
+    with browsers.page(chromium) as page:
+        signed_in(page, stack, "adam")
+        page.goto(f"{stack.url}/feedback/quarantine")
+        page.click(f'a[href="/feedback/people/{pseudonym_of(stack, "new0")}"]')
         page.click("text=Trust")
         page.fill("dialog textarea", "our own tester")
         page.click("dialog button:not([type=button])")
         page.wait_for_selector(".notice")
         assert "our own tester" in page.inner_text("main")
-    assert len(stack.registry.trust.trusted().released) == 1
+    assert len(stack.registry.trust.trusted().released) == 1 + len(LIARS)
 
 
 def test_items_are_labelled_by_keyboard(stack: Stack, chromium: "Browser") -> None:
@@ -277,6 +317,8 @@ def disagreements(stack: Stack, guesses: Path, seed: int) -> tuple[RoundRecord, 
     the scheduler starts once a minute.
     """
     settings, registry = stack.up.settings, stack.registry
+    if (waiting := registry.unfinished_round()) is not None:
+        registry.finish_round(waiting.round_id, RoundState.REJECTED, detail="the desk is cleared")
     store = ArtifactStore(settings.location(settings.artifacts.url))
     champion = registry.champion()
     assert champion

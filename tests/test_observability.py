@@ -50,6 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, version: Path) -> Iterator[
 
 def test_a_worker_shows_requests_predictions_and_its_version(server: Served) -> None:
     with httpx.Client(base_url=server.url, headers={"Authorization": server.header}) as client:
+        before = samples(client.get("/metrics").text)
         answer = client.post("/predict", json={"items": [{"text": "oven"}]})
         assert answer.status_code == 200, answer.text
         [found] = answer.json()
@@ -60,17 +61,18 @@ def test_a_worker_shows_requests_predictions_and_its_version(server: Served) -> 
         client.post("/feedback", json={"prediction_id": found["prediction_id"], "kind": "rating", "value": "up"})
         assert client.get("/model").status_code == 200
         shown = samples(client.get("/metrics").text)
-    assert shown["ratchet_requests_total", 'route="/predict",status="200"'] == 2
-    assert shown["ratchet_requests_total", 'route="/predict",status="422"'] == 1
-    assert shown["ratchet_requests_total", 'route="other",status="404"'] == 30
-    assert shown["ratchet_request_seconds_count", 'route="/feedback"'] == 1
-    assert shown["ratchet_confidence_count", ""] == 3
-    assert sum(value for (name, _), value in shown.items() if name == "ratchet_predicted_labels_total") == 3
-    assert shown["ratchet_batch_texts_sum", ""] == 3
+    grown = {series: value - before.get(series, 0) for series, value in shown.items()}
+    assert grown["ratchet_requests_total", 'route="/predict",status="200"'] == 2
+    assert grown["ratchet_requests_total", 'route="/predict",status="422"'] == 1
+    assert grown["ratchet_requests_total", 'route="other",status="404"'] == 30
+    assert grown["ratchet_request_seconds_count", 'route="/feedback"'] == 1
+    assert grown["ratchet_confidence_count", ""] == 3
+    assert sum(value for (name, _), value in grown.items() if name == "ratchet_predicted_labels_total") == 3
+    assert grown["ratchet_batch_texts_sum", ""] == 3
     assert shown["ratchet_queue_texts", ""] == 0
     assert shown["ratchet_model_version", 'model_version="v"'] == 1
     assert shown["ratchet_swap_seconds_count", ""] == 1
-    assert shown["ratchet_feedback_total", 'kind="rating"'] == 1
+    assert grown["ratchet_feedback_total", 'kind="rating"'] == 1
     assert len([series for series in shown if series[0] == "ratchet_requests_total"]) < 10
 
 

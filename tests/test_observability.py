@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
@@ -19,6 +20,7 @@ from schemas.records import Champion, RoundRecord, RoundState
 from schemas.reports import GateReport, GateResult, Verdict
 from services.ingestion.metrics import wilson
 from services.scheduling.metrics import SchedulerMetrics
+from serving.http.front import METRICS_FRESH_S
 from serving.http.metrics import MOST_LABELS, Metrics
 from serving.inference.encoder_runtime import Runtime
 from serving.process.log_lines import formatter
@@ -51,6 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, version: Path) -> Iterator[
 def test_a_worker_shows_requests_predictions_and_its_version(server: Served) -> None:
     with httpx.Client(base_url=server.url, headers={"Authorization": server.header}) as client:
         before = samples(client.get("/metrics").text)
+        time.sleep(METRICS_FRESH_S)  # /metrics is cached for as long
         answer = client.post("/predict", json={"items": [{"text": "oven"}]})
         assert answer.status_code == 200, answer.text
         [found] = answer.json()

@@ -33,6 +33,7 @@ NEW_PARTITIONS_S = (
     30.0  # until partitions that somebody adds to a topic are read; kafka-python's default is five minutes
 )
 FETCH_MS = 200  # the broker may hold a fetch open this long: an idle subscription learns of the end with this delay
+FETCH_BYTES = 256 << 10  # what the broker waits for until then: many small fetches cost the consumer twice the CPU
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Subscription:
                 session_timeout_ms=6000,
                 heartbeat_interval_ms=1000,
                 fetch_max_wait_ms=FETCH_MS,
+                fetch_min_bytes=FETCH_BYTES,
                 request_timeout_ms=10_000,
                 max_poll_records=POLL_RECORDS,
                 metadata_max_age_ms=int(new_partitions_s * 1000),

@@ -121,3 +121,17 @@ def test_a_log_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
         log.append("feedback", rows(1, 2))
     (tmp_path / "away").rename(tmp_path / "feedback")
     assert log.append("feedback", rows(0, 2)) == 1
+
+
+def test_the_version_is_that_of_delta_whoever_commits_and_reads_no_file(tmp_path: Path) -> None:
+    log, other = EventLog(str(tmp_path)), EventLog(str(tmp_path))
+    for n in range(4):
+        other.append("feedback", rows(n, n + 1))
+        assert log.version("feedback") == DeltaTable(log.uri("feedback")).version() == n + 1
+    assert other.compact("feedback")
+    assert other.erase("feedback", "feedback_id = 't-0-2'") == 1  # leaves a checkpoint and removes commits
+    newest = DeltaTable(log.uri("feedback")).version()
+    for path in (tmp_path / "feedback").glob("*.parquet"):
+        path.write_bytes(b"damaged")
+    assert log.version("feedback") == newest
+    assert EventLog(str(tmp_path / "new")).version("predictions") == 0

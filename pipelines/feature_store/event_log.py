@@ -21,14 +21,20 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
-import pyarrow.fs as pfs
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
-from pipelines.feature_store.event_log_files import check_folder, write_rows
+from pipelines.feature_store.event_log_files import check_folder, snapshot, write_rows
 from pipelines.feature_store.event_log_repair import repair
-from pipelines.feature_store.event_log_tail import ACTIONS, EventLogDamaged, lost_files, secure, sync_checkpoint
+from pipelines.feature_store.event_log_tail import (
+    ACTIONS,
+    EventLogDamaged,
+    lost_files,
+    newest_version,
+    secure,
+    sync_checkpoint,
+)
 from pipelines.feature_store.positions import last_offsets, last_stored_offsets, rows_beyond
 
 log = logging.getLogger("ratchet.event_log")
@@ -216,8 +222,9 @@ class EventLog:
         return deleted
 
     def version(self, name: str) -> int:
-        """Return the table's newest version, which changes whenever rows do."""
-        return int(self._newest(name).version())
+        """Return the table's newest version, which changes whenever rows do. In a folder its commits are not read or checked."""
+        on_disk = newest_version(self._folder(name)) if self._local and name in self._tables else -1
+        return on_disk if on_disk >= 0 else int(self._newest(name).version())
 
     def positions(self, name: str) -> dict[str, int]:
         """Return the cut that covers all rows: their last offset by '<topic_id>/<partition>'."""
@@ -277,17 +284,6 @@ class EventLog:
 
     def _folder(self, name: str) -> Path:
         return Path(self._location) / name
-
-
-def snapshot(table: DeltaTable) -> pds.Dataset:
-    """Return the rows of a table's snapshot as a dataset. A folder's files are named literally, not by URL or pattern."""
-    uri = str(table.table_uri)
-    if not uri.startswith("file://"):
-        return table.to_pyarrow_dataset()
-    root = Path(unquote(uri.removeprefix("file://")))
-    files = [str(root / unquote(path)) for path in table._table.get_add_file_sizes()]
-    schema = pa.schema(table.schema().to_arrow())
-    return pds.dataset(files, schema=schema, format="parquet", filesystem=pfs.LocalFileSystem())
 
 
 def _added(folder: Path, rows: pa.Table) -> AddAction:

@@ -1,4 +1,4 @@
-"""Check that Delta Lake can open a location, and write the log's Parquet files in a folder.
+"""Check that Delta Lake can open a location; write the log's Parquet files in a folder, and read a snapshot of them.
 
 event_log.py and `ratchet init` call it.
 """
@@ -6,9 +6,13 @@ event_log.py and `ratchet init` call it.
 import re
 import uuid
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.dataset as pds
+import pyarrow.fs as pfs
 import pyarrow.parquet as pq
+from deltalake import DeltaTable
 
 from serving.atomic_write import sync
 
@@ -48,3 +52,14 @@ def write_rows(folder: Path, rows: pa.Table) -> tuple[str, int]:
         path.unlink(missing_ok=True)
         raise
     return path.name, content.size
+
+
+def snapshot(table: DeltaTable) -> pds.Dataset:
+    """Return the rows of a table's snapshot as a dataset. A folder's files are named literally, not by URL or pattern."""
+    uri = str(table.table_uri)
+    if not uri.startswith("file://"):
+        return table.to_pyarrow_dataset()
+    root = Path(unquote(uri.removeprefix("file://")))
+    files = [str(root / unquote(path)) for path in table._table.get_add_file_sizes()]
+    schema = pa.schema(table.schema().to_arrow())
+    return pds.dataset(files, schema=schema, format="parquet", filesystem=pfs.LocalFileSystem())

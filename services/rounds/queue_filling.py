@@ -24,9 +24,6 @@ MOST_AUDIT = 500  # audit texts that wait for a label at a time; feedback on the
 
 def fill(settings: Settings, registry: Registry, features: FeatureStore) -> dict[str, int] | None:
     """Add items to the queue and return how many of each kind; None while another process does so."""
-    from pipelines.evaluation.evaluators import evaluation_threads
-    from pipelines.round_settling import queue_disagreements
-
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held(settings.path(LOCK), str(os.getpid()), wait_s=0))
@@ -35,6 +32,9 @@ def fill(settings: Settings, registry: Registry, features: FeatureStore) -> dict
         added = {"audit": queue_audit_sample(settings, registry, features), "disagreement": 0}
         record = registry.settling_round()
         if record is not None and wants_items(registry, record):
+            from pipelines.evaluation.evaluators import evaluation_threads  # torch, which the audit sample does without
+            from pipelines.round_settling import queue_disagreements
+
             added["disagreement"] = queue_disagreements(
                 record,
                 settings=settings,

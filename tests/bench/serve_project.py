@@ -121,7 +121,7 @@ def _trained(settings: Settings) -> dict[str, str]:
         print(f"  {result.gate}: {result.verdict}. {result.sentence}")
     folder = round_folder(settings, claimed.round_id)
     full = folder / ("full" if (folder / "full").exists() else "version")
-    copy = folder / "full-as-a-version"
+    copy = CACHE / "full-as-a-version"  # the scheduler removes what it does not need from a round's folder
     shutil.copytree(full, copy)
     (copy / "manifest.json").unlink()
     manifest = read_manifest(full)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.feature_store.event_log import EventLog
-from pipelines.feature_store.event_log_files import snapshot
+from pipelines.feature_store.event_log import EventLog, snapshot
 from pipelines.feature_store.event_log_repair import DAMAGED
 from pipelines.feature_store.event_log_tail import EventLogDamaged
 from tests.support.stored_rows import rows

@@ -21,20 +21,14 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pds
+import pyarrow.fs as pfs
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
-from pipelines.feature_store.event_log_files import check_folder, snapshot, write_rows
+from pipelines.feature_store.event_log_files import check_folder, newest_version, write_rows
 from pipelines.feature_store.event_log_repair import repair
-from pipelines.feature_store.event_log_tail import (
-    ACTIONS,
-    EventLogDamaged,
-    lost_files,
-    newest_version,
-    secure,
-    sync_checkpoint,
-)
+from pipelines.feature_store.event_log_tail import ACTIONS, EventLogDamaged, lost_files, secure, sync_checkpoint
 from pipelines.feature_store.positions import last_offsets, last_stored_offsets, rows_beyond
 
 log = logging.getLogger("ratchet.event_log")
@@ -243,8 +237,7 @@ class EventLog:
 
     def stored_at(self, name: str) -> datetime | None:
         """Return when the newest row of a table was stored; None for an empty table."""
-        newest: datetime | None = pc.max(self.rows(name).to_table(["created_timestamp"])["created_timestamp"]).as_py()
-        return newest
+        return pc.max(self.rows(name).to_table(["created_timestamp"])["created_timestamp"]).as_py()  # type: ignore[no-any-return]
 
     def _newest(self, name: str, written: str | None = None) -> DeltaTable:
         """Return the table at its newest version, its commits checked and synced. `written`: see `secure`."""
@@ -286,6 +279,17 @@ class EventLog:
         return Path(self._location) / name
 
 
+def snapshot(table: DeltaTable) -> pds.Dataset:
+    """Return the rows of a table's snapshot as a dataset. A folder's files are named literally, not by URL or pattern."""
+    uri = str(table.table_uri)
+    if not uri.startswith("file://"):
+        return table.to_pyarrow_dataset()
+    root = Path(unquote(uri.removeprefix("file://")))
+    files = [str(root / unquote(path)) for path in table._table.get_add_file_sizes()]
+    schema = pa.schema(table.schema().to_arrow())
+    return pds.dataset(files, schema=schema, format="parquet", filesystem=pfs.LocalFileSystem())
+
+
 def _added(folder: Path, rows: pa.Table) -> AddAction:
     name, size = write_rows(folder, rows)
     return AddAction(name, size, {}, int(time.time() * 1000), True, f'{{"numRecords":{rows.num_rows}}}')
@@ -293,4 +297,4 @@ def _added(folder: Path, rows: pa.Table) -> AddAction:
 
 def _line(error: Exception) -> str:
     """Return the first line of an error; Delta's errors carry a stack trace."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,21 +1,21 @@
-"""Check that Delta Lake can open a location; write the log's Parquet files in a folder, and read a snapshot of them.
+"""Check that Delta Lake can open a location; in a folder, write the log's Parquet files and read its version from names.
 
 event_log.py and `ratchet init` call it.
 """
 
+import contextlib
+import os
 import re
 import uuid
 from pathlib import Path
-from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.dataset as pds
-import pyarrow.fs as pfs
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 
+from pipelines.feature_store.event_log_tail import LOG
 from serving.atomic_write import sync
 
+VERSION_DIGITS, ENDS = 20, (".json", ".checkpoint.parquet")  # of the names of commits and checkpoints
 # Characters that deltalake 1.6 decodes or splits at anywhere in a path, however they are quoted.
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\]|%[0-9A-Fa-f]{2}")
 
@@ -54,12 +54,9 @@ def write_rows(folder: Path, rows: pa.Table) -> tuple[str, int]:
     return path.name, content.size
 
 
-def snapshot(table: DeltaTable) -> pds.Dataset:
-    """Return the rows of a table's snapshot as a dataset. A folder's files are named literally, not by URL or pattern."""
-    uri = str(table.table_uri)
-    if not uri.startswith("file://"):
-        return table.to_pyarrow_dataset()
-    root = Path(unquote(uri.removeprefix("file://")))
-    files = [str(root / unquote(path)) for path in table._table.get_add_file_sizes()]
-    schema = pa.schema(table.schema().to_arrow())
-    return pds.dataset(files, schema=schema, format="parquet", filesystem=pfs.LocalFileSystem())
+def newest_version(table: Path) -> int:
+    """Return the newest version by the names of commits and checkpoints, without reading any; -1 where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        starts = (entry.name[:VERSION_DIGITS] for entry in os.scandir(table / LOG) if entry.name.endswith(ENDS))
+        return max((int(start) for start in starts if start.isdecimal()), default=-1)
+    return -1

@@ -19,7 +19,6 @@ from serving.atomic_write import sync_all
 ACTIONS = "ratchet_actions"  # key in commitInfo: number of lines after it
 LOG = "_delta_log"
 HINT = "_last_checkpoint"
-VERSION_DIGITS, ENDS = 20, (".json", ".checkpoint.parquet")
 
 
 class EventLogDamaged(OSError):
@@ -74,14 +73,6 @@ def commits(table: Path) -> list[tuple[int, Path]]:
     """Return version and path of every existing commit, in order."""
     paths = (Path(entry.path) for entry in os.scandir(table / LOG) if entry.name.endswith(".json"))
     return sorted((int(path.stem), path) for path in paths if path.stem.isdecimal())
-
-
-def newest_version(table: Path) -> int:
-    """Return the newest version by the names of commits and checkpoints, without reading any; -1 where there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        starts = (entry.name[:VERSION_DIGITS] for entry in os.scandir(table / LOG) if entry.name.endswith(ENDS))
-        return max((int(start) for start in starts if start.isdecimal()), default=-1)
-    return -1
 
 
 def checkpoints(table: Path) -> list[Path]:

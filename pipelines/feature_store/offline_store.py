@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 from feast.infra.offline_stores.ibis import get_historical_features_ibis, pull_all_from_table_or_query_ibis
 
-from pipelines.feature_store.event_log_files import snapshot
+from pipelines.feature_store.event_log import snapshot
 
 
 class EventLogOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]  # feast has no types

@@ -21,7 +21,7 @@ from schemas.records import Champion
 from schemas.settings import Settings
 from services.cli import doctor
 from services.cli.main import cli
-from services.feedback_consumer import Consumer
+from services.feedback_consumer import Consumer, Stalled
 from services.rounds.announce import announce
 from services.up import Supervisor, UpError
 from serving.messaging.connection import Broker, BrokerUnavailable
@@ -32,7 +32,6 @@ from serving.messaging.publisher import Outgoing, Publisher, Topics
 from serving.registry.registry import Registry
 from tests.support.events import feedback, named, prediction
 from tests.support.fakes import REPOSITORY
-from tests.support.ingesting import stepped
 from tests.support.kafka_security import SecureKafka
 
 Act = Callable[[Settings, pytest.LogCaptureFixture], str]
@@ -89,7 +88,9 @@ def consumer(settings: Settings, _caplog: pytest.LogCaptureFixture) -> str:
 
         def stored() -> bool:
             try:
-                stepped(member)
+                member.step(0.2)
+            except Stalled:
+                member.reset()
             except BrokerUnavailable as error:
                 said.extend([str(error)] * (" lacks the right " in str(error)))
                 return False

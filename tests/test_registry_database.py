@@ -164,8 +164,10 @@ def test_a_server_that_drops_us_is_an_outage_and_the_next_call_connects_again() 
 
 @pytest.mark.postgres
 def test_a_lock_that_is_never_freed_on_postgres_is_an_outage() -> None:
-    with postgres_schema() as url, contextlib.closing(Registry(url, "m", busy_s=0.2)) as opened:
-        opened.migrate()
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(postgres_schema())
+        stack.enter_context(contextlib.closing(Registry(url, "m"))).migrate()  # in its own time: it locks more
+        opened = stack.enter_context(contextlib.closing(Registry(url, "m", busy_s=0.2)))
         with opened.database.write(), pytest.raises(RegistryUnavailable, match="lock timeout"):
             opened.audit("me", "x", {})
 

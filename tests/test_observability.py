@@ -41,6 +41,12 @@ def samples(text: str) -> dict[tuple[str, str], float]:
     return found
 
 
+def fresh_samples(client: httpx.Client) -> dict[tuple[str, str], float]:
+    """Return what a worker shows now: an answer of /metrics is sent again for METRICS_FRESH_S."""
+    time.sleep(METRICS_FRESH_S)
+    return samples(client.get("/metrics").text)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, version: Path) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("observed") / "project"
@@ -52,8 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, version: Path) -> Iterator[
 
 def test_a_worker_shows_requests_predictions_and_its_version(server: Served) -> None:
     with httpx.Client(base_url=server.url, headers={"Authorization": server.header}) as client:
-        before = samples(client.get("/metrics").text)
-        time.sleep(METRICS_FRESH_S)  # /metrics is cached for as long
+        before = fresh_samples(client)
         answer = client.post("/predict", json={"items": [{"text": "oven"}]})
         assert answer.status_code == 200, answer.text
         [found] = answer.json()
@@ -63,7 +68,7 @@ def test_a_worker_shows_requests_predictions_and_its_version(server: Served) -> 
             client.get(f"/{n}", headers={"traceparent": f"{n}"})
         client.post("/feedback", json={"prediction_id": found["prediction_id"], "kind": "rating", "value": "up"})
         assert client.get("/model").status_code == 200
-        shown = samples(client.get("/metrics").text)
+        shown = fresh_samples(client)
     grown = {series: value - before.get(series, 0) for series, value in shown.items()}
     assert grown["ratchet_requests_total", 'route="/predict",status="200"'] == 2
     assert grown["ratchet_requests_total", 'route="/predict",status="422"'] == 1

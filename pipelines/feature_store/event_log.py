@@ -26,9 +26,10 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
-from pipelines.feature_store.event_log_files import check_folder, newest_version, write_rows
+from pipelines.feature_store.event_log_files import check_folder, write_rows
 from pipelines.feature_store.event_log_repair import repair
 from pipelines.feature_store.event_log_tail import ACTIONS, EventLogDamaged, lost_files, secure, sync_checkpoint
+from pipelines.feature_store.log_version import newest_version
 from pipelines.feature_store.positions import last_offsets, last_stored_offsets, rows_beyond
 
 log = logging.getLogger("ratchet.event_log")
@@ -217,8 +218,8 @@ class EventLog:
 
     def version(self, name: str) -> int:
         """Return the table's newest version, which changes whenever rows do. In a folder its commits are not read or checked."""
-        on_disk = newest_version(self._folder(name)) if self._local and name in self._tables else -1
-        return on_disk if on_disk >= 0 else int(self._newest(name).version())
+        on_disk = newest_version(self._folder(name)) if self._local and name in self._tables else None
+        return int(self._newest(name).version()) if on_disk is None else on_disk
 
     def positions(self, name: str) -> dict[str, int]:
         """Return the cut that covers all rows: their last offset by '<topic_id>/<partition>'."""
@@ -291,8 +292,7 @@ def snapshot(table: DeltaTable) -> pds.Dataset:
 
 
 def _added(folder: Path, rows: pa.Table) -> AddAction:
-    name, size = write_rows(folder, rows)
-    return AddAction(name, size, {}, int(time.time() * 1000), True, f'{{"numRecords":{rows.num_rows}}}')
+    return AddAction(*write_rows(folder, rows), {}, int(time.time() * 1000), True, f'{{"numRecords":{rows.num_rows}}}')
 
 
 def _line(error: Exception) -> str:

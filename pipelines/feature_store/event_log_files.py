@@ -1,10 +1,8 @@
-"""Check that Delta Lake can open a location; in a folder, write the log's Parquet files and read its version from names.
+"""Check that Delta Lake can open a location, and write the log's Parquet files in a folder.
 
 event_log.py and `ratchet init` call it.
 """
 
-import contextlib
-import os
 import re
 import uuid
 from pathlib import Path
@@ -12,10 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.feature_store.event_log_tail import LOG
 from serving.atomic_write import sync
 
-VERSION_DIGITS, ENDS = 20, (".json", ".checkpoint.parquet")  # of the names of commits and checkpoints
 # Characters that deltalake 1.6 decodes or splits at anywhere in a path, however they are quoted.
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\]|%[0-9A-Fa-f]{2}")
 
@@ -52,11 +48,3 @@ def write_rows(folder: Path, rows: pa.Table) -> tuple[str, int]:
         path.unlink(missing_ok=True)
         raise
     return path.name, content.size
-
-
-def newest_version(table: Path) -> int:
-    """Return the newest version by the names of commits and checkpoints, without reading any; -1 where there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        starts = (entry.name[:VERSION_DIGITS] for entry in os.scandir(table / LOG) if entry.name.endswith(ENDS))
-        return max((int(start) for start in starts if start.isdecimal()), default=-1)
-    return -1

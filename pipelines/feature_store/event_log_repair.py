@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from pipelines.feature_store.event_log_tail import (
     HINT,
-    LOG,
     EventLogDamaged,
     added_files,
     checkpoints,
@@ -31,6 +30,7 @@ from pipelines.feature_store.event_log_tail import (
     removed_files,
     version_of,
 )
+from pipelines.feature_store.log_version import LOG
 from serving.atomic_write import sync_all
 from serving.file_lock import locked
 

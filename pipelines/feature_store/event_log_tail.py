@@ -14,10 +14,10 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.feature_store.log_version import LOG
 from serving.atomic_write import sync_all
 
 ACTIONS = "ratchet_actions"  # key in commitInfo: number of lines after it
-LOG = "_delta_log"
 HINT = "_last_checkpoint"
 
 

@@ -234,17 +234,14 @@ class FeatureStore:
 
         Feedback without a stored prediction does not count, nor does a thumbs-down if the task has no labels.
         """
-        stored = (self.log.version("feedback"), dict(cut))
-        # If some of it waits for its prediction, the count is valid only until more predictions are stored.
-        if self._trainable is None or self._trainable[0] not in (stored, (*stored, self.log.version("predictions"))):
-            predictions = self.log.version(
-                "predictions"
-            )  # before reading them, so that later ones make this count stale
+        stored, waiting = (self.log.version("feedback"), dict(cut)), (self.log.version("predictions"),)
+        if self._trainable is None or self._trainable[0] not in (stored, stored + waiting):
             feedback = self.effective_feedback(bound=cut)
             known, unknown = feedback_rules.trainable(
                 feedback, self._views.stored("predictions", ()), rejections=self._task in LABELLED
             )
-            self._trainable = ((*stored, predictions) if unknown else stored, known)
+            # If some of it waits for its prediction, the count is valid only until more predictions are stored.
+            self._trainable = (stored + waiting if unknown else stored, known)
         return self._trainable[1]
 
     def stored_events(self) -> dict[str, int]:

@@ -7,14 +7,13 @@ file names the version of the event log that was counted; a stale count is notic
 
 import contextlib
 import json
-import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.feature_store.log_version import newest_version
 from schemas.settings import Settings
 from serving.atomic_write import atomic_write
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 FILE = "state/feedback-counts.json"
 KEEP_S = 5.0  # seconds between two counts while feedback streams in
 BEHIND_S = 20.0  # greatest age of a count while `up` runs and feedback streams in
-_COMMIT = re.compile(r"(\d{20})\.json")
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,9 @@ class FeedbackCounts:
 
 def counts(settings: Settings, cut: Mapping[str, int], *, up: bool) -> FeedbackCounts:
     """Return the current counts, or cached ones while `up` runs. Raises what opening the feature store raises."""
-    newest = _newest(settings)
-    if (newest is None and _local(settings) is not None) or newest == 0:
+    folder = _local(settings)
+    newest = newest_version(folder / "feedback") if folder else None
+    if (newest is None and folder is not None) or newest == 0:
         return FeedbackCounts(0, dict(cut))  # no event log yet, or an empty one
     cached = kept(settings)
     if cached and cached.cut == cut:
@@ -102,13 +101,3 @@ def _local(settings: Settings) -> Path | None:
     """Return the event log's folder; None if it is in an object store."""
     location = settings.location(settings.feature_store.event_log)
     return None if "://" in location else Path(location)
-
-
-def _newest(settings: Settings) -> int | None:
-    """Return the newest version of the feedback table, by the names of its commits; None if there are none."""
-    folder = _local(settings)
-    try:
-        names = os.listdir(folder / "feedback/_delta_log") if folder else []
-    except OSError:
-        return None
-    return max((int(match[1]) for name in names if (match := _COMMIT.fullmatch(name))), default=None)

@@ -31,10 +31,14 @@ class Guard:
         secret: of the project, for feedback tokens and prediction ids.
         keyring: the keys.
         counters: of requests, texts and token uses.
+        lookup_s: seconds that a request with a new key waits for the registry.
 
     """
 
-    def __init__(self, settings: Settings, secret: str, keyring: Keyring, counters: Counters) -> None:
+    def __init__(
+        self, settings: Settings, secret: str, keyring: Keyring, counters: Counters, *, lookup_s: float = LOOKUP_S
+    ) -> None:
+        self._lookup_s = lookup_s
         self._access = settings.access
         self._secret = secret
         self._keyring = keyring
@@ -121,7 +125,7 @@ class Guard:
                 self._lookup = asyncio.create_task(self._look_up())
             was_read = False
             with contextlib.suppress(TimeoutError):
-                was_read = await asyncio.wait_for(asyncio.shield(self._lookup), LOOKUP_S)
+                was_read = await asyncio.wait_for(asyncio.shield(self._lookup), self._lookup_s)
             person = self._keyring.identify(authorization)
             if person is None and not was_read:  # 401 would tell somebody with a valid key to give up
                 raise Refused(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -86,6 +87,24 @@ def test_events_and_messages_carry_the_trace(spans: InMemorySpanExporter, versio
     untraced = FeedbackReceived(source="s", subject="p", data=data).model_dump_json().encode()
     assert headers_of(untraced) == HEADERS
     assert b"traceparent" not in untraced
+
+
+def test_a_share_of_the_traces_is_kept_whole_and_the_others_are_left_out_whole() -> None:
+    kept = InMemorySpanExporter()
+    tracing.start_tracing(SOMEWHERE, service="serving", model="m", share=0.5, exporter=kept)
+    for _ in range(400):
+        with tracing.span("request", parent="") as outer:
+            assert (tracing.traceparent() is not None) == outer.is_recording()
+            with tracing.span("step") as inner:
+                assert inner.is_recording() == outer.is_recording()
+            with tracing.span("other request", parent=UNSAMPLED) as other:
+                assert not other.is_recording()
+        assert tracing.traceparent() is None
+    tracing.stop_tracing()
+    names = Counter(each.name for each in kept.get_finished_spans())
+    assert names["request"] == names["step"]
+    assert 130 < names["request"] < 270  # seven standard deviations each way
+    assert set(names) == {"request", "step"}
 
 
 def message(offset: int, *headers: tuple[str, bytes]) -> Message:

@@ -72,7 +72,7 @@ class Router:
 
     async def _traced(self, route: str, scope: Message, receive: Receive, send: Send) -> int:
         """Answer within a span that continues the caller's trace, if it sent one."""
-        given = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
+        given = next((value for name, value in scope["headers"] if name == b"traceparent"), b"").decode("latin-1")
         known = {"http.request.method": scope["method"] if route != "other" else "_OTHER", "http.route": route}
         with tracing.span(f"{scope['method']} {route}", known, parent=given, kind=SpanKind.SERVER) as span:
             status = await self._answer(scope, receive, send)

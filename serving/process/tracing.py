@@ -11,15 +11,15 @@ that is away costs spans, not requests.
 import contextlib
 import json
 import logging
+import random
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Link, NonRecordingSpan, SpanKind
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -30,8 +30,12 @@ log = logging.getLogger("ratchet.tracing")
 HEADER = "traceparent"
 MOST_LINKS = 128  # of one span; OpenTelemetry's own limit
 SEND_SECONDS = 10.0
-_context = TraceContextTextMapPropagator()
+_propagator = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
+_share = 1.0
+# The current span within a trace that is not kept: valid, so that the spans below it are not kept either.
+_LEFT_OUT = NonRecordingSpan(SpanContext(trace_id=1, span_id=1, is_remote=False))
+_LEFT_OUT_CONTEXT = trace.set_span_in_context(_LEFT_OUT, context.Context())
 
 
 def start_tracing(
@@ -52,12 +56,12 @@ def start_tracing(
         exporter: replaces OTLP.
 
     """
-    global _provider  # noqa: PLW0603  # one for the process, as the loggers are
+    global _provider, _share  # noqa: PLW0603  # one for the process, as the loggers are
     stop_tracing()
     if settings.traces is None:
         return
     resource = Resource.create({"service.name": f"ratchet-{service}", "ratchet.model": model})
-    _provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(share)))
+    _provider, _share = TracerProvider(resource=resource), share  # its sampler keeps a span if its parent is kept
     _provider.add_span_processor(BatchSpanProcessor(exporter or OtlpJson(settings.traces)))
 
 
@@ -88,7 +92,7 @@ def span(
     Args:
         name: of the span.
         attributes: ids and counts.
-        parent: a `traceparent` whose trace the span continues; the current span if None.
+        parent: a `traceparent` whose trace the span continues, "" for a new trace; the current span if None.
         links: a `traceparent` for each other trace that the span belongs to; MOST_LINKS at most.
         kind: OpenTelemetry's kind of span.
 
@@ -96,10 +100,18 @@ def span(
     if _provider is None:
         yield trace.INVALID_SPAN
         return
-    linked = [Link(context) for context in map(_span_context, list(links)[:MOST_LINKS]) if context.is_valid]
-    context = None if parent is None else _context.extract({HEADER: parent})
+    above = context.get_current() if parent is None else _context_of(parent)
+    if not trace.get_current_span(above).get_span_context().is_valid and random.random() >= _share:  # noqa: S311
+        # Drawn here: OpenTelemetry's sampler would cost every request seven times as much (docs/lab-notes.md).
+        token = context.attach(_LEFT_OUT_CONTEXT)
+        try:
+            yield _LEFT_OUT
+        finally:
+            context.detach(token)
+        return
+    linked = [Link(each) for each in map(_span_context, list(links)[:MOST_LINKS]) if each.is_valid]
     tracer = _provider.get_tracer("ratchet")
-    with tracer.start_as_current_span(name, context, kind, attributes, linked) as current:
+    with tracer.start_as_current_span(name, above, kind, attributes, linked) as current:
         yield current
 
 
@@ -108,12 +120,17 @@ def traceparent() -> str | None:
     if _provider is None or not trace.get_current_span().get_span_context().trace_flags.sampled:
         return None
     carrier: dict[str, str] = {}
-    _context.inject(carrier)
+    _propagator.inject(carrier)
     return carrier.get(HEADER)
 
 
+def _context_of(given: str) -> context.Context:
+    """Return the context of a `traceparent`; an empty one for anything else."""
+    return _propagator.extract({HEADER: given}, context.Context()) if given else context.Context()
+
+
 def _span_context(given: str) -> trace.SpanContext:
-    span = trace.get_current_span(_context.extract({HEADER: given}))
+    span = trace.get_current_span(_context_of(given))
     return span.get_span_context() if isinstance(span, NonRecordingSpan) else trace.INVALID_SPAN_CONTEXT
 
 
@@ -138,11 +155,11 @@ class OtlpJson(SpanExporter):
 
 
 def _resource_spans(one: ReadableSpan) -> dict[str, object]:
-    context = one.get_span_context()
-    assert context is not None
+    given = one.get_span_context()
+    assert given is not None
     written: dict[str, object] = {
-        "traceId": trace.format_trace_id(context.trace_id),
-        "spanId": trace.format_span_id(context.span_id),
+        "traceId": trace.format_trace_id(given.trace_id),
+        "spanId": trace.format_span_id(given.span_id),
         "name": one.name,
         "kind": one.kind.value + 1,  # the protocol counts from 1
         "startTimeUnixNano": str(one.start_time),

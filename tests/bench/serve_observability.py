@@ -23,7 +23,7 @@ from tests.support.fakes import free_port, wait_until
 ROUNDS, WARM_S, SECONDS, CALLERS = 3, 4, 10, 32
 COST = 0.05  # of the throughput, at most
 SCRAPE_S = 5.0  # Prometheus scrapes once a minute unless it is told otherwise
-DEFAULT, EVERY = "traces of 1 % and scrapes", "traces of every request and scrapes"
+NONE, DEFAULT, EVERY = "none", "traces of 1 % and scrapes", "traces of every request and scrapes"
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -74,13 +74,15 @@ def measure() -> list[Figure]:
     """Measure in turn; figures are medians of ratios."""
     bank, found = project(), dict[str, list[tuple[Load, Load]]]()
     with collector() as address:
-        every = {"RATCHET_OBSERVABILITY__TRACES": address, "RATCHET_OBSERVABILITY__TRACE_SHARE": "1"}
+        traced = {"RATCHET_OBSERVABILITY__TRACES": address}
+        servers = {NONE: {}, DEFAULT: traced, EVERY: traced | {"RATCHET_OBSERVABILITY__TRACE_SHARE": "1"}}
+        order = list(servers)
         for _ in range(ROUNDS):
-            plain = _load(bank, {}, scraped=False)
-            for what, variables in ((DEFAULT, {"RATCHET_OBSERVABILITY__TRACES": address}), (EVERY, every)):
-                load = _load(bank, variables, scraped=True)
-                print(f"{what}: {load.rate:.0f} requests/s; without: {plain.rate:.0f}", flush=True)
-                found.setdefault(what, []).append((load, plain))
+            loads = {what: _load(bank, servers[what], scraped=what != NONE) for what in order}
+            print(", ".join(f"{what}: {load.rate:.0f} requests/s" for what, load in loads.items()), flush=True)
+            for what in (DEFAULT, EVERY):
+                found.setdefault(what, []).append((loads[what], loads[NONE]))
+            order = [*order[1:], order[0]]  # each comes first, second and last once
     figures = []
     for what, runs in found.items():
         rates = [load.rate / plain.rate for load, plain in runs]

@@ -34,6 +34,7 @@ from services.rounds.executor import LocalExecutor
 from services.rounds.failures import ending
 from services.rounds.process import Liveness
 from services.rounds.prune import leftovers, remove
+from services.rounds.round_file import update_round_files
 from services.rounds.queue_filler import QueueFiller
 from services.rounds.settling import Settler
 from services.scheduling.crontab import crontab
@@ -226,14 +227,15 @@ class TrainingScheduler:
         return due is not None and due <= now
 
     def _prune(self) -> None:
-        """Remove the leftovers of past rounds, once at the start and once after each round."""
+        """Write what rounds' folders lack and remove what they leave, once at the start and once after each round."""
         if self._pruned:
             return
         self._pruned = True
         try:
+            update_round_files(self._settings, self._registry.rounds())
             freed = remove(self._settings, leftovers(self._settings, self._registry))
         except OSError as error:
-            log.warning("leftovers of past rounds stay until the next round has ended: %s", error)
+            log.warning("files of past rounds stay as they are until the next round has ended: %s", error)
         else:
             if freed:
                 log.info("removed %.0f MB of leftovers of past rounds", freed / 1e6)

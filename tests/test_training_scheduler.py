@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.feature_store.store import FeatureStore, default_feature_store_yaml
-from schemas.records import RoundState
+from schemas.records import RoundRecord, RoundState
 from schemas.setting_groups import TriggerSettings
 from schemas.settings import Settings, render_settings
 from services.rounds.executor import LocalExecutor, round_mark
@@ -207,6 +207,33 @@ def test_a_round_that_awaits_approval_waits(
     scheduler.tick()
     assert timed.round(round_id).state is RoundState.AWAITING_APPROVAL
     assert executor.starts(round_id) == 0
+
+
+def test_round_json_follows_the_registry_whoever_ended_the_round(
+    settings: Settings, timed: Registry, scheduler: TrainingScheduler
+) -> None:
+    folders = settings.path("state/rounds")
+
+    def file(round_id: str) -> Path:
+        folder = folders / round_id
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / "round.json"
+
+    killed = claim(timed)
+    file(killed)
+    timed.finish_round(killed, RoundState.REJECTED, detail="killed before the file was written")
+    elsewhere = claim(timed)
+    timed.finish_round(elsewhere, RoundState.SKIPPED, detail="its folder is on another machine")
+    waiting = claim(timed)
+    timed.start_round(waiting)
+    timed.finish_round(waiting, RoundState.AWAITING_APPROVAL, detail="every gate passed")
+    scheduler.tick()
+    assert not (folders / elsewhere).exists()
+    assert RoundRecord.model_validate_json(file(killed).read_bytes()) == timed.round(killed)
+    file(waiting).write_text(timed.round(waiting).model_dump_json(), encoding="utf-8")
+    timed.finish_round(waiting, RoundState.REJECTED, detail="a person said no")
+    scheduler.tick()
+    assert RoundRecord.model_validate_json(file(waiting).read_bytes()).state is RoundState.REJECTED
 
 
 def test_without_the_lease_it_does_nothing(

@@ -14,7 +14,7 @@ from schemas.records import Champion, RoundRecord, RoundState
 from schemas.reports import Verdict
 from schemas.settings import Settings
 from services.rounds.announce import announce
-from serving.atomic_write import atomic_write
+from services.rounds.round_file import write_round_file
 from serving.process.crash_points import crash_at
 from serving.registry.registry import ChampionMoved, Registry, RoundOver
 
@@ -147,7 +147,5 @@ def _end(record: RoundRecord, state: RoundState, detail: str, settings: Settings
 def _written(record: RoundRecord, settings: Settings, registry: Registry) -> RoundRecord:
     """Return the round's record, after writing it into its folder if this machine has it."""
     ended = registry.round(record.round_id)
-    folder = settings.path("state/rounds") / record.round_id
-    if folder.is_dir():
-        atomic_write(folder / "round.json", ended.model_dump_json(indent=2))
+    write_round_file(settings, ended)
     return ended

@@ -34,8 +34,8 @@ from services.rounds.executor import LocalExecutor
 from services.rounds.failures import ending
 from services.rounds.process import Liveness
 from services.rounds.prune import leftovers, remove
-from services.rounds.round_file import update_round_files
 from services.rounds.queue_filler import QueueFiller
+from services.rounds.round_file import update_round_files
 from services.rounds.settling import Settler
 from services.scheduling.crontab import crontab
 from services.scheduling.metrics import SchedulerMetrics

@@ -8,12 +8,10 @@ The previous version stays loaded, so a rollback is immediate. Versions are iden
 loaded twice.
 """
 
-import ctypes
 import json
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,13 +22,13 @@ from schemas.records import Champion
 from serving.artifacts import ArtifactStore
 from serving.atomic_write import atomic_write
 from serving.inference.loading import Loaded, open_version
+from serving.process.memory import keep_blocks_apart, return_free_memory
 from serving.registry.registry import Registry
 from serving.registry.safeguards.marker import check
 
 log = logging.getLogger("ratchet.live")
 
 HEARTBEAT_SECONDS, REPEAT_SECONDS = 5.0, 30.0
-M_MMAP_THRESHOLD, MMAP_BYTES = -3, 128 * 1024  # glibc's malloc.h, and the parameter's default
 
 
 class LiveModel:
@@ -60,7 +58,7 @@ class LiveModel:
 
     def start(self) -> None:
         """Load the champion, or the last good version from the cache; then start to follow the registry."""
-        _glibc("mallopt", M_MMAP_THRESHOLD, MMAP_BYTES)
+        keep_blocks_apart()
         self.follow()
         if self._live is None and self._last_good.exists():
             self._serve_last_good()
@@ -140,7 +138,7 @@ class LiveModel:
             self._error, self._refused = None, None
             log.info("serving %s, generation %d", champion.model_version, champion.generation)
             self._remember(champion)
-            _glibc("malloc_trim", 0)
+            return_free_memory()
         self._beat()
 
     def _warm(self, digest: str) -> Loaded | None:
@@ -178,14 +176,3 @@ class LiveModel:
             if self.on_swap is not None:
                 self.on_swap(runtime, champion, time.monotonic() - started)
             log.info("the champion cannot be read or loaded: serving the last good version %s", champion.model_version)
-
-
-def _glibc(function: str, *arguments: int) -> None:
-    """Call a function of glibc's allocator, if the process runs on glibc.
-
-    By default glibc raises its mmap threshold to the largest block ever freed, keeps most memory of unloaded versions, and grows
-    with every swap. Setting the threshold keeps it constant; trimming returns the small blocks.
-    """
-    call = getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
-    if call is not None:
-        call(*arguments)

@@ -1,10 +1,14 @@
 """Invariants 1 and 2 under kill -9: a consumer killed at any named point loses nothing and stores nothing twice."""
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from serving.process.crash_points import CONSUMER_POINTS
-from tests.support.crashes import killed_at
+from serving.registry.registry import Registry
+from tests.support.crashes import killed_at, project, start
+from tests.support.fakes import wait_until
 
 
 def test_a_consumer_killed_at_any_point_stores_every_event_once(tmp_path: Path, broker: str, model_name: str) -> None:
@@ -17,3 +21,18 @@ def test_a_consumer_killed_at_any_point_stores_every_event_once(tmp_path: Path, 
         ]
         for run in runs:
             run.result(timeout=120)
+
+
+def test_a_consumer_leaves_serving_more_of_the_processor(tmp_path: Path, broker: str, model_name: str) -> None:
+    settings = project(tmp_path, broker, model_name)
+    Registry(settings.registry_url, model_name).migrate()
+    nice = max(settings.feature_store.nice, os.getpriority(os.PRIO_PROCESS, 0))
+    assert settings.feature_store.nice > 0
+    consumer = start(settings)
+    assert consumer.pid is not None
+    try:
+        wait_until(lambda: os.getpriority(os.PRIO_PROCESS, consumer.pid or 0) == nice)
+    finally:
+        os.kill(consumer.pid, signal.SIGTERM)
+        consumer.join(60)
+    assert consumer.exitcode == 0

@@ -23,7 +23,7 @@ from pipelines.models.encoder import (
 )
 from pipelines.models.probe import fit_probe
 from pipelines.training.errors import TrainingDiverged
-from pipelines.training.fitting import Fit, batch_size
+from pipelines.training.fitting import Fit, batch_size, epochs_of
 from pipelines.training.frozen_layers import LowerStates
 from pipelines.training.label_names import label_rows, words
 from pipelines.training.tasks.classification import Classification
@@ -207,6 +207,13 @@ def test_base_models_are_found_hashed_or_refused(encoder: Encoder) -> None:
 
 def test_small_sets_get_small_batches() -> None:
     assert [batch_size(n, RECIPE) for n in (10, 25, 80, 500, 1500, 9000)] == [4, 4, 10, 16, 25, 32]
+
+
+def test_many_rows_or_many_tokens_need_fewer_epochs() -> None:
+    unset, few = TrainingSettings(), TrainingSettings(epochs=3)
+    sizes = [(2000, 30_000), (700, 74_999), (400, 75_000), (4000, 60_000), (20_000, 300_000)]
+    assert [epochs_of(rows, tokens, unset) for rows, tokens in sizes] == [8, 8, 4, 4, 4]
+    assert [epochs_of(rows, tokens, few) for rows, tokens in sizes] == [3] * 5
 
 
 def test_a_rejection_teaches_what_a_text_is_not(encoder: Encoder) -> None:

@@ -70,13 +70,15 @@ def workload_of(
     step = -(-len(rows) // COUNTED)
     sample = rows[::step]
     generates = model.task == "generation"
-    passes, scorings = _passes(len(rows), settings, validation_rows)
+    lengths = np.array(count([row.text for row in sample]))
+    tokens = round(len(rows) * float(np.minimum(lengths, model.max_length).mean()))
+    passes, scorings = _passes(len(rows), tokens, settings, validation_rows)
     targets = {label for row in rows for label in labels_of(model.task, row.label)} if model.task in LABELLED else set()
     return Workload(
         task=model.task,
         rows=len(rows),
         labels=len(targets),
-        lengths=np.array(count([row.text for row in sample])),
+        lengths=lengths,
         completions=np.array(count([row.label for row in sample]))
         if generates
         else np.zeros(len(sample), dtype=np.int64),
@@ -88,10 +90,10 @@ def workload_of(
     )
 
 
-def _passes(rows: int, settings: Settings, validation_rows: int | None) -> tuple[int, int]:
+def _passes(rows: int, tokens: int, settings: Settings, validation_rows: int | None) -> tuple[int, int]:
     """Return the most passes over all rows that a round trains and scores, as trainer.py runs them."""
     training = settings.training
-    epochs = epochs_of(rows, training)
+    epochs = epochs_of(rows, tokens, training)
     held = settings.dataset.validation_share if validation_rows is None else validation_rows / rows
     refits = training.refit_below is None or rows < training.refit_below
     if rows < CROSS_BELOW:  # each row trains in one of two folds in each epoch, and is scored in the other

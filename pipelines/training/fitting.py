@@ -23,10 +23,11 @@ from pipelines.models.encoder import layer_of
 from pipelines.training.errors import check_epoch, check_loss
 from pipelines.training.tasks.task import Forward, Rows, TrainingTask
 from schemas.configuration.training import TrainingSettings
+from serving.process.memory import return_free_memory
 
 LEAST_BATCH, SMALL_BATCH = 4, 16
 LEAST_STEPS, MANY_STEPS = 8, 60
-EPOCHS, EPOCHS_OF_MANY, MANY_ROWS = 8, 4, 4000
+EPOCHS, EPOCHS_OF_MANY, MANY_ROWS, MANY_TOKENS = 8, 4, 4000, 75_000
 MAX_NORM = 1.0
 CHUNK = 16
 REMEDY = "lower training.learning_rate, or set training.bf16 = false"
@@ -49,11 +50,11 @@ def batch_size(rows: int, settings: TrainingSettings) -> int:
     return min(settings.batch_size, max(LEAST_BATCH, min(SMALL_BATCH, rows // LEAST_STEPS), rows // MANY_STEPS))
 
 
-def epochs_of(rows: int, settings: TrainingSettings) -> int:
-    """Return the most epochs over this number of rows; a large set needs fewer."""
+def epochs_of(rows: int, tokens: int, settings: TrainingSettings) -> int:
+    """Return the most epochs over this number of rows with so many tokens in all; many of either need fewer."""
     if settings.epochs is not None:
         return settings.epochs
-    return EPOCHS if rows < MANY_ROWS else EPOCHS_OF_MANY
+    return EPOCHS if rows < MANY_ROWS and tokens < MANY_TOKENS else EPOCHS_OF_MANY
 
 
 class Fit:
@@ -81,7 +82,8 @@ class Fit:
         self.steps = -(-len(self._numbers) // self._batch)  # in each epoch
         self.optimizer = torch.optim.AdamW(_groups(self._trained, settings))
         self._first_loss = 0.0
-        self._step, self._planned = 0, self.steps * epochs_of(len(self._numbers), settings)
+        tokens = int(rows.inputs.lengths[self._numbers].sum())
+        self._step, self._planned = 0, self.steps * epochs_of(len(self._numbers), tokens, settings)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule(self._planned, settings))
 
     def __enter__(self) -> Self:
@@ -117,6 +119,7 @@ class Fit:
             self._schedule.step()
             watch(Step(value, max(rates[:-1], default=0.0), rates[-1], int(self._rows.inputs.lengths[rows].sum())))
             total += value * len(rows)
+        return_free_memory()  # batches of many lengths leave gaps: gigabytes after some epochs of long texts
         mean = total / len(self._numbers)
         peak = max(group["initial_lr"] for group in self.optimizer.param_groups)
         check_epoch(mean, self._first_loss, -(-self._step // self.steps), peak, REMEDY)

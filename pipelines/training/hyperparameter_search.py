@@ -133,7 +133,7 @@ class Search:
         return {
             "learning_rate": settings.learning_rate or RATES[settings.method],
             "lora_rank": settings.lora_rank or (8 if self._task.name == "generation" else 16),
-            "epochs": epochs_of(len(self._train), settings),
+            "epochs": self._most_epochs(),
             "weight_decay": min(max(settings.weight_decay, DECAYS[0]), DECAYS[1]),
             "adapted_layers": min(
                 layers, settings.adapted_layers or (layers - layers // 2 if self._task.name == "generation" else layers)
@@ -156,7 +156,11 @@ class Search:
 
     def _most_steps(self) -> int:
         rows = len(self._train)
-        return epochs_of(rows, self._settings) * -(-rows // batch_size(rows, self._settings))
+        return self._most_epochs() * -(-rows // batch_size(rows, self._settings))
+
+    def _most_epochs(self) -> int:
+        tokens = int(self._rows.inputs.lengths[self._train].sum())
+        return epochs_of(len(self._train), tokens, self._settings)
 
 
 def searched(

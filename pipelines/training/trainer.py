@@ -86,13 +86,14 @@ def train(
     log = Log(progress)
     start = champion if settings.start == "champion" else None
     settings = settings if start is None else _warm_start_settings(settings)
-    most = epochs_of(len(ordered), settings)
-    settings = with_chosen_c(task, base, ordered, settings.model_copy(update={"epochs": most}))
-    if settings.method == "head" or not most or len(ordered) < LEAST_ROWS:
+    settings = with_chosen_c(task, base, ordered, settings)
+    if settings.method == "head" or settings.epochs == 0 or len(ordered) < LEAST_ROWS:
         return _baseline(task, base, ordered, settings, log)
     named = label_rows(task.name, ordered) if settings.label_names else []
     taught = [*ordered, *named, *(_sorted(rejections) if task.learns_rejections else [])]
     rows = task.rows(base, taught, settings, champion)
+    most = epochs_of(len(ordered), int(rows.inputs.lengths[: len(ordered)].sum()), settings)
+    settings = settings.model_copy(update={"epochs": most})
     held = range(len(train_rows), len(ordered))
     settings = searched(task, base, taught, rows, held, settings, log) if start is None else settings
     keep_best = start is not None or (settings.refit_below is not None and len(ordered) >= settings.refit_below)

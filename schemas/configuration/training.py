@@ -23,7 +23,8 @@ class TrainingSettings(Group):
     epochs: int | None = Field(
         None,
         ge=0,
-        description="maximum epochs; 0 trains the probe alone. Unset: 8; 4 with 4,000 rows or more, or from the champion",
+        description="maximum epochs; 0 trains the probe alone. Unset: 8; 4 with 4,000 rows or 75,000 tokens or more, or from "
+        "the champion",
     )
     patience: int = Field(
         2,

@@ -56,7 +56,7 @@ def start_tracing(
         exporter: replaces OTLP.
 
     """
-    global _provider, _share  # noqa: PLW0603  # one for the process, as the loggers are
+    global _provider, _share  # one for the process, as the loggers are
     stop_tracing()
     if settings.traces is None:
         return

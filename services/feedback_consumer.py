@@ -279,7 +279,7 @@ def main(config: Path) -> None:
     log_to(sys.stdout, log_format=settings.observability.log_format)
     stop = threading.Event()
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
-    nice = max(settings.feature_store.nice, os.getpriority(os.PRIO_PROCESS, 0))  # it may have been started as nicer
+    nice = max(settings.feature_store.nice, os.getpriority(os.PRIO_PROCESS, 0))  # it may have a higher one already
     os.setpriority(os.PRIO_PROCESS, 0, nice)
     registry = Registry(settings.registry_url, settings.model.name)
     consumer = Consumer(settings, registry, opened(lambda: FeatureStore(settings), stop))

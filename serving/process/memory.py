@@ -1,7 +1,6 @@
-"""Memory that glibc's allocator keeps of what was freed, and how to give it back to the machine.
+"""Freed memory that glibc's allocator keeps: give it back to the machine.
 
-Turns nothing: it calls the allocator, and does nothing where the process does not run on glibc. live.py calls it around swaps,
-training after each epoch.
+live.py calls these functions around swaps, training after each epoch. They do nothing in a process that does not run on glibc.
 """
 
 import ctypes
@@ -20,7 +19,7 @@ def keep_blocks_apart() -> None:
 
 
 def return_free_memory() -> None:
-    """Return the free pages between blocks in use."""
+    """Give the free pages between blocks in use back to the machine."""
     _glibc("malloc_trim", 0)
 
 

@@ -19,6 +19,7 @@ from opentelemetry import context, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
@@ -61,7 +62,7 @@ def start_tracing(
     if settings.traces is None:
         return
     resource = Resource.create({"service.name": f"ratchet-{service}", "ratchet.model": model})
-    _provider, _share = TracerProvider(resource=resource), share  # its sampler keeps a span if its parent is kept
+    _provider, _share = TracerProvider(resource=resource, sampler=ParentBased(ALWAYS_ON)), share
     _provider.add_span_processor(BatchSpanProcessor(exporter or OtlpJson(settings.traces)))
 
 

@@ -58,6 +58,7 @@ def test_what_serves_answers_as_what_was_trained(task: EncoderTask, rows: list[E
     texts = [*(e.text for e in examples(40, 7)), *ODD]
     served = Runtime(tmp_path).logits(texts)
     assert served == pytest.approx(model.outputs(texts), abs=1e-4)
+    assert model.outputs([]).shape == (0, served.shape[1])
     alone = np.vstack([Runtime(tmp_path).logits([text]) for text in texts])
     assert alone == pytest.approx(served, abs=1e-5)
 

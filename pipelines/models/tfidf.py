@@ -38,7 +38,7 @@ class Ngrams:
         counted = [
             np.unique(np.array(self.vocabulary.encode(text), dtype=np.int64), return_counts=True) for text in texts
         ]
-        starts = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in counted])])
+        starts = np.cumsum([0, *(len(ids) for ids, _ in counted)], dtype=np.int64)
         ids = np.concatenate([np.zeros(0, dtype=np.int64), *(ids for ids, _ in counted)])
         counts = np.concatenate([np.ones(0), *(count for _, count in counted)])
         values = (1 + np.log(counts)) * self.idf[ids]

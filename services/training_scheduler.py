@@ -33,9 +33,8 @@ from services.rounds.disk_room import shortage
 from services.rounds.executor import LocalExecutor
 from services.rounds.failures import ending
 from services.rounds.process import Liveness
-from services.rounds.prune import leftovers, remove
+from services.rounds.prune import tidy_up
 from services.rounds.queue_filler import QueueFiller
-from services.rounds.round_file import update_round_files
 from services.rounds.settling import Settler
 from services.scheduling.crontab import crontab
 from services.scheduling.metrics import SchedulerMetrics
@@ -232,8 +231,7 @@ class TrainingScheduler:
             return
         self._pruned = True
         try:
-            update_round_files(self._settings, self._registry.rounds())
-            freed = remove(self._settings, leftovers(self._settings, self._registry))
+            freed = tidy_up(self._settings, self._registry)
         except OSError as error:
             log.warning("files of past rounds stay as they are until the next round has ended: %s", error)
         else:

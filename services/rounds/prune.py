@@ -18,6 +18,7 @@ from schemas.records import FINAL_STATES, RoundRecord, VersionRecord
 from schemas.settings import Settings
 from services.rounds.disk_room import clear_models, disk_bytes, models
 from services.rounds.process import Liveness, lock_file, read_lock
+from services.rounds.round_file import update_round_files
 from serving.artifacts import ArtifactStore
 from serving.registry.registry import Registry
 
@@ -64,6 +65,12 @@ def remove(settings: Settings, removable: Iterable[Leftover]) -> int:
                 one.path.unlink(missing_ok=True)
             freed += one.size
     return freed
+
+
+def tidy_up(settings: Settings, registry: Registry) -> int:
+    """Bring the files of recent rounds up to date, remove all leftovers, and return the bytes freed. Raises OSError."""
+    update_round_files(settings, registry.rounds())
+    return remove(settings, leftovers(settings, registry))
 
 
 def refuse_pruned(settings: Settings, registry: Registry, model_version: str) -> None:

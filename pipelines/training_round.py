@@ -18,6 +18,7 @@ from pipelines.dataset.project_dataset import write_rows
 from pipelines.dataset.report.write import write_report
 from pipelines.gates import approval
 from pipelines.report import mlflow_tracking, round_report
+from pipelines.round_file import write_round_file
 from pipelines.round_inputs import Feedback, RoundInputs, RoundProgress, collect_dataset, open_inputs
 from pipelines.round_judgement import judge
 from schemas.manifests import ModelManifest
@@ -25,7 +26,6 @@ from schemas.records import Champion, RoundRecord, RoundState
 from schemas.reports import GateReport, RoundReport, Verdict
 from schemas.settings import Settings
 from serving.artifacts import ArtifactStore
-from serving.atomic_write import atomic_write
 from serving.model_directory import read_manifest
 from serving.process.crash_points import crash_at
 from serving.registry.registry import ChampionMoved, Registry
@@ -160,5 +160,5 @@ def _end(inputs: RoundInputs, state: RoundState, detail: str) -> RoundRecord:
 
 def _stored(inputs: RoundInputs, record: RoundRecord) -> RoundRecord:
     """Return a record, after writing it into round.json."""
-    atomic_write(inputs.folder / "round.json", record.model_dump_json(indent=2))
+    write_round_file(inputs.settings, record)
     return record

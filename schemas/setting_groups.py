@@ -142,9 +142,6 @@ class FeatureStoreSettings(Group):
     orphan_hours: float = Field(
         168.0, gt=0, description="hours that feedback waits for its prediction before it becomes a dead letter"
     )
-    nice: int = Field(
-        5, ge=0, le=19, description="niceness of the consumer's process; a higher value leaves serving more CPU"
-    )
     metrics_port: int | None = Field(
         None,
         ge=1,

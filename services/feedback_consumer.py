@@ -55,6 +55,7 @@ log = logging.getLogger("ratchet.feedback_consumer")
 LOOK_SECONDS = 2.0
 STALL_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
+NICE = 5  # answers come before storing; at 10 the consumer falls behind a busy server (docs/lab-notes.md)
 
 
 class Stalled(RuntimeError):
@@ -279,8 +280,7 @@ def main(config: Path) -> None:
     log_to(sys.stdout, log_format=settings.observability.log_format)
     stop = threading.Event()
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
-    nice = max(settings.feature_store.nice, os.getpriority(os.PRIO_PROCESS, 0))  # it may have a higher one already
-    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     registry = Registry(settings.registry_url, settings.model.name)
     consumer = Consumer(settings, registry, opened(lambda: FeatureStore(settings), stop))
     consumer.log_lost_rows()

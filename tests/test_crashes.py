@@ -5,6 +5,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from services.feedback_consumer import NICE
 from serving.process.crash_points import CONSUMER_POINTS
 from serving.registry.registry import Registry
 from tests.support.crashes import killed_at, project, start
@@ -26,8 +27,8 @@ def test_a_consumer_killed_at_any_point_stores_every_event_once(tmp_path: Path, 
 def test_a_consumer_leaves_serving_more_of_the_processor(tmp_path: Path, broker: str, model_name: str) -> None:
     settings = project(tmp_path, broker, model_name)
     Registry(settings.registry_url, model_name).migrate()
-    nice = max(settings.feature_store.nice, os.getpriority(os.PRIO_PROCESS, 0))
-    assert settings.feature_store.nice > 0
+    nice = max(NICE, os.getpriority(os.PRIO_PROCESS, 0))
+    assert NICE > 0
     consumer = start(settings)
     assert consumer.pid is not None
     try:

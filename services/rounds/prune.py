@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.round_file import update_round_files
 from schemas.records import FINAL_STATES, RoundRecord, VersionRecord
 from schemas.settings import Settings
 from services.rounds.disk_room import clear_models, disk_bytes, models
 from services.rounds.process import Liveness, lock_file, read_lock
-from services.rounds.round_file import update_round_files
 from serving.artifacts import ArtifactStore
 from serving.registry.registry import Registry
 

@@ -8,13 +8,13 @@ The statistics are in pipelines/gates/settling.py.
 import logging
 from collections.abc import Callable, Sequence
 
+from pipelines.round_file import write_round_file
 from schemas.labels import LabelMap
 from schemas.queue import DecidedItem
 from schemas.records import Champion, RoundRecord, RoundState
 from schemas.reports import Verdict
 from schemas.settings import Settings
 from services.rounds.announce import announce
-from services.rounds.round_file import write_round_file
 from serving.process.crash_points import crash_at
 from serving.registry.registry import ChampionMoved, Registry, RoundOver
 

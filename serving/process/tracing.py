@@ -103,7 +103,7 @@ def span(
         return
     above = context.get_current() if parent is None else _context_of(parent)
     if not trace.get_current_span(above).get_span_context().is_valid and random.random() >= _share:  # noqa: S311
-        # Drawn here: OpenTelemetry's sampler would cost every request seven times as much (docs/lab-notes.md).
+        # Drawn here: a span that OpenTelemetry's SDK drops costs seven times as much (docs/lab-notes.md).
         token = context.attach(_LEFT_OUT_CONTEXT)
         try:
             yield _LEFT_OUT

@@ -1,11 +1,13 @@
-"""A supervised child's log: it is moved aside while the child writes on, and its disk is bounded."""
+"""A supervised child: its log is moved aside while the child writes on, and a sweep finds its processes at every moment."""
 
 import os
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
-from services.supervisor.children import Child
+from services.rounds.executor import MARK
+from services.supervisor.children import STARTING_S, Child, marked, sweep
 from tests.support.fakes import wait_until
 
 WRITES_WHEN_ASKED = """
@@ -39,6 +41,21 @@ def test_a_log_that_grows_is_moved_aside_while_the_child_writes_on(tmp_path: Pat
         assert "\0" not in whole
     finally:
         child.stop(2)
+
+
+def test_a_sweep_finds_a_process_that_is_just_starting(tmp_path: Path) -> None:
+    """Linux shows no environment while a process replaces its program; this one does so without end."""
+    script, mark = tmp_path / "again", f"{tmp_path}:part"
+    script.write_text('#!/bin/sh\nexec "$0"\n', encoding="utf-8")
+    script.chmod(0o755)
+    process = subprocess.Popen([script], env={**os.environ, MARK: mark})
+    try:
+        assert all(marked(mark, wait_s=STARTING_S) == [process.pid] for _ in range(100))
+        assert sweep(mark) == 1
+        assert process.wait(5) < 0
+    finally:
+        process.kill()
+        process.wait(5)
 
 
 def _seen(child: Child, n: int) -> bool:

@@ -26,6 +26,7 @@ LONGEST_DELAY_S = 5.0
 STEADY_S = 30.0  # a child that ran this long counts its deaths from zero
 REPEAT_S = 30.0  # a line that differs from an earlier one in numbers alone is shown again after these seconds
 WORKERS_LOOK_S = 2.0
+STARTING_S = 0.5  # longest wait for processes that are just starting, before a sweep
 # Signals from outside (a person, the kernel out of memory, a service manager): no sign of bad settings.
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 LOG_BYTES = 10 * 10**6  # of a log before rotation; one rotated log is kept, so a child's logs take 20 MB
@@ -49,20 +50,28 @@ def die_with_parent() -> None:
         _LIBC.prctl(1, signal.SIGTERM)
 
 
-def marked(mark: str) -> list[int]:
-    """Return the ids of this machine's processes that carry a mark; none without /proc."""
+def marked(mark: str, *, wait_s: float = 0.0) -> list[int]:
+    """Return the ids of this machine's processes that carry a mark; none without /proc.
+
+    Linux shows an empty environment while a process replaces its program, so one that is just starting is asked again for up to
+    `wait_s` seconds in all.
+    """
     wanted = f"{MARK}={mark}".encode()
+    until = time.monotonic() + wait_s
     pids = []
     for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0") and int(entry.name) != os.getpid():
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            while not (environment := (entry / "environ").read_bytes()) and time.monotonic() < until:
+                (entry / "exe").readlink()  # a kernel thread and a process that has ended have none
+                time.sleep(0.001)
+            if wanted in environment.split(b"\0") and int(entry.name) != os.getpid():
                 pids.append(int(entry.name))
     return pids
 
 
 def sweep(mark: str) -> int:
     """Kill every process that carries a mark and return their number."""
-    pids = marked(mark)
+    pids = marked(mark, wait_s=STARTING_S)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)

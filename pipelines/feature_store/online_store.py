@@ -48,17 +48,14 @@ class EventTimeOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # feast ha
     ) -> None:
         """Upsert one batch in one short transaction."""
         name = _table_id(config.project, table, config.registry.enable_online_feature_view_versioning)
-        rows = [
-            (
-                serialize_entity_key(key, entity_key_serialization_version=config.entity_key_serialization_version),
-                feature,
-                value.SerializeToString(),
-                int(moment.timestamp()),
-                int(moment.timestamp() * 1_000_000),
-            )
-            for key, values, moment, _ in data
-            for feature, value in values.items()
-        ]
+        rows = []
+        for key, values, moment, _ in data:
+            entity = serialize_entity_key(key, entity_key_serialization_version=config.entity_key_serialization_version)
+            seconds = moment.timestamp()
+            rows += [
+                (entity, feature, value.SerializeToString(), int(seconds), int(seconds * 1_000_000))
+                for feature, value in values.items()
+            ]
         statement = (
             f'INSERT INTO "{name}" (entity_key, feature_name, value, event_ts, created_ts) '  # noqa: S608
             "VALUES (?, ?, ?, ?, ?) ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "

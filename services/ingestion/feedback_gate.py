@@ -49,6 +49,8 @@ class FeedbackGate:
                 data = self._checker.checked(event.data, source=event.source)
         except BadFeedback as error:
             raise BadMessage(str(error)) from error
+        if data is event.data and event.subject == data.prediction_id:
+            return event
         return event.model_copy(update={"data": data, "subject": data.prediction_id})
 
     def is_erased(self, event: PredictionMade | FeedbackReceived) -> bool:

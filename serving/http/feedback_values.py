@@ -78,7 +78,12 @@ class FeedbackChecker:
             "text": anonymise(data.text),
             "metadata": {anonymise(name): anonymise(value) for name, value in data.metadata.items()},
         }
-        return data.model_copy(update=changed)
+        # Our own serving publishes what is stored, and a copy costs as much as all checks.
+        return (
+            data
+            if all(getattr(data, name) == value for name, value in changed.items())
+            else data.model_copy(update=changed)
+        )
 
     def check_model(self, model_name: str) -> None:
         """Raise BadFeedback for another model's event."""
@@ -143,6 +148,8 @@ def serving_source(model_name: str) -> str:
 
 def prediction_uuid(given: str) -> str:
     """Return a prediction's id as a lower-case UUID. Raises BadFeedback."""
+    if _UUID.fullmatch(given):
+        return given
     try:
         return str(uuid.UUID(given))
     except ValueError as error:

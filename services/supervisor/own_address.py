@@ -6,12 +6,15 @@ Requests bypass a proxy of the environment, which cannot reach this machine's lo
 
 import http.client
 import ipaddress
+import random
 import socket
 import urllib.request
 from collections.abc import Mapping
 
 from serving.process.start import bind_address
 
+# Below those that systems give to outgoing connections, one of which could take a port before its server does.
+PORTS = range(20_000, 32_000)
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
@@ -56,7 +59,8 @@ def answers(url: str) -> bool:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of the loopback that is free now. Raises OSError if there is none."""
+    for port in random.sample(PORTS, 200):
+        if (why := refused("127.0.0.1", port)) is None:
+            return port
+    raise OSError(why)

@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from kafka.admin import NewTopic
 
 from serving.messaging.connection import Broker
 from serving.messaging.publisher import topic_ids
-from tests.support.fakes import free_port, wait_until
+from tests.support.fakes import free_ports, wait_until
 
 HOME = Path(__file__).parents[3] / "shared/kafka"
 CLIENTS = HOME / "libs"
@@ -35,7 +34,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: int, *settings: str) -> None:
         self.folder, self._settings = folder, settings
-        self.port = _free_ports(2 * nodes)
+        self.port = free_ports(2 * nodes)
         self.nodes = range(1, nodes + 1)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -110,13 +109,3 @@ def cluster(folder: Path, nodes: int = 1, *settings: str) -> Iterator[Cluster]:
         yield made
     finally:
         made.kill()
-
-
-def _free_ports(n: int) -> int:
-    """Return the first of `n` free ports in a row."""
-    while True:
-        first = free_port()
-        with contextlib.ExitStack() as open_ports, contextlib.suppress(OSError):
-            for port in range(first, first + n):
-                open_ports.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first

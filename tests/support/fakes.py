@@ -3,7 +3,9 @@
 Used by the test modules and conftest.py. Nothing here stands in for Ratchet's own code.
 """
 
+import contextlib
 import csv
+import itertools
 import os
 import random
 import signal
@@ -17,6 +19,12 @@ from pathlib import Path
 from schemas.configuration.training import TrainingSettings
 
 REPOSITORY = Path(__file__).parents[2]
+# Ports below those of outgoing connections, one of which could take a port before its server does: a share for each process.
+PORTS_EACH = 1000
+_FIRST_PORT = 10_000 + PORTS_EACH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw")) % 10)
+_ports = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + PORTS_EACH))
+for _ in range(os.getpid() % PORTS_EACH):  # a child of a test has the same share
+    next(_ports)
 PATIENCE_S = 180.0  # for what takes milliseconds on an idle machine: only a failure waits this long
 TOPICS: dict[str, list[str]] = {
     "football": "goal match striker league referee penalty stadium coach team keeper kick pitch".split(),
@@ -106,9 +114,19 @@ def tiny_base_model(directory: Path) -> Path:
 
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)
+
+
+def free_ports(n: int) -> int:
+    """The first of `n` such ports in a row."""
+    for first in itertools.islice(_ports, PORTS_EACH):
+        with contextlib.ExitStack() as bound, contextlib.suppress(OSError):
+            for port in range(first, first + n):
+                bound.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            for _ in range(n - 1):
+                next(_ports)
+            return first
+    raise OSError(f"no {n} ports in a row are free from {_FIRST_PORT} on")
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = PATIENCE_S, every_s: float = 0.05) -> None:

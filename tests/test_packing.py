@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.compression.packing import Layout, PackedModel
+from pipelines.compression.packing import PADDING, Layout, PackedModel
 from pipelines.models.encoder import Encoder, TextModel, layers_of
 from tests.support.versions import other_base
 
@@ -39,3 +39,13 @@ def test_a_text_that_is_packed_and_laid_out_stays_where_it_was() -> None:
     sequence = layout.pack(rows)
     assert torch.equal(sequence, rows[mask.bool()])
     assert torch.equal(layout.lay_out(sequence)[mask.bool()], sequence)
+
+
+def test_padding_weighs_nothing_and_makes_no_denormal_number() -> None:
+    """A denormal costs a processor as much as a hundred other numbers."""
+    layout = Layout.of(torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]))
+    laid_out = layout.lay_out(torch.arange(6))
+    assert laid_out.tolist() == [[0, 1, 1], [2, 2, 2], [3, 4, 5]], "so its scores are at most the row's highest"
+    weight = np.exp(np.float32(PADDING))
+    assert np.float32(1) + 512 * weight == np.float32(1)
+    assert weight * np.exp(np.float32(-20)) > np.finfo(np.float32).tiny

@@ -30,7 +30,7 @@ KAFKAS = frozenset({"kafka", "java"})  # markers of tests that CI runs wherever 
 # Tests start many processes: without bytecode, each would compile Feast and torch again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Several processes of tests share the cores, and their models are tiny: threads of one product would wait for each other.
+# Several processes of tests share the cores, and their models are tiny: threads of one matrix product would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -22,9 +22,8 @@ REPOSITORY = Path(__file__).parents[2]
 # Ports below those of outgoing connections, one of which could take a port before its server does: a share for each process.
 PORTS_EACH = 1000
 _FIRST_PORT = 10_000 + PORTS_EACH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw")) % 10)
-_ports = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + PORTS_EACH))
-for _ in range(os.getpid() % PORTS_EACH):  # a child of a test has the same share
-    next(_ports)
+# A child of a test has the same share, and begins elsewhere.
+_ports = itertools.cycle([_FIRST_PORT + (os.getpid() + n) % PORTS_EACH for n in range(PORTS_EACH)])
 PATIENCE_S = 180.0  # for what takes milliseconds on an idle machine: only a failure waits this long
 TOPICS: dict[str, list[str]] = {
     "football": "goal match striker league referee penalty stadium coach team keeper kick pitch".split(),

@@ -89,6 +89,7 @@ def walk(tmp_path: Path, talking: Path, broker: str) -> Iterator[Walk]:
     found.close()
 
 
+@pytest.mark.long
 def test_the_walk(walk: Walk) -> None:
     def stop(step: str, *_: object) -> None:
         if step == "evaluation":

@@ -77,6 +77,7 @@ def walk(
     found.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("walk", "bad", "figure", "better"),
     [("multilabel", ["a", ["sailing"], [1], 3], "accuracy", 1), ("regression", ["3", [3], "up"], "mean absolute error", -1)],

@@ -26,8 +26,8 @@ from services.projects import LOCK, STATE
 from services.rounds.executor import round_mark
 from services.supervisor.broker_memory import BrokerMemory
 from services.supervisor.children import Child, die_with_parent, module, sweep
-from services.supervisor.ingestion_watch import IngestionWatch
 from services.supervisor.own_address import answers, free_port, refused, url_of
+from services.supervisor.project_watch import ProjectWatch
 from services.supervisor.state_file import StateFile
 from serving.file_lock import LockHeld, held
 from serving.messaging.connection import Broker, BrokerRefused, BrokerUnavailable
@@ -62,7 +62,7 @@ class Supervisor:
         self._host = settings.serving.host
         self._state_file = StateFile(settings.path(STATE), self._warn_of_state)
         self._broker_memory: BrokerMemory | None = None
-        self._ingestion_watch = IngestionWatch(self._registry, lambda line: self._tell("consumer", line))
+        self._project_watch = ProjectWatch(settings, self._tell)
         self._is_up = False
         self._console: str | None = None
 
@@ -206,7 +206,7 @@ class Supervisor:
         self._tell("ready", "Ctrl-C stops")
         self._is_up = True
         self._write_state()
-        self._ingestion_watch.start()
+        self._project_watch.start()
 
     def _start_console(self) -> None:
         """Start the console if it is on and its port is free: nothing else needs it."""
@@ -258,7 +258,7 @@ class Supervisor:
     def _stop_all(self) -> None:
         """Stop children in the order of GRACE_S, each within its grace period."""
         self._is_up = False
-        self._ingestion_watch.close()
+        self._project_watch.close()
         self._state_file.remove()
         if not self._children:
             return

@@ -190,6 +190,16 @@ def test_a_round_without_room_is_refused_in_one_line(site: Site) -> None:
     assert "\n" not in str(no.value)
     assert disk_room.in_reserve(vast)
     assert disk_room.in_reserve(settings) is None
+    assert "soon feedback is refused" in str(disk_room.nearly_full(vast))
+    assert disk_room.nearly_full(settings) is None
+
+
+def test_a_disk_that_cannot_be_read_is_not_called_full(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Path) -> None:
+        raise OSError("input/output error")
+
+    monkeypatch.setattr("shutil.disk_usage", broken)
+    assert disk_room.nearly_full(site.settings) is None
 
 
 def test_what_an_attempt_has_written_is_not_needed_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,16 @@ def test_what_up_was_started_with_is_shown(project: Settings) -> None:
     assert "trouble    serving ended with 1: no room (death 3 in a row)" in lines
 
 
+def test_a_disk_that_is_nearly_full_is_trouble_whether_up_runs_or_not(
+    project: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "disk" not in look(project.root)[0]["trouble"]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5 * 10**6}))
+    value, lines = look(project.root)
+    assert "has 5 MB left" in value["trouble"]["disk"]
+    assert any(line.startswith("trouble    disk the disk of") and "ratchet prune" in line for line in lines)
+
+
 def test_a_crontab_is_said_to_be_in_utc() -> None:
     assert "in UTC" in triggers_line(TriggerSettings(cron="0 3 * * *"))
     assert "in UTC" in str(TriggerSettings.model_fields["cron"].description)

@@ -16,6 +16,7 @@ from schemas.settings import Settings
 from services.ingestion.feedback_counts import FeedbackCounts, counts
 from services.ingestion.troubles import counted, lasting
 from services.projects import open_project, running_up
+from services.rounds.disk_room import nearly_full
 from serving.messaging.outbox_store import waiting
 from serving.registry.glance import glance
 
@@ -29,7 +30,9 @@ def look(config: Path) -> tuple[dict[str, Any], list[str]]:
     # The triggers that `up` started with: its environment may differ from this shell's.
     triggers = TriggerSettings.model_validate(up["triggers"]) if up and "triggers" in up else settings.triggers
     gathered, unseen = _gathered(settings, seen.last_cut, up=up is not None)
-    trouble: dict[str, str] = up.get("trouble", {}) if up else {}
+    trouble: dict[str, str] = dict(up.get("trouble", {})) if up else {}
+    if full := nearly_full(settings):
+        trouble["disk"] = full
     wrong = lasting(seen.ingestion, datetime.now(UTC), up=up is not None)
     value = {
         "model": settings.model.name,

@@ -68,6 +68,16 @@ def in_reserve(settings: Settings) -> str | None:
     return f"the disk of {path} has {free / MB:.0f} MB left, and {reserve}"
 
 
+def nearly_full(settings: Settings) -> str | None:
+    """Return that the reserve is reached and what to do, in one line; None if it is not, or nothing can be read."""
+    with contextlib.suppress(OSError):
+        if reason := in_reserve(settings):
+            return (
+                f"{reason}: no round begins, and soon feedback is refused: free some, `ratchet prune` shows what it can"
+            )
+    return None
+
+
 def models(folder: Path) -> list[Path]:
     """Return the models in a round's folder: its subfolders. Its files document the round."""
     try:

@@ -24,7 +24,7 @@ from tests.bench.report import Figure, write
 from tests.support.disks import small_disk
 from tests.support.running_up import RunningUp, Traffic, stored_ids, tiny_project, until
 
-DISK_KB = 160_000
+DISK_KB, RESERVE_MB = 160_000, 16
 GROUPS = ("kills", "outbox", "registry", "artefacts", "disk", "postgres")
 
 
@@ -55,7 +55,12 @@ def on_files(scratch: Path, groups: set[str]) -> list[Figure]:
     """Figures of the faults of processes, files and the disk."""
     with small_disk(scratch / "disk", DISK_KB) as small:
         # In a folder of its own, which can be mounted read-only without the rest.
-        settings = tiny_project(scratch / "disk/p", scratch, registry={"url": "sqlite:///registry/registry.db"})
+        settings = tiny_project(
+            scratch / "disk/p",
+            scratch,
+            registry={"url": "sqlite:///registry/registry.db"},
+            training={"reserve_mb": RESERVE_MB},
+        )
         return harmed(RunningUp(settings), lambda faults: harm_files(faults, groups, small=small))
 
 

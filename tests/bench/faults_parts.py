@@ -153,7 +153,7 @@ class Faults:
             return time.monotonic()
 
         name = f"disk full, {' and '.join(parts) or 'nothing'} killed"
-        line = {(): "the outbox cannot write", ("worker",): "ended: serving starts another"}.get(
+        line = {(): "MB are kept for feedback", ("worker",): "ended: serving starts another"}.get(
             parts, "was ended by SIGKILL"
         )
         self.measure(name, harm, line, self.all_alive)

@@ -25,6 +25,7 @@ PARTS = {
     "rounds": "tests.bench.train_rounds:measure",
     "search": "tests.bench.train_search:measure",
     "sequential": "tests.bench.train_sequential:measure",
+    "setfit": "tests.bench.train_setfit:measure",
     "accuracy_few": "tests.bench.train_accuracy:few_rows",
     "accuracy_all": "tests.bench.train_accuracy:all_rows",
     "full_few": "tests.bench.train_accuracy:few_rows_full",

@@ -31,6 +31,7 @@ from serving.inference import prompts
 from serving.inference.decoder_runtime import MODEL, compute_dtype
 from serving.inference.normalise import normalise
 from serving.model_directory import sha256
+from serving.process.memory import return_free_memory
 
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -78,6 +79,7 @@ class Decoder:
         if packed:  # loading has dequantised the weights
             self.model.hf_quantizer.remove_quantization_config(self.model)
         self.model = self.model.to(self.dtype).eval()
+        return_free_memory()  # the weights in float32
         self.token_limit = min(context(self.model.config.to_dict()) or NO_LIMIT, int(self.tokenizer.model_max_length))
 
     @property

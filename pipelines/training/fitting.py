@@ -30,6 +30,7 @@ LEAST_STEPS, MANY_STEPS = 8, 60
 EPOCHS, EPOCHS_OF_MANY, MANY_ROWS, MANY_TOKENS = 8, 4, 4000, 75_000
 MAX_NORM = 1.0
 CHUNK = 16
+PASS_ROWS, PASS_TOKENS = 32, 4096  # at most, without gradients: more tokens leave the caches
 REMEDY = "lower training.learning_rate, or set training.bf16 = false"
 HEAD = "head."
 RATES = {"lora": 1e-3, "full": 1e-4, "head": 1e-3}
@@ -155,15 +156,17 @@ def batches(
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-def outputs_of(
-    task: TrainingTask, forward: Forward, rows: Rows, numbers: Sequence[int], size: int = 32
-) -> NDArray[Any]:
+def outputs_of(task: TrainingTask, forward: Forward, rows: Rows, numbers: Sequence[int]) -> NDArray[Any]:
     """Return what the task keeps of a model's outputs [len(numbers), ...] for the rows with these numbers."""
-    order = sorted(range(len(numbers)), key=lambda n: rows.inputs.lengths[numbers[n]])
-    kept = []
-    for start in range(0, len(order), size):
-        batch = [numbers[n] for n in order[start : start + size]]
+    lengths = rows.inputs.lengths[list(numbers)]
+    order = np.argsort(lengths, kind="stable")
+    kept, start = [], 0
+    while start < len(order):
+        longest = int(lengths[order[start : start + PASS_ROWS]][-1])
+        end = start + max(1, min(PASS_ROWS, PASS_TOKENS // longest))
+        batch = [numbers[n] for n in order[start:end]]
         kept.append(task.kept(forward(batch), torch.from_numpy(rows.targets[batch])))
+        start = end
     return np.asarray(np.concatenate(kept)[np.argsort(order)])
 
 

@@ -17,6 +17,7 @@ from pipelines.training.warm_start import open_warm_start
 from schemas.configuration.training import TrainingSettings
 from serving.inference.decoder_runtime import DecoderRuntime, token_logprobs
 from tests.support.fakes import toy_rows
+from tests.support.versions import text_version
 
 RECIPE = TrainingSettings(epochs=3, learning_rate=2e-2, threads=1)
 
@@ -63,6 +64,29 @@ def test_only_the_answer_and_its_end_cost_anything(base: Decoder) -> None:
     assert kept.tolist() == [3 + 4, 5 + 6 + 7 + 8 + 9]
     assert Generation().row_losses(kept, rows.targets).mean() == pytest.approx(kept.sum() / 7)
     assert Generation().metrics(kept, rows.targets)["perplexity"] == pytest.approx(np.exp(kept.sum() / 7))
+
+
+def copies_of_the_head(model: torch.nn.Module, base: Decoder) -> int:
+    """Products of each row with a copy of the head's weights, in scoring rows of different lengths."""
+    rows = [encoded(base, row.text, row.label) for row in examples(6, seed=3)]
+    with torch.no_grad(), torch.profiler.profile(record_shapes=True) as profile:
+        token_logprobs(model, [ids for ids, _ in rows], [length for _, length in rows])
+    words = base.model.get_output_embeddings().weight.shape[0]
+    events = profile.key_averages(group_by_input_shape=True)
+    return sum(event.count for event in events if event.key == "aten::bmm" and words in event.input_shapes[1])
+
+
+def test_rows_share_one_copy_of_the_head(base: Decoder, trained: Trained, tmp_path: Path) -> None:
+    plain = base.model.from_pretrained(base.path, dtype=torch.float32).requires_grad_(False).eval()
+    assert copies_of_the_head(plain, base) == 1, "torch no longer copies the head's weights: `with_one_head` can go"
+    adapted = trainable_copy(base, RECIPE).eval()
+    text_version(tmp_path, trained.model, base, "bench", "bench")
+    served = DecoderRuntime(tmp_path).model.requires_grad_(False)
+    assert [copies_of_the_head(model, base) for model in (base.model.requires_grad_(False), adapted, served)] == [
+        0,
+        0,
+        0,
+    ]
 
 
 def test_what_was_learned_holds_on_rows_not_trained_on(base: Decoder, trained: Trained) -> None:

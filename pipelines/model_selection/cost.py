@@ -26,7 +26,7 @@ ROUND_BYTES, WORKER_BYTES, TORCH_WORKER_BYTES = 560_000_000, 190_000_000, 520_00
 EXPORT_BYTES, EXPORT_COPIES = 430_000_000, 4  # export: its own, and copies of the weights in float32
 SAVE_COPIES = 2  # saving a decoder: copies of its weights
 STEP_SHARE = 1.8  # a step's memory over what it keeps: gradients, temporary tensors and the allocator's gaps
-BF16_BYTES = 350_000_000  # what a training in bfloat16 takes beside (measured on the default bases)
+BF16_BYTES = 350_000_000  # what an encoder, whose weights are float32, takes beside where training runs in bfloat16
 EMBED_FLOAT32 = 2.6  # embeddings run in float32: their seconds over those in bfloat16, where training uses it
 SERVED_SHARE = 0.75  # int8 on ONNX Runtime: its seconds over those of torch in training's precision
 INT8_COPIES = 2  # of the weights in int8: as read, and as arranged for multiplication
@@ -102,7 +102,7 @@ def _train_bytes(facts: BaseFacts, work: Workload, layers: Layers, trained: int)
     step = STEP_SHARE * (layers.kept_layer * trained + layers.kept_rest)
     copies = SAVE_COPIES * weights if facts.is_decoder else EXPORT_BYTES + EXPORT_COPIES * weights
     read = 4 * facts.parameters if facts.path and facts.path.suffix == ".gguf" else 0  # dequantised in float32 at first
-    bf16 = BF16_BYTES if computes_bf16() else 0
+    bf16 = BF16_BYTES if computes_bf16() and not facts.is_decoder else 0
     return ROUND_BYTES + weights + max(bf16 + states + max(step, copies), read)
 
 

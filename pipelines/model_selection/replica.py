@@ -18,7 +18,7 @@ from pipelines.models.base_facts import BaseFacts
 from pipelines.models.dropout import with_fast_dropout
 from pipelines.models.families import encoder_family
 from schemas.configuration.training import TrainingSettings
-from serving.inference.decoder_runtime import compute_dtype, token_logprobs
+from serving.inference.decoder_runtime import compute_dtype, token_logprobs, with_one_head
 
 REPEATS, DEEP = 2, 4  # runs of each batch; layers of the deeper replica
 WORDS = 1000  # of an encoder's vocabulary: looking a token up costs the same in a small table
@@ -48,7 +48,7 @@ class Replica:
         self.is_decoder = facts.is_decoder
         self._words = min(WORDS, int(config.vocab_size))
         if facts.is_decoder:
-            base = AutoModelForCausalLM.from_config(config).to(compute_dtype())
+            base = with_one_head(AutoModelForCausalLM.from_config(config).to(compute_dtype()))
             self.model: Any = with_fast_dropout(decoder.trainable_copy(_base(base), adapted), attention=False)
         else:
             base = AutoModel.from_config(config, attn_implementation="eager")

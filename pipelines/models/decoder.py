@@ -28,7 +28,7 @@ from pipelines.models.encoder import (
 from pipelines.models.families import context
 from schemas.configuration.training import TrainingSettings
 from serving.inference import prompts
-from serving.inference.decoder_runtime import MODEL, compute_dtype
+from serving.inference.decoder_runtime import MODEL, compute_dtype, with_one_head
 from serving.inference.normalise import normalise
 from serving.model_directory import sha256
 from serving.process.memory import return_free_memory
@@ -78,7 +78,7 @@ class Decoder:
         )
         if packed:  # loading has dequantised the weights
             self.model.hf_quantizer.remove_quantization_config(self.model)
-        self.model = self.model.to(self.dtype).eval()
+        self.model = with_one_head(self.model.to(self.dtype).eval())
         return_free_memory()  # the weights in float32
         self.token_limit = min(context(self.model.config.to_dict()) or NO_LIMIT, int(self.tokenizer.model_max_length))
 

@@ -95,10 +95,7 @@ def _setfit(own: list[Example], test: list[Example], seed: int) -> NDArray[np.bo
 
 def _ratchet(own: list[Example], test: list[Example], seed: int) -> NDArray[np.bool_]:
     labels = sorted({row.label for row in own})
-    task, encoder, settings = (
-        Classification(labels),
-        Encoder(base_model_path(None), MAX_LENGTH),
-        TrainingSettings(seed=seed),
-    )
+    task, encoder = Classification(labels), Encoder(base_model_path(None), MAX_LENGTH)
+    settings = TrainingSettings(seed=seed)
     trained = train(task, encoder, own, [], settings, lambda *_: None)
     return right(answers(task, encoder, trained.model, test, settings), test, labels)

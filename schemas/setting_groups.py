@@ -4,19 +4,34 @@ Each field has a default, bounds and a description with its unit and the meaning
 one tree and loads it. The large groups are modules of their own, such as configuration/kafka.py and configuration/console.py.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from schemas.targets import Task
 
 LIMIT = r"^[1-9][0-9]{0,11}/(second|minute|hour|day)$"  # a rate or quota: a count within a time
 
 
+def _optional(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)
+
+
 class Group(BaseModel):
     """One table of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_text_unsets(cls, values: object) -> object:
+        """Turn an empty text into None where a setting may be unset: TOML has no null."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        unset = [key for key, value in values.items() if value == "" and key in fields and _optional(fields[key])]
+        return values | dict.fromkeys(unset)
 
 
 class ModelSettings(Group):

@@ -13,7 +13,8 @@ HEAD = """# Settings
 
 All settings with their meanings and defaults. `ratchet init` writes the basic ones to `ratchet.toml`; any other may be added.
 `RATCHET_<GROUP>__<KEY>` in the environment overrides the file. Relative paths start at the folder of `ratchet.toml`;
-`RATCHET_STATE` replaces its folder `state/`. Made by `make docs`; do not edit."""
+`RATCHET_STATE` replaces its folder `state/`. To unset a setting that has a default, give it an empty text, as in
+`max_rows_per_person = ""`. Made by `make docs`; do not edit."""
 
 
 def reference() -> str:

@@ -6,6 +6,7 @@ from a topic or from dead letters. Trained versions stay as they are; the next r
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from serving.messaging.outbox_store import erase as erase_outboxes
 from serving.registry.registry import Registry
 
 AT_ONCE = 500  # ids in one SQL predicate
+PASSES, PAUSE_S = 5, 1.0  # through the log, at most; in the pause a consumer stores what it had checked before
+
+Selects = Callable[[pa.Table], Any]  # predictions -> a mask of them
 
 
 @dataclass(kw_only=True)
@@ -54,17 +58,21 @@ class Erasure:
 
     def user(self, names: Sequence[str]) -> Erased:
         """Erase a user's predictions and feedback, and others' feedback on these predictions; `names` are pseudonyms."""
-        predictions = self._features.log_rows("predictions")
-        selected = predictions.filter(pc.is_in(predictions["user"], pa.array(names)))
         self._exclude("user", names, {"users": list(names)})
-        return self._erase(selected, [f'"user" IN ({_quoted(names)})'], lambda row: row.get("person") in names)
+        return self._erase(
+            lambda rows: pc.is_in(rows["user"], pa.array(names)),
+            [f'"user" IN ({_quoted(names)})'],
+            lambda row: row.get("person") in names,
+        )
 
     def prediction(self, prediction_id: str) -> Erased:
         """Erase one prediction and all feedback on it."""
-        predictions = self._features.log_rows("predictions")
-        one = predictions.filter(pc.equal(predictions["prediction_id"], prediction_id))
         self._exclude("prediction", [prediction_id], {"prediction": prediction_id})
-        return self._erase(one, [f"prediction_id = '{prediction_id}'"], lambda _: False)
+        return self._erase(
+            lambda rows: pc.equal(rows["prediction_id"], prediction_id),
+            [f"prediction_id = '{prediction_id}'"],
+            lambda _: False,
+        )
 
     def feedback(self, prediction_id: str, feedback_id: str) -> Erased:
         """Erase one feedback."""
@@ -72,21 +80,33 @@ class Erasure:
             "feedback", [f"{prediction_id}/{feedback_id}"], {"prediction": prediction_id, "feedback": feedback_id}
         )
         same = f"prediction_id = '{prediction_id}' AND feedback_id = '{feedback_id}'"
-        return self._erase(self._features.log_rows("predictions").slice(0, 0), [same], lambda _: False)
+        return self._erase(None, [same], lambda _: False)
 
     def _exclude(self, kind: Any, subjects: Sequence[str], detail: dict[str, object]) -> None:
         detail = {**detail, "reason": self._reason}
         self._registry.exclude(kind, subjects, actor=self._actor, action="feedback erase", detail=detail)
 
-    def _erase(self, predictions: pa.Table, feedback: list[str], by_person: Callable[[dict[str, Any]], bool]) -> Erased:
-        """Delete predictions, feedback that SQL predicates select, and rows of rounds by person or by a prediction's text."""
-        ids = predictions["prediction_id"].to_pylist()
-        texts = {tidy(text) for text in predictions["text"].to_pylist()}
-        done = Erased(outbox=self._outboxes())
-        about = [f"prediction_id IN ({_quoted(ids[n : n + AT_ONCE])})" for n in range(0, len(ids), AT_ONCE)]
-        done.predictions = sum(self._features.log.erase("predictions", predicate) for predicate in about)
-        done.feedback = sum(self._features.log.erase("feedback", predicate) for predicate in [*feedback, *about])
-        self._features.forget_online(ids, utc_now())
+    def _erase(
+        self, selects: Selects | None, feedback: list[str], by_person: Callable[[dict[str, Any]], bool]
+    ) -> Erased:
+        """Delete the predictions of a selection, feedback that SQL predicates select, and rows of rounds about either.
+
+        The log is read again until nothing is left: a consumer that read the exclusions before this one may still store a batch.
+        """
+        done, texts = Erased(outbox=self._outboxes()), set[str]()
+        for number in range(PASSES):
+            time.sleep(PAUSE_S if number else 0.0)
+            rows = self._features.log_rows("predictions")
+            rows = rows.slice(0, 0) if selects is None else rows.filter(selects(rows))
+            ids = rows["prediction_id"].to_pylist()
+            texts |= {tidy(text) for text in rows["text"].to_pylist()}
+            about = [f"prediction_id IN ({_quoted(ids[n : n + AT_ONCE])})" for n in range(0, len(ids), AT_ONCE)]
+            erased = sum(self._features.log.erase("predictions", predicate) for predicate in about)
+            unsaid = sum(self._features.log.erase("feedback", predicate) for predicate in [*feedback, *about])
+            self._features.forget_online(ids, utc_now())
+            done.predictions, done.feedback = done.predictions + erased, done.feedback + unsaid
+            if number and not erased and not unsaid:  # the first pass may have come before that batch
+                break
         self._registry.queue_items.erase(texts)
         for file in sorted(self._settings.path("state/rounds").glob(f"*/{ROWS}")):
             done.round_rows += _without(file, lambda row: by_person(row) or row["text"] in texts)

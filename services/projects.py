@@ -190,18 +190,26 @@ def _settings_groups(
 
 
 def _chosen_length(data: "ProjectData", model: Mapping[str, object]) -> dict[str, object]:
-    """Return `model.max_length` as the texts need it, if they need another than the default."""
+    """Return `model.max_length`, and for generation `max_new_tokens`, where the rows need others than the defaults."""
     from pydantic import ValidationError
 
+    from pipelines.models.token_statistics import ROUGH_LIMIT, covering
     from schemas.setting_groups import ModelSettings
 
     try:
         settings = ModelSettings.model_validate(model)
     except ValidationError:  # loading the settings reports it
         return {}
-    measured = data.tokens(settings)
-    default = ModelSettings().max_length
-    return {"max_length": measured.max_length} if measured and measured.max_length != default else {}
+    measured, default = data.tokens(settings), ModelSettings()
+    chosen = {"max_length": measured.max_length} if measured else {}
+    if settings.task == "generation":
+        texts, answers, about = data.lengths(settings)
+        reads = measured.limit if measured and not about else 2 * ROUGH_LIMIT  # of prompt and answer together
+        answer = min(ROUGH_LIMIT, reads // 2, covering(answers))
+        taken = min(reads // 2, settings.max_new_tokens) if "max_new_tokens" in model else answer
+        longest = min(covering(texts), ROUGH_LIMIT if about else reads - taken)
+        chosen = {"max_new_tokens": answer, "max_length": longest}
+    return {name: value for name, value in chosen.items() if value != getattr(default, name)}
 
 
 def _make_registry(settings: Settings, labels: Sequence[str]) -> None:

@@ -36,8 +36,9 @@ from services.rounds.process import Liveness
 from services.rounds.prune import tidy_up
 from services.rounds.queue_filler import QueueFiller
 from services.rounds.settling import Settler
-from services.scheduling.crontab import crontab
+from services.scheduling.crontab import Crontab
 from services.scheduling.metrics import SchedulerMetrics
+from services.scheduling.paced import Paced
 from services.scheduling.ticker import Ticker
 from services.supervisor.signals import stop_on
 from serving.file_lock import LockHeld, held
@@ -51,7 +52,7 @@ log = logging.getLogger("ratchet.training_scheduler")
 
 LEASE_SECONDS = 15.0  # a killed scheduler blocks others for this long, unless the next one runs in its folder
 LOCK = "state/scheduler.lock"  # held by a folder's scheduler while it lives
-CRON_SLACK = timedelta(minutes=1)  # a clock set back by less repeats no time of a crontab
+REPEAT_SECONDS = 300.0  # between two lines about ticks that fail for the same reason
 CLAIM_SECONDS = 10.0  # a round claimed by hand has to be locked within these seconds
 RESUME_SECONDS = 5.0  # before the second attempt; twice that before the third, and so on
 
@@ -98,18 +99,21 @@ class TrainingScheduler:
         self._last_topic = ""
         self._watched: str | None = None
         self._pruned = False
-        cron = settings.triggers.cron
-        self._cron = crontab(cron) if cron else None
-        self._cron_from = clock()
+        self._monotonic, self._said_at = monotonic, monotonic()
+        self._labelled = Paced[int](monotonic)
+        self._cron = Crontab(settings.triggers.cron, clock())
 
-    def tick(self) -> None:
-        """Renew the lease, supervise an unfinished round, claim one if it is due. Never raises."""
+    def tick(self) -> bool:
+        """Renew the lease, supervise an unfinished round, claim one if it is due. Never raises.
+
+        Return whether all of it could be done.
+        """
         try:
             self._inherit()
             token = self._registry.acquire_lease("scheduler", self._holder, LEASE_SECONDS)
             if token is None:
                 self._say("another scheduler holds the lease")
-                return
+                return True
             self._settle(token)
             unfinished = self._registry.unfinished_round()
             self._report_end(unfinished)
@@ -120,6 +124,8 @@ class TrainingScheduler:
                 self._claim_if_due(token)
         except Exception as error:
             self._say(f"this tick failed, the next one tries again: {type(error).__name__}: {error}", logging.WARNING)
+            return False
+        return True
 
     def close(self) -> None:
         """Stop the round's process without costing the round an attempt, and release the lease. Never raises."""
@@ -192,7 +198,6 @@ class TrainingScheduler:
             return
         record = self._registry.claim_round(reason=decision.reason, cut=self._features.current_cut(), token=token)
         if record is not None:
-            self._cron_from = now
             self._watched = record.round_id
             log.info("round %s claimed: %s", record.round_id, decision.reason)
             self._start(record.round_id, 1, token)
@@ -202,28 +207,20 @@ class TrainingScheduler:
         self._executor.start(round_id, token)
 
     def _state(self, features: Gathered, now: datetime) -> TriggerState:
-        rounds = self._registry.rounds()
+        rounds, cut = self._registry.rounds(), self._registry.last_cut()
         failures = next((n for n, record in enumerate(rounds) if record.state is not RoundState.FAILED), len(rounds))
         return TriggerState(
-            labelled_feedback=features.count_labelled_since(self._registry.last_cut()),
+            labelled_feedback=self._labelled.get(cut, lambda: features.count_labelled_since(cut)),
             idle=self._idle(rounds[0], now) if rounds else None,
             unfinished=False,
             failures=failures,
-            cron_due=self._cron_due(now),
+            cron_due=self._cron.due(now, rounds[0].created_at if rounds else None),
         )
 
     def _idle(self, last: RoundRecord, now: datetime) -> timedelta:
         """Return the time since a round ended: the longer of what the wall clock and the monotonic clock say."""
         ended = last.finished_at or last.created_at
         return max(now - ended, timedelta(seconds=self._unchanged.seconds("last round", (last.round_id, ended))))
-
-    def _cron_due(self, now: datetime) -> bool:
-        if self._cron is None:
-            return False
-        if now < self._cron_from - CRON_SLACK:  # the clock was set back: its times come again
-            self._cron_from = now
-        due = self._cron.get_next_fire_time(None, self._cron_from)
-        return due is not None and due <= now
 
     def _prune(self) -> None:
         """Write what rounds' folders lack and remove what they leave, once at the start and once after each round."""
@@ -247,9 +244,10 @@ class TrainingScheduler:
         self._pruned = False
 
     def _say(self, sentence: str, level: int = logging.INFO, *, about: str | None = None) -> None:
-        """Log a sentence unless the last one was about the same topic."""
-        if (about or sentence) != self._last_topic:
-            self._last_topic = about or sentence
+        """Log a sentence unless the last one was about the same topic; a warning that still holds is repeated."""
+        again = level >= logging.WARNING and self._monotonic() - self._said_at >= REPEAT_SECONDS
+        if again or (about or sentence) != self._last_topic:
+            self._last_topic, self._said_at = about or sentence, self._monotonic()
             log.log(level, "%s", sentence)
 
 
@@ -271,10 +269,11 @@ def _run(config: Path) -> None:
         serve_metrics(metrics.registry, settings.observability.scheduler_port)
 
     def tick() -> None:
-        scheduler.tick()
+        ticked = scheduler.tick()
         counts.keep()
         heads.keep()
-        metrics.ticked()
+        if ticked:
+            metrics.ticked()
 
     ticker = Ticker(tick, settings.triggers.tick_seconds)
     print("ready", flush=True)

@@ -3,6 +3,7 @@
 Turns the file into values by name. Access control reads its keys from it, messaging the passwords of Kafka.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -13,6 +14,14 @@ class KeysMissing(FileNotFoundError):
 def assignments(path: Path) -> dict[str, str]:
     """Return the values of keys.env by name, quotes removed. Raises KeysMissing if it is absent or cannot be read."""
     return {name: value for name, value in map(assigned, lines(path)) if name}
+
+
+def secret(name: str, path: Path, environ: Mapping[str, str]) -> str:
+    """Return a secret of the environment, else of keys.env, else ""; a container may have variables alone."""
+    try:
+        return environ.get(name) or assignments(path).get(name, "")
+    except KeysMissing:
+        return ""
 
 
 def lines(path: Path) -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings, load_settings, render_settings
 from services.cli.main import cli
 from services.projects import create_project
+from serving.http.access import write_keys
 from serving.registry.registry import Registry
 from tests.support.fakes import toy_rows, write_rows
 
@@ -76,8 +77,29 @@ def test_a_row_is_found_taken_out_and_taken_in_again(project: Settings, registry
     run(project, "dataset", "exclude", found["key"][:8], "--undo")
     assert run(project, "dataset", "exclude") == "no rows\n"
     assert [row.detail["reason"] for row in registry.audit_rows()] == ["poisoned", ""]
-    assert "rows 2 to 61" in run(project, "dataset", "exclude", "seed.csv:1", code=2)
+    assert "rows from line 2 to line 61" in run(project, "dataset", "exclude", "seed.csv:1", code=2)
     assert "0 rows have a key that begins so" in run(project, "dataset", "exclude", "ffff0000ffff", code=2)
+
+
+def test_a_row_is_named_by_its_line_in_a_file_with_columns_of_its_own(tmp_path: Path) -> None:
+    lines = ["words\tmeaning", '"an oven\nand butter"\tcooking', "a goal\tfootball", "a bank\tmoney", "a loan\tmoney"]
+    (tmp_path / "seed.tsv").write_text("\n".join(lines), encoding="utf-8")
+    named = {"seed": "seed.tsv", "text_column": "words", "label_column": "meaning"}
+    config = render_settings({"model": {"name": "m"}, "dataset": named})
+    (tmp_path / "ratchet.toml").write_text(config, encoding="utf-8")
+    write_keys(tmp_path / "keys.env")
+    project = load_settings(config, {}, root=tmp_path)
+
+    [first] = json.loads(run(project, "dataset", "exclude", "seed.tsv:2", "--json"))
+    assert first["text"] == "an oven\nand butter"
+    [goal] = json.loads(run(project, "dataset", "exclude", "seed.tsv:4", "--json"))
+    assert (goal["text"], goal["label"], goal["excluded"]) == ("a goal", "football", True)
+    inside = run(project, "dataset", "exclude", "seed.tsv:3", code=2)
+    assert "there is no such row; seed.tsv has rows from line 2 to line 6" in inside
+    elsewhere = run(project, "dataset", "exclude", "other.tsv:2", code=2)
+    assert "the project has no file other.tsv; it has seed.tsv" in elsewhere
+    shown = json.loads(run(project, "dataset", "exclude", "--json"))
+    assert [row["text"] for row in shown] == ["an oven\nand butter", "a goal"]
 
 
 def test_a_dataset_is_exported_as_csv_and_parquet(project: Settings, tmp_path: Path) -> None:

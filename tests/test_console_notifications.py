@@ -28,10 +28,13 @@ class Receiver:
 
     def __init__(self) -> None:
         self.status: int | httpx.HTTPError = 200
+        self.broken: dict[str, Exception] = {}  # what a post to an address raises
         self.posts: list[tuple[str, bytes, dict[str, str]]] = []
 
     def __call__(self, url: str, body: bytes, headers: dict[str, str]) -> int:
         self.posts.append((url, body, headers))
+        if url in self.broken:
+            raise self.broken[url]
         if isinstance(self.status, httpx.HTTPError):
             raise self.status
         return self.status
@@ -111,6 +114,28 @@ def test_a_delivery_that_failed_once_arrives(project: Project, clock: Clock) -> 
     clock.advance(DELAYS_S[0] + 1)
     receiver.status = 204
     assert notifier.send() == 2
+    assert project.registry.deliveries.counts() == {"delivered": 2}
+
+
+@pytest.mark.parametrize("error", [httpx.InvalidURL("no port"), UnicodeError("label too long"), OSError("no socket")])
+@pytest.mark.parametrize("broken", [TEAM, SLACK])
+def test_an_address_that_cannot_be_posted_to_holds_back_no_other(
+    project: Project, clock: Clock, broken: str, error: Exception
+) -> None:
+    receiver = Receiver()
+    receiver.broken[broken] = error
+    notifier = Notifier(project, receiver)
+    notifier.notice()
+    clock.advance(1)
+    record = begin(project.registry)
+    project.registry.reject(record.round_id, actor="rita", reason="no")
+    assert notifier.notice() == 2
+    assert notifier.send() == 1
+    assert {url for url, _, _ in receiver.posts} == {TEAM, SLACK}
+    assert project.registry.deliveries.counts() == {"delivered": 1, "waiting": 1}
+    receiver.broken = {}
+    clock.advance(DELAYS_S[0] + 1)
+    assert notifier.send() == 1
     assert project.registry.deliveries.counts() == {"delivered": 2}
 
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from schemas.configuration.console import ConsoleSettings
 from schemas.settings import Settings
 from services.console.app import OIDC_PATH, build
-from services.console.oidc import COOKIE, Oidc
+from services.console.oidc import AGAIN_S, COOKIE, Oidc, OidcRefused
 from services.console.project import Project
 from serving.http.access import read_keys
 from serving.registry.registry import Registry
@@ -24,7 +24,7 @@ ISSUER, CLIENT, EMAIL = "https://login.example", "ratchet", "rita@example.org"
 
 
 class Issuer(httpx.BaseTransport):
-    """An issuer that signs what it is told to: `claims` overrides the token's, `key` signs it."""
+    """An issuer that signs what it is told to: `claims` overrides the token's, `key` signs it. It may be `away`."""
 
     def __init__(self) -> None:
         self.published = RSAKey.generate_key(2048, {"kid": "1"})
@@ -34,9 +34,12 @@ class Issuer(httpx.BaseTransport):
         self.nonce = ""
         self.challenge = ""
         self.requests: list[str] = []
+        self.away = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request.url.path)
+        if self.away:
+            raise httpx.ConnectError("refused", request=request)
         if request.url.path == "/.well-known/openid-configuration":
             endpoints = {name: f"{ISSUER}/{name}" for name in ("authorization_endpoint", "token_endpoint", "jwks_uri")}
             return httpx.Response(200, json={"issuer": self.name, **endpoints})
@@ -48,7 +51,7 @@ class Issuer(httpx.BaseTransport):
         now = int(time.time())
         claims = {"iss": ISSUER, "aud": CLIENT, "sub": "1", "exp": now + 300, "iat": now, "nonce": self.nonce}
         claims |= {"email": EMAIL, "email_verified": True, **self.claims}
-        token = jwt.encode({"alg": "RS256", "kid": "1"}, claims, self.key)
+        token = jwt.encode({"alg": "RS256", "kid": self.key.kid}, claims, self.key)
         return httpx.Response(200, json={"access_token": "a", "token_type": "Bearer", "id_token": token})
 
 
@@ -58,14 +61,19 @@ def issuer() -> Issuer:
 
 
 @pytest.fixture
-def client(settings: Settings, issuer: Issuer) -> Iterator[TestClient]:
+def signing(settings: Settings) -> Settings:
+    """The project of people who sign in at the issuer."""
     console = ConsoleSettings(oidc_issuer=ISSUER, oidc_client_id=CLIENT)
-    changed = settings.model_copy(update={"console": console})
-    registry = Registry(changed.registry_url, changed.model.name)
+    return settings.model_copy(update={"console": console})
+
+
+@pytest.fixture
+def client(signing: Settings, issuer: Issuer) -> Iterator[TestClient]:
+    registry = Registry(signing.registry_url, signing.model.name)
     registry.migrate()
     registry.people.add(EMAIL, ["review"])
-    project = Project(changed, Path("ratchet.toml"), registry, read_keys(changed.path("keys.env")))
-    oidc = Oidc(changed, project.keys.secret, f"http://testserver{OIDC_PATH}", transport=issuer)
+    project = Project(signing, Path("ratchet.toml"), registry, read_keys(signing.path("keys.env")))
+    oidc = Oidc(signing, project.keys.secret, f"http://testserver{OIDC_PATH}", transport=issuer)
     with TestClient(build(project, issuer=oidc), follow_redirects=False) as made:
         yield made
     registry.close()
@@ -110,6 +118,35 @@ def test_a_token_that_does_not_count_is_refused(client: TestClient, issuer: Issu
 def test_a_token_that_somebody_else_signed_is_refused(client: TestClient, issuer: Issuer) -> None:
     issuer.key = RSAKey.generate_key(2048, {"kid": "1"})
     assert returned(client, issuer).status_code == 403
+    assert issuer.requests.count("/jwks_uri") == 2, "the keys are read again once, in case they were renewed"
+
+
+@pytest.mark.parametrize("kid", ["1", "2"])
+def test_keys_that_the_issuer_renewed_are_read_again_within_the_hour(
+    client: TestClient, issuer: Issuer, kid: str
+) -> None:
+    assert returned(client, issuer).status_code == 303
+    issuer.published = issuer.key = RSAKey.generate_key(2048, {"kid": kid})
+    assert returned(client, issuer).status_code == 303
+    assert issuer.requests.count("/jwks_uri") == 2
+    assert returned(client, issuer).status_code == 303
+    assert issuer.requests.count("/jwks_uri") == 2, "the renewed keys are kept"
+
+
+def test_an_issuer_that_does_not_answer_is_left_alone_for_some_seconds(signing: Settings, issuer: Issuer) -> None:
+    now = [1_000_000.0]
+    oidc = Oidc(signing, "s3cret", f"http://testserver{OIDC_PATH}", transport=issuer, clock=lambda: now[0])
+    issuer.away = True
+    with pytest.raises(OidcRefused, match="cannot be used: ConnectError"):
+        oidc.begin()
+    issuer.away = False
+    now[0] += AGAIN_S - 1
+    with pytest.raises(OidcRefused, match="did not answer: try again in 10 s"):
+        oidc.begin()
+    assert len(issuer.requests) == 1
+    now[0] += 1
+    address, _ = oidc.begin()
+    assert address.startswith(ISSUER)
 
 
 def test_a_forged_return_is_refused(client: TestClient, issuer: Issuer) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pipelines.feature_store.store import FeatureStore, default_feature_store_ya
 from schemas.events import FeedbackReceived, PredictionMade, utc_now
 from schemas.settings import Settings
 from services.cli.main import cli
+from services.erasure import Erased, Erasure
 from serving.http.access import pseudonym, read_keys, write_keys
 from serving.http.feedback_values import feedback_uuid
 from serving.messaging.outbox_store import make_table, open_disk, waiting, write
@@ -119,6 +120,46 @@ def test_one_prediction_or_one_feedback_is_erased(shop: Shop) -> None:
     assert shop.features.stored_events() == {"predictions": 2, "feedback": 1}
     assert shop.registry.excluded().covers(feedback(7, prediction_id=pid(2)))
     assert shop.registry.verify_audit() == []
+
+
+class LateStore(FeatureStore):
+    """A store in which `late` is called after the first look into the log, as a consumer stores a batch just then."""
+
+    def __init__(self, settings: Settings, late: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self.late = [late]
+
+    def log_rows(self, name: str) -> pa.Table:
+        rows = super().log_rows(name)
+        while self.late:
+            self.late.pop()()
+        return rows
+
+
+ERASED: dict[str, Callable[[Erasure, Shop], Erased]] = {
+    "user": lambda erasure, shop: erasure.user([shop.bob]),
+    "prediction": lambda erasure, _: erasure.prediction(pid(1)),
+}
+
+
+@pytest.mark.parametrize(("what", "answered"), [("user", True), ("prediction", False)])
+def test_what_a_consumer_stores_during_an_erasure_is_erased_too(shop: Shop, what: str, answered: bool) -> None:
+    """The consumer had read the exclusions before this one was recorded; nothing of bob's was in the log yet."""
+    late, other = of(shop.bob, prediction(1, time=EARLIER)), of(shop.eve, prediction(2, time=EARLIER))
+    shop.store([other])
+    excluded: list[bool] = []
+
+    def stored_late() -> None:
+        excluded.append(shop.registry.excluded().covers(late))
+        shop.store([late], first=1)
+        shop.store([feedback(n, user=shop.eve, time=EARLIER) for n in ((1, 2) if answered else (2,))])
+
+    features = LateStore(shop.settings, stored_late)
+    done = ERASED[what](Erasure(shop.settings, shop.registry, features, actor="me", reason="asked for it"), shop)
+    assert excluded == [True]
+    assert (done.predictions, done.feedback) == (1, int(answered))
+    for table in ("predictions", "feedback"):
+        assert [row["prediction_id"] for row in shop.features.log_rows(table).to_pylist()] == [pid(2)]
 
 
 @pytest.mark.parametrize("wrong", [[], ["--user", "u", "--prediction", pid(1)], ["--prediction", "p1"]])

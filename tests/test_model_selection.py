@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from pipelines.dataset.examples import Example
+from pipelines.dataset.split import cluster_key
 from pipelines.model_selection.candidates import candidate_bases
 from pipelines.model_selection.cost import Cost, estimate
 from pipelines.model_selection.replica import Replica
@@ -26,6 +27,7 @@ from schemas.setting_groups import ModelSettings
 from schemas.settings import Settings
 from services.cli.main import cli
 from services.projects import create_project
+from serving.registry.registry import Registry
 from tests.support import families
 from tests.support.fakes import toy_rows, write_rows
 
@@ -218,3 +220,24 @@ def test_the_command_advises_and_bakes_off_two_bases(
     assert {row["base_model"] for row in ranked} == {tiny_base.name, "other"}
     assert ranked[0]["nll"] <= ranked[1]["nll"]
     assert all(row["answer_seconds"] > 0 and row["validation_rows"] > 0 for row in ranked)
+
+
+def test_the_command_leaves_the_sides_of_the_rows_to_rounds(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    rows = toy_rows(120, seed=1)
+    settings = create_project(
+        tmp_path / "project",
+        seed=write_rows(tmp_path / "seed.csv", rows),
+        reference=write_rows(tmp_path / "reference.csv", toy_rows(60, seed=2)),
+        base_model=str(tiny_base),
+        overrides={"model": {"max_length": 32}, "training": {"epochs": 1, "threads": 1}},
+    )
+    arguments = ["model", "advise", "-c", str(settings.root), "--local", "--json"]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rows"] > 60
+    registry = Registry(settings.registry_url, settings.model.name)
+    assert registry.sides([cluster_key(settings.model.name, text) for text, _ in rows]) == {}
+    registry.close()

@@ -103,12 +103,27 @@ def test_the_environment_overrides_the_file() -> None:
         ("[serving]\nport = 'x'", {}, "serving.port = 'x'"),
         ("", {"RATCHET_SERVING__PORT": "99999"}, "serving.port = 99999"),
         ("", {"RATCHET_MODEL__TASK": "poetry"}, "model.task = 'poetry'"),
+        (
+            "[console]\nwebhooks = ['https://team.example:hook/x']",
+            {},
+            "'https://team.example:hook/x': expected an address",
+        ),
+        ("[console]\nwebhooks = ['https://team.example:70000/x']", {}, "console.webhooks"),
         ("not toml", {}, "not TOML"),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(text: str, environ: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         load_settings(text, environ, root=Path())
+
+
+def test_an_empty_text_unsets_what_may_be_unset_and_nothing_else() -> None:
+    empty = {"dataset": "max_rows_per_person", "console": "drift", "training": "refit_below", "model": "base_model"}
+    text = "\n".join(f'[{group}]\n{key} = ""' for group, key in empty.items())
+    settings = load_settings(text, {}, root=Path())
+    assert [getattr(getattr(settings, group), key) for group, key in empty.items()] == [None] * len(empty)
+    with pytest.raises(SettingsError, match=r"line 2: serving\.port = ''"):
+        load_settings('[serving]\nport = ""', {}, root=Path())
 
 
 def test_a_scalar_where_a_table_belongs_is_refused_by_name() -> None:

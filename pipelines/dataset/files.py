@@ -23,11 +23,15 @@ BY_NAME = Columns()
 
 @dataclass(frozen=True)
 class FileRow:
-    """One labelled text, anonymised; other columns are metadata. `label` is the target's canonical text for any task."""
+    """One labelled text, anonymised; other columns are metadata. `label` is the target's canonical text for any task.
+
+    `where` is the row's place as messages name it, such as "line 12"; "" for a row of no file.
+    """
 
     text: str
     label: str
     metadata: dict[str, str] = field(default_factory=dict)
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class _Reading:
                 continue
             self._has_lists = self._has_lists or is_label_list(record.values[layout.target])
             metadata = {key: anonymise(value) for key, value in cells.metadata.items()}
-            self._rows.append(FileRow(anonymise(cells.text), cells.target, metadata))
+            self._rows.append(FileRow(anonymise(cells.text), cells.target, metadata, name + record.where))
 
     def result(self) -> FileRows:
         """Return all rows; a split without the target column is left out if another one has it. Raises BadFile."""

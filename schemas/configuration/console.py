@@ -41,7 +41,7 @@ class ConsoleSettings(Group):
         0.25,
         gt=0,
         description="population stability index beyond which the live version's newest answers, or their confidence, have "
-        "drifted from its first ones: an alarm, and the webhook `drift` once a day while it lasts. None: not looked at",
+        "drifted from its first ones: an alarm, and the webhook `drift` once a day while it lasts. Unset: off",
     )
     drift_window: int = Field(
         1000, ge=200, le=20_000, description="predictions of the live version that are compared, first and newest"
@@ -113,7 +113,11 @@ def is_loopback(host: str) -> bool:
 
 def _check_address(url: str) -> None:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_address = False
+    if not is_address:
         raise ValueError(f"{url!r}: expected an address such as https://example.org/path")
     if parts.username or parts.password:
         raise ValueError("an address must not hold a password: it would stand in ratchet.toml")

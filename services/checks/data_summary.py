@@ -6,12 +6,15 @@ rows.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pipelines.dataset.files import Columns, FileRows, read_file
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.dataset.files import Columns, FileRow, FileRows, read_file
 from pipelines.dataset.forecast import judging_rows
 from pipelines.dataset.project_dataset import columns_of
 from pipelines.dataset.split import cluster_key
@@ -19,12 +22,14 @@ from pipelines.files.label_checks import near_equal, near_equal_note
 from pipelines.files.records import brief, counted
 from pipelines.gates import power
 from pipelines.gates.policy import Policy, load_policy
-from pipelines.models.token_statistics import TokenStatistics, token_statistics
+from pipelines.models.token_statistics import TokenStatistics, cut_warning, rough_lengths, token_statistics
 from schemas.setting_groups import ModelSettings
 from schemas.settings import Settings
 from schemas.targets import LABELLED, Task, labels_of, value_of
 
 _MOST_NAMED = 5
+
+Lengths = NDArray[np.int64]
 
 
 class DataError(ValueError):
@@ -62,12 +67,27 @@ class ProjectData:
         """Keys of the texts that are in both files; these rows judge and never train."""
         return _keys(self.seed) & _keys(self.reference)
 
+    @property
+    def rows(self) -> list[FileRow]:
+        """Return the rows of both files."""
+        return [*self.seed.rows, *(self.reference.rows if self.reference else ())]
+
     def tokens(self, model: ModelSettings) -> TokenStatistics | None:
         """Return how the base model's tokenizer reads the texts of both files; None if it is not on this machine."""
-        key = f"{model.task} {model.base_model}"
+        return self._measured("texts", [row.text for row in self.rows], model)
+
+    def lengths(self, model: ModelSettings) -> tuple[Lengths, Lengths, bool]:
+        """Return the tokens of each text and of each generated answer, and whether they are only estimated."""
+        texts, answers = [row.text for row in self.rows], [row.label for row in self.rows]
+        measured, written = self._measured("texts", texts, model), self._measured("answers", answers, model)
+        if measured is None or written is None:
+            return rough_lengths(texts), rough_lengths(answers), True
+        return measured.lengths, written.lengths, False
+
+    def _measured(self, what: str, texts: Sequence[str], model: ModelSettings) -> TokenStatistics | None:
+        key = f"{what} {model.task} {model.base_model}"
         if key not in self._tokens:
-            files = [self.seed, *([self.reference] if self.reference else [])]
-            self._tokens[key] = token_statistics([row.text for file in files for row in file.rows], model)
+            self._tokens[key] = token_statistics(texts, model)
         return self._tokens[key]
 
 
@@ -129,6 +149,11 @@ def warnings(data: ProjectData, settings: Settings, policy: Policy) -> list[str]
         notes += [f"reference: {note}" for note in data.reference.notes] + _compared(data)
     measured = data.tokens(settings.model)
     notes += measured.warnings(settings.model.max_length) if measured else []
+    if data.task == "generation":
+        texts, answers, about = data.lengths(settings.model)
+        if measured is None:
+            notes += cut_warning(texts, settings.model.max_length, "prompts", "model.max_length", about=about)
+        notes += cut_warning(answers, settings.model.max_new_tokens, "answers", "model.max_new_tokens", about=about)
     return notes + _judging(data, settings, policy)
 
 

@@ -24,7 +24,7 @@ def outlook(settings: Settings, registry: Registry) -> tuple[list[str], bool]:
     alpha = policy.alpha_at(len(looks) + 1)
     known = next((record.dataset.reference_rows for record in rounds if record.dataset), None)
     n = forecast_rows(settings) if known is None else known
-    lines = [power.reference_line(n, policy, alpha)] if settings.model.task in LABELLED else [f"{n} rows judge"]
+    lines = [power.reference_line(n, policy, alpha)] if settings.model.task in LABELLED else [f"{n} reference rows"]
     lines.append(
         f"{len(looks)} looks at {champion.model_version} so far; the next one may spend alpha {alpha:.2g}"
         if champion

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from services.cli.project import config_option, json_option, opened, show
+from services.cli.rows.dataset import LedgerPreview
 
 if TYPE_CHECKING:
     from pipelines.dataset.build import Dataset
@@ -93,7 +94,13 @@ def _workload(settings: "Settings", registry: "Registry") -> "tuple[Dataset, Wor
 
     base = open_base(settings.model)
     dataset = collect_and_build(
-        settings, [], cut={}, labels=registry.label_map(), ledger=registry, base=base, without=registry.excluded().rows
+        settings,
+        [],
+        cut={},
+        labels=registry.label_map(),
+        ledger=LedgerPreview(registry),
+        base=base,
+        without=registry.excluded().rows,
     )
     rows = [*dataset.train, *dataset.validation]
     if not rows:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.consumer_reports import REPORTED
+from schemas.printable import span
 from schemas.setting_groups import TriggerSettings
 from schemas.settings import Settings
 from services.ingestion.feedback_counts import FeedbackCounts, counts
@@ -168,7 +169,7 @@ def _pace(pace: Mapping[str, Any] | None) -> str:
 def clock_line(ahead_s: float) -> str:
     """Return a warning that the registry's newest time is `ahead_s` seconds ahead of this clock."""
     return (
-        f"the registry holds times {_span(ahead_s)} ahead of this clock: this clock was set back, or another machine's is ahead "
+        f"the registry holds times {span(ahead_s)} ahead of this clock: this clock was set back, or another machine's is ahead "
         "(check NTP); rounds go on"
     )
 
@@ -176,11 +177,4 @@ def clock_line(ahead_s: float) -> str:
 def _ago(time: str) -> str:
     """Return how long ago a time was, or how far it is ahead of this clock."""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
-    return f"{_span(seconds)} ago" if seconds > -1 else f"{_span(-seconds)} ahead of this clock"
-
-
-def _span(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
+    return f"{span(seconds)} ago" if seconds > -1 else f"{span(-seconds)} ahead of this clock"

@@ -1,10 +1,11 @@
 """Comparison of any two versions: both answer the judging rows, and the answers are compared row by row.
 
 Turns two version names into metrics with paired intervals and the answers that moved. The runs take seconds, so a thread makes
-them once and keeps the result beside the project's state; the page asks until it is there. Artefacts are loaded exactly as
-serving loads them.
+them once and keeps the result beside the project's state, until the files of rows or the labels change; the page asks until it
+is there. A failure is shown once, and the next question tries again. Artefacts are loaded exactly as serving loads them.
 """
 
+import hashlib
 import logging
 import threading
 from pathlib import Path
@@ -50,31 +51,46 @@ class Comparisons:
         self._project = project
         self._lock = threading.Lock()
         self._running: set[Path] = set()
+        self._failed: dict[Path, Compared] = {}
 
     def of(self, first: str, second: str) -> Compared | None:
         """Return the comparison; None while a thread makes it. Raises UnknownVersion."""
         digests = [self._project.registry.version(name).digest for name in (first, second)]
-        path = self._project.settings.path("state/console") / f"{digests[0][:20]}-{digests[1][:20]}.json"
+        name = f"{digests[0][:20]}-{digests[1][:20]}-{self._rows_version()}.json"
+        path = self._project.settings.path("state/console") / name
         if path.exists():
             return Compared.model_validate_json(path.read_bytes())
         with self._lock:
+            if failed := self._failed.pop(path, None):
+                return failed
             if path not in self._running:
                 self._running.add(path)
                 threading.Thread(target=self._make, args=(first, second, path), daemon=True).start()
         return None
 
     def _make(self, first: str, second: str, path: Path) -> None:
+        failed = None
         try:
             made = compare(self._project, first, second)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, made.model_dump_json())
         except Exception as error:
             log.exception("%s and %s were not compared", first, second)
-            made = Compared(
+            failed = Compared(
                 first=first, second=second, n=0, reports={}, metrics=[], better=[], worse=[], error=f"{error}"[:300]
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, made.model_dump_json())
         with self._lock:
             self._running.discard(path)
+            if failed:
+                self._failed[path] = failed
+
+    def _rows_version(self) -> str:
+        """Return what changes when the files of rows or the labels do."""
+        settings = self._project.settings
+        files = [settings.path(name) for name in (settings.dataset.reference, settings.dataset.seed) if name]
+        stats = [(file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else None for file in files]
+        labels = [label.model_dump_json() for label in self._project.registry.labels()]
+        return hashlib.sha256(repr((stats, labels)).encode()).hexdigest()[:12]
 
 
 def compare(project: Project, first: str, second: str) -> Compared:

@@ -21,7 +21,7 @@ from schemas.records import Champion, RoundRecord
 from services.console.curves import drift_sentence, live_drift
 from services.console.project import Project
 from services.console.recommendation import advise
-from serving.keys_file import KeysMissing, assignments
+from serving.keys_file import secret
 from serving.registry.registry import RegistryUnavailable
 from serving.registry.review.deliveries import Delivery
 
@@ -37,13 +37,13 @@ Post = Callable[[str, bytes, dict[str, str]], int]
 
 
 class Notifier:
-    """Notices events and sends them. `post` returns the receiver's status; it may raise httpx.HTTPError."""
+    """Notices events and sends them. `post` returns the receiver's status; it may raise."""
 
     def __init__(self, project: Project, post: Post | None = None, clock: Callable[[], float] = time.time) -> None:
         self._project = project
         self._post = post or _post
         self._clock = clock
-        self._secret = _secret(project)
+        self._secret = secret(SECRET, project.settings.path(project.settings.access.keys), os.environ)
         wanted = project.settings.console.webhooks
         if wanted and not self._secret:
             log.error("no webhook is sent: write %s=... into keys.env, so that receivers can check it", SECRET)
@@ -78,7 +78,7 @@ class Notifier:
         for one in deliveries.due():
             try:
                 status = self._post(one.url, *self._signed(one))
-            except httpx.HTTPError as error:
+            except Exception as error:  # one receiver's address must not hold back the others
                 deliveries.failed(one, f"{type(error).__name__}: {error}")
                 continue
             if 200 <= status < 300:
@@ -174,11 +174,3 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
 def _host(url: str) -> str:
     """Return what tells receivers apart in an id, without the secret that an address may hold."""
     return f"{urlsplit(url).hostname}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-
-
-def _secret(project: Project) -> str:
-    try:
-        stored = assignments(project.settings.path(project.settings.access.keys)).get(SECRET, "")
-    except KeysMissing:
-        stored = ""
-    return os.environ.get(SECRET) or stored

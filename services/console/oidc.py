@@ -24,12 +24,12 @@ from joserfc.jwk import KeySet
 
 from schemas.settings import Settings
 from serving.http.access import keyed_hash
-from serving.keys_file import KeysMissing, assignments
+from serving.keys_file import secret as stored_secret
 
 COOKIE = "ratchet_oidc"
 SECRET = "RATCHET_OIDC_SECRET"
 WAY_S = 600
-METADATA_S = 3600.0
+METADATA_S, AGAIN_S = 3600.0, 10.0
 TIMEOUT_S = 10.0
 SKEW_S = 60
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"]  # no shared secrets, no "none"
@@ -64,11 +64,12 @@ class Oidc:
         assert console.oidc_issuer is not None
         assert console.oidc_client_id is not None
         self._issuer, self._client_id = console.oidc_issuer, console.oidc_client_id
-        self._client_secret = os.environ.get(SECRET) or _stored(settings)
+        self._client_secret = stored_secret(SECRET, settings.path(settings.access.keys), os.environ)
         self._secret, self._redirect = secret, redirect
         self._transport, self._clock = transport, clock
         self._lock = threading.Lock()
         self._metadata: tuple[float, dict[str, Any], KeySet] | None = None
+        self._again_at = 0.0  # an issuer that does not answer is not asked again before
 
     def begin(self) -> tuple[str, str]:
         """Return the issuer's address to go to, and the cookie that has to come back. Raises OidcRefused."""
@@ -98,16 +99,28 @@ class Oidc:
         way = json.loads(base64.urlsafe_b64decode(payload))
         if not hmac.compare_digest(way["state"].encode(), state.encode()) or self._clock() > way["until"]:
             raise OidcRefused("this sign-in has expired: try again")
-        metadata, keys = self._known()
+        metadata, _ = self._known()
         try:
             token = self._fetch_token(metadata["token_endpoint"], code, way["verifier"])
-            claims = jwt.decode(token, keys, algorithms=ALGORITHMS).claims
+            claims = self._claims(token)
             self._check(claims, way["nonce"])
         except (JoseError, KeyError, ValueError, httpx.HTTPError) as error:
             raise OidcRefused(f"the issuer's token is refused: {type(error).__name__}") from error
         if claims.get("email_verified") is not True or not claims.get("email"):
             raise OidcRefused("the issuer has not verified your e-mail address")
         return str(claims["email"])
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        """Return a token's claims; keys that the issuer has renewed since are read again once. Raises JoseError or ValueError."""
+        _, keys = self._known()
+        try:
+            return jwt.decode(token, keys, algorithms=ALGORITHMS).claims
+        except (JoseError, ValueError):
+            with self._lock:
+                if self._metadata is not None and self._metadata[2] is keys:
+                    self._metadata = None
+            _, renewed = self._known()
+            return jwt.decode(token, renewed, algorithms=ALGORITHMS).claims
 
     def _check(self, claims: dict[str, Any], nonce: str) -> None:
         registry = jwt.JWTClaimsRegistry(
@@ -124,7 +137,11 @@ class Oidc:
         """Return the issuer's metadata and keys, read once an hour. Raises OidcRefused."""
         with self._lock:
             if self._metadata is None or self._clock() - self._metadata[0] > METADATA_S:
+                if self._clock() < self._again_at:
+                    raise OidcRefused(f"{self._issuer} did not answer: try again in {AGAIN_S:.0f} s")
+                self._again_at = self._clock() + AGAIN_S
                 self._metadata = (self._clock(), *self._read())
+                self._again_at = 0.0
             return self._metadata[1:]
 
     def _read(self) -> tuple[dict[str, Any], KeySet]:
@@ -151,10 +168,3 @@ class Oidc:
 
     def _sign(self, payload: str) -> str:
         return keyed_hash(self._secret, "console oidc", payload).hex()
-
-
-def _stored(settings: Settings) -> str | None:
-    try:
-        return assignments(settings.path(settings.access.keys)).get(SECRET) or None
-    except KeysMissing:
-        return None

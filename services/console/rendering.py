@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from starlette.responses import HTMLResponse
 
-from schemas.printable import one_line
+from schemas.printable import one_line, span
 from schemas.records import RoundRecord, RoundState
 from schemas.reports import Verdict
 
@@ -84,14 +84,6 @@ def ago(moment: datetime | str | None) -> str:
         moment = datetime.fromisoformat(moment)
     seconds = (datetime.now(UTC) - moment).total_seconds()
     return "just now" if -5 < seconds < 5 else f"{span(seconds)} ago" if seconds > 0 else f"in {span(-seconds)}"
-
-
-def span(seconds: float) -> str:
-    """Return a duration in its largest unit."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
 
 
 def stamp(moment: datetime | None) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FILE = "state/feedback-counts.json"
 KEEP_S = 5.0  # seconds between two counts while feedback streams in
+SHARE = 0.1  # of the time, that counting takes at most
 BEHIND_S = 20.0  # greatest age of a count while `up` runs and feedback streams in
 
 
@@ -35,6 +36,7 @@ class FeedbackCounts:
     labelled: int = 0
     live: dict[str, dict[str, int]] = field(default_factory=dict)
     at: float = 0.0  # Unix seconds
+    seconds: float = 0.0  # that counting took
 
 
 def counts(settings: Settings, cut: Mapping[str, int], *, up: bool) -> FeedbackCounts:
@@ -45,7 +47,7 @@ def counts(settings: Settings, cut: Mapping[str, int], *, up: bool) -> FeedbackC
         return FeedbackCounts(0, dict(cut))  # no event log yet, or an empty one
     cached = kept(settings)
     if cached and cached.cut == cut:
-        fresh = up and abs(time.time() - cached.at) < BEHIND_S
+        fresh = up and abs(time.time() - cached.at) < BEHIND_S + cached.seconds / SHARE
         if fresh or (newest is not None and cached.version == newest):
             return cached
     from pipelines.feature_store.store import FeatureStore
@@ -57,9 +59,11 @@ def count(settings: Settings, features: "FeatureStore", cut: Mapping[str, int]) 
     """Count, write the counts to the cache file if that is possible, and return them."""
     from services.ingestion.live_counts import live_counts
 
+    began = time.monotonic()
     version = features.log.version("feedback")  # before counting, so that later commits make this count stale
     labelled = features.count_labelled_since(dict(cut))
-    counted = FeedbackCounts(version, dict(cut), labelled, live_counts(features), time.time())
+    live = live_counts(features)
+    counted = FeedbackCounts(version, dict(cut), labelled, live, time.time(), time.monotonic() - began)
     with contextlib.suppress(OSError):
         atomic_write(settings.path(FILE), json.dumps(asdict(counted)))
     return counted
@@ -82,11 +86,12 @@ class CountKeeper:
         return self._features
 
     def keep(self) -> None:
-        """Count every KEEP_S seconds. Never raises: without a cached count, `ratchet status` counts by itself."""
-        if self._features is not None and time.monotonic() >= self._again_at:
+        """Count every KEEP_S seconds, or a tenth of the time. Never raises: without a count, `ratchet status` makes one."""
+        began = time.monotonic()
+        if self._features is not None and began >= self._again_at:
             with contextlib.suppress(Exception):
                 count(self._settings, self._features, self._registry.last_cut())
-            self._again_at = time.monotonic() + KEEP_S
+            self._again_at = time.monotonic() + max(KEEP_S, (time.monotonic() - began) / SHARE)
 
 
 def kept(settings: Settings) -> FeedbackCounts | None:

@@ -36,7 +36,8 @@ BEAT_S = 2.0
 TRACE = "progress.jsonl"  # beside the lock: how training goes, a line each TRACE_S seconds
 TRACE_S = 0.5
 STOPPED = "attempt stopped by"
-END_S = 15.0  # what may follow the round's end in the registry: the report, the promotion message
+END_S = 15.0  # what may follow the round's end in the registry: the report, its files
+PROMOTED_S = 120.0  # what may follow a promotion: the message, the marker, MLflow's alias; each waits for its server
 
 ShowProgress = Callable[[str, float, Pace | None], None]
 
@@ -224,10 +225,17 @@ class Heart:
                 self.beat()
             except RoundOver as error:
                 # If this process ended the round itself, the main thread returns soon.
-                if not self._stop.wait(END_S):
+                if not self._stop.wait(self._grace_s()):
                     _end(str(error))
             except Exception as error:
                 print(f"no heartbeat: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+    def _grace_s(self) -> float:
+        """Return the seconds that this process may take to end after its round has."""
+        with contextlib.suppress(ConnectionError):
+            if self._registry.round(self._round_id).state is RoundState.PROMOTED:
+                return PROMOTED_S
+        return END_S
 
     def beat(self) -> None:
         """Send one heartbeat, or end this process if another attempt has taken the round over or the disk is too full."""

@@ -5,6 +5,7 @@ neither models nor the feature store; the process does (queue_filling.py).
 """
 
 import contextlib
+import logging
 import subprocess
 import sys
 import time
@@ -16,6 +17,9 @@ from schemas.settings import Settings
 from services.rounds.executor import start_niced
 from serving.registry.registry import Registry
 
+log = logging.getLogger("ratchet.training_scheduler")
+
+LOG = "state/logs/queue.log"
 EVERY_S = 60.0  # between two fills while a round is settling
 AUDIT_EVERY_S = 600.0  # between two fills for the audit sample alone
 
@@ -40,8 +44,12 @@ class QueueFiller:
 
     def tick(self) -> None:
         """Start a fill if one is due."""
-        if self._child is not None and self._child.poll() is None:
-            return
+        if self._child is not None:
+            if self._child.poll() is None:
+                return
+            if self._child.returncode:
+                log.warning("the labelling queue was not filled (exit %d): %s says why", self._child.returncode, LOG)
+            self._child = None
         if self._registry.champion() is None:
             return
         record = self._registry.settling_round()
@@ -62,4 +70,4 @@ class QueueFiller:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "services.cli.main", "queue", "fill", "-c", str(self._config.absolute())]
-        return start_niced(command, self._settings, self._settings.path("state/logs") / "queue.log")
+        return start_niced(command, self._settings, self._settings.path(LOG))

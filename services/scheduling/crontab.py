@@ -5,14 +5,34 @@ are Sunday, whereas APScheduler counts from Monday.
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from apscheduler.triggers.cron import CronTrigger
 
 from schemas.settings import SettingsError
 
+SLACK = timedelta(minutes=1)  # a clock set back by less repeats no time of a crontab
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _SPAN = re.compile(r"(\*|([0-7])(?:-([0-7]))?)(?:/([1-7]))?")
+
+
+class Crontab:
+    """The times of `triggers.cron` that have come since a scheduler began and since the newest round; None: there are none."""
+
+    def __init__(self, text: str | None, now: datetime) -> None:
+        self._trigger = crontab(text) if text else None
+        self._since = now
+
+    def due(self, now: datetime, newest_round: datetime | None) -> bool:
+        """Return whether a time has come. A round that anybody claimed after it has used it up."""
+        if self._trigger is None:
+            return False
+        if newest_round is not None and newest_round <= now:
+            self._since = max(self._since, newest_round)
+        if now < self._since - SLACK:  # the clock was set back: its times come again
+            self._since = now
+        due = self._trigger.get_next_fire_time(None, self._since)
+        return due is not None and due <= now
 
 
 def crontab(text: str) -> CronTrigger:

@@ -21,7 +21,7 @@ from typing import Any
 from kafka.net.sasl.oauth import AbstractTokenProvider
 
 from schemas.settings import Settings
-from serving.keys_file import KeysMissing, assignments
+from serving.keys_file import secret
 
 PASSWORD, KEY_PASSWORD, TOKEN = "RATCHET_KAFKA_PASSWORD", "RATCHET_KAFKA_KEY_PASSWORD", "RATCHET_KAFKA_TOKEN"
 TOKEN_SECONDS = 3.0  # to wait for the address that gives tokens
@@ -56,13 +56,6 @@ class Security:
         if kafka.security_protocol == "PLAINTEXT":
             return cls()
         keys = settings.path(settings.access.keys)
-        try:
-            stored = assignments(keys)
-        except KeysMissing:
-            stored = {}  # a container may have variables alone
-
-        def secret(name: str) -> str:
-            return environ.get(name) or stored.get(name, "")
 
         def file(value: str | None) -> Path | None:
             return settings.path(value) if value else None
@@ -71,14 +64,14 @@ class Security:
             protocol=kafka.security_protocol,
             mechanism=kafka.sasl_mechanism,
             username=kafka.sasl_username,
-            password=secret(PASSWORD),
-            token=secret(TOKEN),
+            password=secret(PASSWORD, keys, environ),
+            token=secret(TOKEN, keys, environ),
             token_url=kafka.oauth_token_url,
             scope=kafka.oauth_scope,
             ca_file=file(kafka.ssl_ca_file),
             certificate_file=file(kafka.ssl_certificate_file),
             key_file=file(kafka.ssl_key_file),
-            key_password=secret(KEY_PASSWORD),
+            key_password=secret(KEY_PASSWORD, keys, environ),
             check_hostname=kafka.ssl_check_hostname,
         )
         if missing := security.missing_secret():

@@ -116,8 +116,8 @@ def dataset_exclude(
 ) -> None:
     """Exclude ROWS of the labelled files from every later round.
 
-    A row is a key that --find shows, or FILE:ROW as messages name rows. The files stay as they are. Without ROWS, show the
-    excluded rows, or those that --find matches.
+    A row is a key that --find shows, or FILE:NUMBER, the line or row by which messages name it. The files stay as they are.
+    Without ROWS, show the excluded rows, or those that --find matches.
     """
     from pipelines.dataset.exclusions import row_key, rows_matching
 
@@ -144,8 +144,9 @@ def dataset_exclude(
 def read_rows_of(settings: "Settings", path: str) -> "list[FileRow]":
     """Return the rows of one of the project's files."""
     from pipelines.dataset.files import read_rows
+    from pipelines.dataset.project_dataset import columns_of
 
-    return read_rows(settings.path(path), settings.model.task)
+    return read_rows(settings.path(path), settings.model.task, columns_of(settings))
 
 
 def _files(settings: "Settings") -> list[str]:
@@ -161,26 +162,32 @@ def _key(given: str, files: "Mapping[str, list[FileRow]]") -> str:
     path, _, number = given.rpartition(":")
     rows = files.get(path) or next((held for file, held in files.items() if Path(file).name == path), None)
     if rows is not None and number.isdecimal():
-        first = 2 if path.lower().endswith(".csv") else 1  # as in messages: a CSV's header is row 1
-        if first <= int(number) < first + len(rows):
-            return row_key(rows[int(number) - first].text)
-        raise click.UsageError(f"{given}: there is no such row; {path} has rows {first} to {first + len(rows) - 1}")
+        there = [row for row in rows if row.where.rpartition(" ")[2] == str(int(number))]
+        if len(there) == 1:
+            return row_key(there[0].text)
+        several = f"{path} has {', '.join(row.where for row in there)} there"
+        none = f"there is no such row; {path} has rows from {rows[0].where} to {rows[-1].where}"
+        raise click.UsageError(f"{given}: {several if there else none}; --find WORDS shows keys")
+    if path and number.isdecimal():
+        raise click.UsageError(f"{given}: the project has no file {path}; it has {', '.join(files)}")
     matching = [key for key in known if given and key.startswith(given.lower())]
     if len(matching) != 1:
         raise click.UsageError(f"{given}: {len(matching)} rows have a key that begins so; --find WORDS shows keys")
     return matching[0]
 
 
-class _Preview:
-    """Reads the registry's split ledger and drops what would be written to it."""
+class LedgerPreview:
+    """The registry's split ledger for a look ahead: what would be written is dropped."""
 
     def __init__(self, registry: "Registry") -> None:
         self._registry = registry
 
     def sides(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return the side of each key that has one."""
         return self._registry.sides(keys)
 
     def record_sides(self, sides: Mapping[str, str]) -> dict[str, str]:
+        """Return the sides that would count, and write none."""
         return {**sides, **self._registry.sides(sides)}
 
 
@@ -200,7 +207,7 @@ def _build(settings: "Settings", registry: "Registry") -> "tuple[Dataset, Base, 
         features.labelled_feedback(cut) if features else [],
         cut=cut,
         labels=registry.label_map(),
-        ledger=_Preview(registry),
+        ledger=LedgerPreview(registry),
         base=base,
         since=registry.round(champion.round_id).created_at if champion and champion.round_id else None,
         without=registry.excluded().rows,

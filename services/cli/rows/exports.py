@@ -8,7 +8,6 @@ it as text (OWASP, "CSV Injection"). Plain numbers stay as they are.
 """
 
 import csv
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import click
 import orjson
+
+from serving.atomic_write import replacing
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
@@ -34,13 +35,8 @@ def kind_of(out: Path, requested: str | None, default: str | None = None) -> str
 
 def write(out: Path, kind: str, columns: Sequence[str], rows: Rows) -> int:
     """Write the rows to `out`, whole or not at all, and return their number."""
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        done = WRITERS[kind](beside, columns, rows)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
-    return done
+    with replacing(out) as beside:
+        return WRITERS[kind](beside, columns, rows)
 
 
 def cell(value: object) -> str:

@@ -36,6 +36,8 @@ class ServingDown(ConnectionError):
 def page(visit: Visit) -> Response:
     """Show the box, and what became of the visitor's earlier feedback."""
     visitor = _visitor(visit)
+    if _named(visit):  # what became of earlier feedback takes a look through the event log
+        _slow_down(visit)
     return _shown(visit, visitor, answer=None, text="")
 
 
@@ -84,7 +86,7 @@ def _shown(visit: Visit, visitor: str, *, answer: Any, text: str) -> Response:
         likely=_likely(answer),
         labels=registry.active_labels() if task in LABELLED else [],
         champion=champion,
-        fate=_fate(visit, visitor),
+        fate=_fate(visit, visitor) if _named(visit) else [],
     )
     named = f"{visitor}.{_sign(visit, visitor)}"
     response.set_cookie(
@@ -112,15 +114,17 @@ def _fate(visit: Visit, visitor: str) -> list[dict[str, Any]]:
         return []
     if not rows:
         return []
-    trained = _trained(visit, user)
+    trained = _trained(visit, user, {row["text"] for row in rows if row["text"]})
     return [{**row, "version": trained.get(row["text"] or "")} for row in rows]
 
 
-def _trained(visit: Visit, user: str) -> dict[str, str]:
-    """Return text -> first promoted version whose training rows hold it from this person."""
+def _trained(visit: Visit, user: str, texts: set[str]) -> dict[str, str]:
+    """Return text -> first promoted version whose training rows hold it from this person, for these texts."""
     promoted = visit.project.registry.history.rounds_page(states=[RoundState.PROMOTED.value], limit=ROUNDS)
     first: dict[str, str] = {}
     for _, record in promoted[::-1]:
+        if texts <= first.keys():
+            break
         path = visit.project.settings.path("state/rounds") / record.round_id / ROWS
         wanted = f'"{user}"'.encode()
         try:
@@ -157,10 +161,13 @@ def _visitor(visit: Visit) -> str:
         raise KeyError("this page is switched off: console.try_page")
     if setting == "people" and (visit.person is None or not visit.person.may(Right.TRY)):
         raise Forbidden("sign in first")
+    return _named(visit) or secrets.token_urlsafe(16)
+
+
+def _named(visit: Visit) -> str | None:
+    """Return the id of the signed cookie, if there is one."""
     match = NAMED.fullmatch(visit.request.cookies.get(VISITOR, ""))
-    if match and secrets.compare_digest(match[2], _sign(visit, match[1])):
-        return match[1]
-    return secrets.token_urlsafe(16)
+    return match[1] if match and secrets.compare_digest(match[2], _sign(visit, match[1])) else None
 
 
 def _sign(visit: Visit, visitor: str) -> str:

@@ -3,9 +3,10 @@
     python batch_job.py predict tickets.csv labelled.csv
     python batch_job.py correct labelled.csv --user reviewer-2
 
-`predict` copies every row of a CSV file with a column `text` and adds `label`, `confidence` and `prediction_id`. Reviewers write
-the right label into a column `correct`; an empty cell says nothing. `correct` sends these. Both may be run again after a crash:
-`predict` goes on behind the last complete row, and a correction that was sent before is stored once.
+`predict` copies every row of a CSV file whose column `text` is not empty, and adds `label`, `confidence` and `prediction_id`.
+Reviewers write the right label into a column `correct`; an empty cell says nothing. `correct` sends these. Both may be run again
+after a crash:
+`predict` goes on behind the last complete row, and `correct` stores a correction once until the file is edited.
 """
 
 import argparse
@@ -34,7 +35,8 @@ def predict(ratchet: Client, source: Path, target: Path) -> int:
         if not written.tell():
             table.writeheader()
         count = 0
-        for part in parts(islice(rows, done, None)):
+        written_about = (row for row in rows if (row["text"] or "").strip())  # the service refuses empty texts
+        for part in parts(islice(written_about, done, None)):
             for row, found in zip(part, ratchet.predict_many([row["text"] for row in part]), strict=True):
                 added = (found.label, f"{found.confidence:.4f}", found.prediction_id)
                 table.writerow(row | dict(zip(ADDED, added, strict=True)))
@@ -68,13 +70,15 @@ def parts(rows: Iterator[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
 
 def correct(ratchet: Client, reviewed: Path, user: str) -> int:
     """Send the corrections of a reviewed file; return how many were stored. A refused one is printed, and the rest goes on."""
-    stored = 0
+    stored, edition = 0, reviewed.stat().st_mtime_ns
     with reviewed.open(encoding="utf-8", newline="") as read:
         for number, row in enumerate(csv.DictReader(read), start=2):
             label = (row.get("correct") or "").strip()
             if not label:
                 continue
-            same = str(uuid.uuid5(uuid.UUID(row["prediction_id"]), f"{user}\0{label}"))  # in every run of this file
+            same = str(
+                uuid.uuid5(uuid.UUID(row["prediction_id"]), f"{user}\0{label}\0{edition}")
+            )  # until the file is edited
             try:
                 ratchet.correct(row["prediction_id"], label, user=user, feedback_id=same)
             except RequestRefused as refused:

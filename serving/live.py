@@ -120,11 +120,11 @@ class LiveModel:
         try:
             check(self._registry, self._store)
             runtime = self._warm(champion.digest) or self._load(champion)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # also ONNX Runtime's, the tokenizer's, and too little memory
             self._refused = champion.digest
             self._tries += 1
             self._try_at = time.monotonic() + min(60.0, 2.0**self._tries)
-            self._error = f"{champion.model_version}: {error}"
+            self._error = f"{champion.model_version}: {str(error) or type(error).__name__}"
             consequence = (
                 "the live version continues" if self._live else "no other version is loaded: nothing is served"
             )
@@ -147,7 +147,7 @@ class LiveModel:
         return next((runtime for runtime in loaded if runtime and runtime.digest == digest), None)
 
     def _load(self, champion: Champion) -> Loaded:
-        """Fetch, verify and load a version while the live one serves. Raises OSError or ValueError."""
+        """Fetch, verify and load a version while the live one serves. Raises what the loading libraries raise."""
         directory = self._store.fetch(champion.digest, self._cache)
         return open_version(directory, champion.digest, threads=self._threads)
 
@@ -169,7 +169,7 @@ class LiveModel:
         try:
             champion = Champion.model_validate(json.loads(self._last_good.read_text(encoding="utf-8")))
             runtime = open_version(self._cache / champion.digest, champion.digest, threads=self._threads)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             log.warning("the last good version cannot be served: %s", error)
         else:
             self._live = (runtime, champion)

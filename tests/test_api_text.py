@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from serving.http.metrics import Metrics
 from serving.inference.batching import MicroBatcher
 from serving.inference.decoder_runtime import DecoderRuntime
 from serving.inference.generation_queue import GenerationQueue
+from serving.inference.normalise import NORMALISER
 from serving.live import LiveModel
 from serving.messaging.connection import Broker
 from serving.messaging.outbox import Outbox
@@ -189,6 +191,25 @@ def test_a_swap_leaves_every_answer_whole(
     after = project.live.current()
     assert after is not None
     assert after[0] is before[0], "loaded again"
+
+
+def test_a_text_of_which_nothing_is_left_is_answered_without_a_chat_template_too(
+    tiny_decoder: Path, tmp_path: Path
+) -> None:
+    bare = shutil.copytree(tiny_decoder, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    plain = tiny_text_version(tmp_path / "plain", bare, "plain")
+    project = Project(tmp_path, copied(plain, tmp_path / "v", model_version="v", normaliser=NORMALISER))
+    project.outbox.start()
+    with TestClient(project.api, headers=project.headers) as client:
+        answers = [ask(client, *texts) for texts in (["\u200b"], ["\u200b", "hello"])]
+        streamed = ask(client, "\u200b", stream=True)
+    project.close()
+    project.outbox.close(5)
+    assert [answer.status_code for answer in answers] == [200, 200], [answer.text for answer in answers]
+    [alone], [beside, _] = (answer.json() for answer in answers)
+    assert beside["text"] == alone["text"]
+    assert told(streamed.text)[-1][1]["text"] == alone["text"]
 
 
 # --- a caller who hangs up, without a socket --------------------------------------------------------------------------

@@ -1,30 +1,37 @@
 """Limits of connections on a real uvicorn with short times: each attack gets a refusal or is closed, honest callers do not."""
 
 import asyncio
-import json
-import socket
+import contextlib
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
 
 from serving.http.asgi import Message, Receive, Send
 from serving.http.connections import Limits, OpenConnections
-from serving.http.listening import open_file_limit, protocol
-from tests.support.fakes import REPOSITORY, free_port, wait_until
+from serving.http.listening import open_file_limit
+from tests.support.fakes import REPOSITORY, wait_until
+from tests.support.raw_connections import answer, bounded, opened, read_one, seconds_until_closed
 
 LIMITS = Limits(
-    connections=20, body_bytes=100_000, head_s=1.0, body_s=1.0, idle_s=3.0, stalled_s=0.5, linger_s=0.5, sweep_s=0.05
+    connections=20,
+    body_bytes=100_000,
+    head_s=1.0,
+    body_s=1.0,
+    rest_s=0.5,
+    idle_s=3.0,
+    stalled_s=0.5,
+    linger_s=0.5,
+    sweep_s=0.05,
 )
-ANSWER_S = 30.0  # nothing here takes as long: what is neither answered nor closed by then never is
 BIG = 5_000_000
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+EARLY = b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"  # answered before its body
 waiting: list[str] = []  # requests of /wait, which are answered once `released` is set
 released = threading.Event()
 
@@ -52,60 +59,13 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[int, OpenConnections]]:
-    bounded = protocol(LIMITS)
-    port = free_port()
-    config = uvicorn.Config(app, port=port, http=bounded, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    wait_until(lambda: running.started)
-    yield port, bounded.opened
-    running.should_exit = True
-    thread.join(10)
+    with bounded(app, LIMITS) as serving:
+        yield serving
 
 
 @pytest.fixture
 def port(server: tuple[int, OpenConnections]) -> int:
     return server[0]
-
-
-def opened(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S)
-
-
-def answer(port: int, *parts: bytes) -> tuple[int, Any]:
-    """Status and body of what comes back until the server closes, or has answered once."""
-    with opened(port) as one:
-        for part in parts:
-            one.sendall(part)
-        return read_one(one)
-
-
-def read_one(one: socket.socket) -> tuple[int, Any]:
-    found = b""
-    while b"\r\n\r\n" not in found:
-        more = one.recv(65536)
-        assert more, found
-        found += more
-    head, _, body = found.partition(b"\r\n\r\n")
-    length = next(
-        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-    )
-    while len(body) < length:
-        body += one.recv(65536)
-    text = body[:length].decode()
-    return int(head.split(b" ")[1]), json.loads(text) if text.startswith("{") else text
-
-
-def seconds_until_closed(one: socket.socket) -> float:
-    """Seconds until the server closes; raises TimeoutError if it does not within ANSWER_S."""
-    started = time.monotonic()
-    try:
-        while one.recv(65536):
-            pass
-    except ConnectionResetError:
-        pass
-    return time.monotonic() - started
 
 
 @pytest.mark.parametrize(
@@ -291,6 +251,31 @@ def test_a_worker_whose_connections_all_work_says_that_it_is_full(port: int) -> 
     assert {read_one(one) for one in busy} == {(200, "0")}
     for one in busy:
         one.close()
+
+
+def test_who_is_answered_before_its_body_came_makes_room_for_a_new_caller_and_may_go_on() -> None:
+    limits = replace(LIMITS, body_s=600.0, idle_s=600.0, rest_s=600.0)  # nobody is closed for being slow
+    with bounded(app, limits) as (port, connections), contextlib.ExitStack() as closing:
+        crowd = [closing.enter_context(opened(port)) for _ in range(limits.connections)]
+        for one in crowd:
+            one.sendall(EARLY)
+            assert read_one(one) == (200, "0")
+        late = closing.enter_context(opened(port))
+        late.sendall(GET)
+        assert read_one(late) == (200, "0")
+        assert len(connections) == limits.connections
+        seconds_until_closed(crowd[0])
+        crowd[1].sendall(b"x" * 100 + GET)
+        assert read_one(crowd[1]) == (200, "0"), "its next request"
+
+
+def test_a_body_that_never_comes_after_the_answer_is_waited_for_less_than_one_before_it() -> None:
+    limits = replace(LIMITS, body_s=600.0, idle_s=600.0)
+    with bounded(app, limits) as (port, connections), opened(port) as one:
+        one.sendall(EARLY)
+        assert read_one(one) == (200, "0")
+        assert seconds_until_closed(one) > limits.rest_s / 2
+        wait_until(lambda: len(connections) == 0)
 
 
 def test_refusals_are_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:

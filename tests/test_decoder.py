@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from pipelines.dataset.examples import Example
 from pipelines.models.decoder import Decoder, adapter_targets, decoder_path, save, trainable_copy
@@ -12,9 +13,11 @@ from pipelines.models.encoder import BaseModelMissing, layer_of
 from pipelines.training.fitting import Fit
 from pipelines.training.tasks.choose import task_for
 from pipelines.training.tasks.generation import Generation, encoded
+from pipelines.training.tasks.token_rows import TokenRows, layers_of
 from pipelines.training.trainer import Trained, train
 from pipelines.training.warm_start import open_warm_start
 from schemas.configuration.training import TrainingSettings
+from serving.inference import prompts
 from serving.inference.decoder_runtime import DecoderRuntime, token_logprobs
 from tests.support.fakes import toy_rows
 from tests.support.versions import text_version
@@ -64,6 +67,18 @@ def test_only_the_answer_and_its_end_cost_anything(base: Decoder) -> None:
     assert kept.tolist() == [3 + 4, 5 + 6 + 7 + 8 + 9]
     assert Generation().row_losses(kept, rows.targets).mean() == pytest.approx(kept.sum() / 7)
     assert Generation().metrics(kept, rows.targets)["perplexity"] == pytest.approx(np.exp(kept.sum() / 7))
+
+
+def test_a_prompt_has_a_token_whatever_the_text_and_the_tokenizer(tiny_decoder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder)
+    assert len(prompts.encode(tokenizer, "")) > 1
+    tokenizer.chat_template = None
+    assert tokenizer.decode(prompts.encode(tokenizer, "goal")) == "goal"
+    assert prompts.encode(tokenizer, "") == [tokenizer.eos_token_id]
+    tokenizer.bos_token = "<user>"
+    assert prompts.encode(tokenizer, "") == [tokenizer.bos_token_id]
+    tokenizer.bos_token = tokenizer.eos_token = None
+    assert prompts.encode(tokenizer, "") == [0]
 
 
 def copies_of_the_head(model: torch.nn.Module, base: Decoder) -> int:
@@ -160,6 +175,22 @@ def test_every_family_carries_adapters_where_it_is_asked_to(
         whole = forward([0, 3, 4]).sum(dim=1)
     np.testing.assert_allclose(found.detach(), whole.detach(), rtol=1e-4)
     assert nll(adapted, other, rows) == pytest.approx(nll(other.model, other, rows), abs=1e-5)
+
+
+def test_rows_whose_states_take_too_much_memory_run_through_all_layers(base: Decoder) -> None:
+    adapted = trainable_copy(base, RECIPE.model_copy(update={"adapted_layers": 1})).eval()
+    pairs = [encoded(base, row.text, row.label) for row in examples(5, seed=5)]
+    runs: list[int] = []
+    layers_of(adapted)[0].register_forward_hook(lambda *_: runs.append(1))
+    states = 4 * base.model.config.hidden_size * sum(len(ids) for ids, _ in pairs)
+    found = {}
+    for most in (states, states - 1):
+        rows = TokenRows([ids for ids, _ in pairs], [answer for _, answer in pairs], max_bytes=most)
+        with rows.feeding(adapted) as forward:
+            runs.clear()
+            found[most] = forward([0, 3, 4]).detach()
+        assert len(runs) == (most < states), "below the adapters"
+    torch.testing.assert_close(found[states - 1], found[states], rtol=1e-4, atol=1e-4)
 
 
 def test_a_round_goes_on_from_a_champion_or_trains_all_weights(

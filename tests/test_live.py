@@ -9,7 +9,22 @@ from serving.artifacts import ArtifactStore
 from serving.inference.encoder_runtime import Runtime
 from serving.live import LiveModel
 from serving.registry.registry import Registry, RegistryUnavailable
-from tests.support.versions import copied, promote, with_golden
+from tests.support.versions import copied, promote, rewritten, with_golden
+
+
+class Failing(ArtifactStore):
+    """A store from which one version cannot be had: asking for it raises what loading a version may raise."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.raises: dict[str, Exception] = {}
+        self.asked: list[str] = []
+
+    def fetch(self, digest: str, cache: Path) -> Path:
+        self.asked.append(digest)
+        if digest in self.raises:
+            raise self.raises[digest]
+        return super().fetch(digest, cache)
 
 
 @pytest.fixture
@@ -97,6 +112,61 @@ def test_a_broken_artefact_is_refused_and_reported_and_the_old_one_goes_on(
     live.follow()
     [worker] = registry.workers(60)
     assert (worker.model_version, worker.generation, worker.error) == ("good", 4, None)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_a_file_that_its_library_cannot_read_refuses_the_version(
+    live: LiveModel, registry: Registry, store: ArtifactStore, version: Path, tmp_path: Path, name: str
+) -> None:
+    promote(registry, store, version)
+    live.follow()
+    before = live.current()
+    unreadable = copied(version, tmp_path / "unreadable", model_version="unreadable")
+    (unreadable / name).write_bytes(b"neither a graph nor a tokenizer")
+    promote(registry, store, rewritten(unreadable))
+    live.follow()
+    assert live.current() == before
+    [worker] = registry.workers(60)
+    assert worker.generation == 1
+    assert worker.error is not None
+    assert worker.error.startswith("unreadable: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("no such operator"), "no such operator"),
+        (Exception("data did not match any variant"), "data did not match any variant"),
+        (MemoryError(), "MemoryError"),
+    ],
+    ids=["RuntimeError", "Exception", "MemoryError"],
+)
+def test_whatever_loading_raises_the_version_is_refused_for_a_while_and_the_last_good_one_serves(
+    registry: Registry, version: Path, tmp_path: Path, error: Exception, told: str
+) -> None:
+    store, cache = Failing(str(tmp_path / "store")), tmp_path / "cache"
+    promote(registry, store, version)
+    running = LiveModel(registry, store, cache, threads=1, poll_seconds=60)
+    running.follow()
+    before = running.current()
+    promote(registry, store, copied(version, tmp_path / "b", model_version="b"))
+    champion = registry.champion()
+    assert champion is not None
+    store.raises[champion.digest] = error
+    for _ in range(3):
+        running.follow()
+    assert running.current() == before
+    assert store.asked.count(champion.digest) == 1, "tried again at once"
+    [worker] = registry.workers(60)
+    assert (worker.generation, worker.error) == (1, f"b: {told}")
+
+    starting = LiveModel(registry, store, cache, threads=1, poll_seconds=60)
+    starting.start()
+    starting.close()
+    assert store.asked.count(champion.digest) == 2
+    current = starting.current()
+    assert current is not None
+    assert current[1] == 1
 
 
 def test_a_lost_registry_is_served_from_the_cache_and_caught_up_with(

@@ -1,16 +1,20 @@
 """An outbox on a full disk or in a damaged file: predictions go on, feedback is refused or safe, and all heals by itself."""
 
+import contextlib
 import json
 import random
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from serving.messaging.outbox import OutboxUnavailable
-from serving.messaging.outbox_store import waiting
+from serving.messaging.outbox_disk import AT_ONCE, Connection, OutboxDisk
+from serving.messaging.outbox_store import Row, make_table, open_disk, waiting, write
+from serving.messaging.publisher import Outgoing
 from tests.support.fakes import REPOSITORY, free_port, wait_until
 from tests.support.kafka_tools import own_broker
 from tests.support.outboxes import TOPICS, feedback, make_topics, outbox, prediction, published
@@ -141,3 +145,37 @@ def test_a_full_disk_refuses_feedback_drops_predictions_and_heals(when: str, tmp
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [OutboxUnavailable.__name__, 5]
     assert waiting(tmp_path / "outbox") == (3 if when == "started" else 2)
+
+
+class FullOnce(Connection):
+    """A connection to a disk that is full when a second part of another outbox comes; it counts the events of each part."""
+
+    def __init__(self, disk: OutboxDisk) -> None:
+        super().__init__(disk, "FULL")
+        self.parts: list[int] = []
+
+    def take_over(self, rows: Sequence[Row]) -> None:
+        self.parts.append(len(rows))
+        if len(self.parts) == 2:
+            raise sqlite3.OperationalError("database or disk is full")
+        super().take_over(rows)
+
+
+def test_a_long_outbox_is_taken_over_in_parts_and_in_order_and_a_full_disk_in_between_doubles_nothing(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / "outbox-7.db"
+    with contextlib.closing(open_disk(left, "NORMAL")) as orphan:
+        make_table(orphan)
+        write(orphan, [Outgoing(TOPICS.feedback, b"p", b"%d" % number) for number in range(1200)])
+    disk = OutboxDisk(tmp_path)
+    mine = FullOnce(disk)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        disk.adopt(mine)
+    assert disk.adopt(mine) == 1200 - AT_ONCE
+    assert max(mine.parts) == AT_ONCE < 1200, "feedback that arrives meanwhile waits for a part, not for all"
+    kept = mine.get().execute("SELECT value FROM events ORDER BY sequence").fetchall()
+    mine.close()
+    disk.close()
+    assert [int(value) for (value,) in kept] == list(range(1200))
+    assert waiting(tmp_path) == 1200, "none is left behind"

@@ -1,10 +1,12 @@
 """What outputs mean by task: answer and event say the same, sets and intervals hold what they promise."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from schemas.events import PredictionMade, parse_event
 from schemas.manifests import Calibration, Conformal, Golden, IntervalCalibration
@@ -15,6 +17,8 @@ from serving.inference.batching import EncoderResult
 from serving.inference.encoder_runtime import Runtime
 from serving.inference.golden import GoldenMismatch
 from serving.inference.outputs import BY_TASK, MultilabelOutputs, RegressionOutputs, UnknownTask
+from serving.inference.passes import TOKENS
+from tests.support.fakes import toy_rows
 from tests.support.versions import copied
 
 LABELS = ['a "b"', "100 %", "č"]
@@ -85,3 +89,29 @@ def test_a_version_of_another_task_or_with_other_golden_sets_is_refused(version:
     wrong = golden.model_copy(update={"sets": [[], *sets[1:]]})
     with pytest.raises(GoldenMismatch, match="sets"):
         Runtime(copied(version, tmp_path / "wrong", golden=wrong))
+
+
+class Noted:
+    """A runtime's session that notes the rows and tokens of each pass."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.session = runtime.session
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, names: Sequence[str], arrays: dict[str, NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        self.shapes.append(arrays["input_ids"].shape)
+        found: list[NDArray[np.float32]] = self.session.run(names, arrays)
+        return found
+
+
+def test_a_texts_logits_are_the_same_whatever_runs_with_it_and_no_pass_is_too_large(version: Path) -> None:
+    runtime = Runtime(version)
+    texts = [f"{text} " * (1 + n % 4) for n, (text, _) in enumerate(toy_rows(300, seed=6))]  # of 14 to 32 tokens
+    alone = np.vstack([runtime.logits([text]) for text in texts])
+    runtime.session = noted = Noted(runtime)
+    for batch in (7, 32, 1000):
+        noted.shapes.clear()
+        np.testing.assert_allclose(runtime.logits(texts, batch), alone, rtol=1e-4, atol=1e-4)
+        assert sum(rows for rows, _ in noted.shapes) == len(texts)
+        assert max(rows for rows, _ in noted.shapes) <= batch
+        assert max(rows * longest for rows, longest in noted.shapes) <= TOKENS

@@ -29,9 +29,9 @@ LOG_EVERY_S = 60.0
 class Limits:
     """Limits of one connection, and of all connections of one worker.
 
-    A request's headers must arrive within `head_s` seconds and its body within `body_s`. `idle_s` is the longest pause
-    between two requests, `stalled_s` the longest time that a response may stay unread. A refused caller has `linger_s`
-    seconds to read the refusal. The limits are checked every `sweep_s` seconds.
+    A request's headers must arrive within `head_s` seconds and its body within `body_s`, or within `rest_s` once the response
+    is sent. `idle_s` is the longest pause between two requests, `stalled_s` the longest time that a response may stay unread. A
+    refused caller has `linger_s` seconds to read the refusal. The limits are checked every `sweep_s` seconds.
     """
 
     connections: int = 1000
@@ -42,6 +42,7 @@ class Limits:
     pipelined: int = 8
     head_s: float = 20.0
     body_s: float = 60.0
+    rest_s: float = 5.0
     idle_s: float = 75.0
     stalled_s: float = 30.0
     linger_s: float = 2.0
@@ -236,11 +237,16 @@ class Connection(HttpToolsProtocol):
     # --- sending -----------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """Wait for the next request unless it has arrived already."""
+        """Wait for the next request unless it has arrived already; after an early refusal, for the rest of the body."""
         pipelined = bool(self.pipeline)
         super().on_response_complete()
-        if not pipelined and not self.reading:
+        if pipelined:
+            return
+        if not self.reading:
             self._await_next()
+        elif not self.transport.is_closing():
+            self.deadline = min(self.deadline, self.loop.time() + self.opened.limits.rest_s)
+            self.opened.idle[self] = None  # nothing is owed to it, so a new connection may take its place
 
     def _await_next(self) -> None:
         if not self.transport.is_closing():

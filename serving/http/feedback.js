@@ -28,10 +28,11 @@
      503, under the same id, so it counts once. Throws an Error with the service's reason. */
   async function sendFeedback(url, token, body) {
     const content = JSON.stringify({ feedback_id: newId(), ...body });
+    const address = new URL("feedback", new URL(url.replace(/\/?$/, "/"), location.href));
     for (let attempt = 1; ; attempt++) {
       let reason, wait = Math.random() * Math.min(LONGEST_MS, FIRST_MS * 2 ** (attempt - 1));
       try {
-        const response = await fetch(new URL("feedback", url), {
+        const response = await fetch(address, {
           method: "POST", body: content, credentials: "omit", referrerPolicy: "no-referrer",
           headers: { "Content-Type": "application/json", "X-Feedback-Token": token },
         });

@@ -45,6 +45,7 @@ class Guard:
         self._counters = counters
         self._lookup: asyncio.Task[bool] | None = None
         self._lookup_at = 0.0
+        self._reading = asyncio.Lock()
 
     async def admit(self, request: Request, *roles: Role) -> Person:
         """Return the caller, who has one of the roles; without roles, any valid key will do. Counts one request.
@@ -142,12 +143,13 @@ class Guard:
         All requests that wait share one read, so forged keys cause at most four a second.
         """
         await asyncio.sleep(self._lookup_at - time.monotonic())
-        self._lookup, self._lookup_at = None, time.monotonic() + LOOKUP_EVERY_S  # later requests need a later read
-        try:
-            return await asyncio.to_thread(self._keyring.refresh)
-        except Exception:
-            log.exception("reading the keys failed, the earlier ones stay")
-            return False
+        async with self._reading:  # a registry that hangs holds one thread, not all
+            self._lookup, self._lookup_at = None, time.monotonic() + LOOKUP_EVERY_S  # later requests need a later read
+            try:
+                return await asyncio.to_thread(self._keyring.refresh)
+            except Exception:
+                log.exception("reading the keys failed, the earlier ones stay")
+                return False
 
     async def _count(self, person: Person, kind: str, limit: str | None, amount: int) -> None:
         if limit is None:

@@ -8,7 +8,7 @@ normalise.py normalises every text as in training. text_inputs.py turns texts in
 (ngrams.py) for TF-IDF. encoder_runtime.py runs an ONNX graph; decoder_runtime.py runs a causal language model, and
 text_generator.py decodes with it: only these two import torch. outputs.py turns logits into the predictions of each task, and
 calibration.py applies the fitted maps with numpy alone. loading.py chooses the runtime, which compares its golden outputs at
-every load.
+every load. passes.py bounds a run's rows.
 
-Evaluation uses the same runtimes, so the gates judge the same artefact that serves. Nothing here knows HTTP or the registry.
+Evaluation uses the same runtimes, so gates judge what serves. Nothing here knows HTTP or the registry.
 """

@@ -17,6 +17,7 @@ from serving.inference.calibration import GOLDEN_COVERAGE
 from serving.inference.golden import GoldenMismatch
 from serving.inference.normalise import normaliser_of
 from serving.inference.outputs import outputs_of
+from serving.inference.passes import ROWS, passes
 from serving.inference.text_inputs import inputs_of
 from serving.model_directory import verify
 
@@ -78,17 +79,17 @@ class Runtime:
         """Return calibrated outputs [n, k] of token ids. Rows are padded to the longest: batch rows of similar length."""
         return self.outputs.apply(self._run(encoded))
 
-    def probabilities(self, texts: Sequence[str], batch: int = 32) -> NDArray[np.float64]:
+    def probabilities(self, texts: Sequence[str], batch: int = ROWS) -> NDArray[np.float64]:
         """Return calibrated outputs [n, k] of any number of texts, run in batches of similar length."""
         return self.outputs.apply(self.logits(texts, batch))
 
-    def logits(self, texts: Sequence[str], batch: int = 32) -> NDArray[np.float64]:
+    def logits(self, texts: Sequence[str], batch: int = ROWS) -> NDArray[np.float64]:
         """Return the logits [n, k] of any number of texts, before calibration."""
         encoded = self.encode(texts)
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         result = np.zeros((len(encoded), self.columns))
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
+        for start, end in passes([len(encoded[i]) for i in order], batch):
+            rows = order[start:end]
             result[rows] = self._run([encoded[i] for i in rows])
         return result
 

@@ -13,11 +13,11 @@ def prompt_of(tokenizer: Any, text: str) -> str | list[dict[str, str]]:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Return the prompt's token ids, up to where the generated text begins."""
+    """Return the prompt's token ids, up to where the generated text begins; at least one, as a model needs."""
     prompt = prompt_of(tokenizer, text)
     if not isinstance(prompt, str):
         prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return _ids(tokenizer, prompt)
+    return _ids(tokenizer, prompt) or [tokenizer.bos_token_id or tokenizer.eos_token_id or 0]
 
 
 def shortened(tokenizer: Any, text: str, length: int) -> str:

@@ -8,9 +8,12 @@ bytes mean.
 import io
 import zlib
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
 CODECS = {GZIP: "gzip", SNAPPY: "snappy", LZ4: "lz4", ZSTD: "zstd"}  # by the codec bits of a batch's attributes
+_LIBRARIES = {GZIP: "gzip", SNAPPY: "snappy", LZ4: "lz4.frame", ZSTD: "zstandard"}
 _XERIAL = b"\x82SNAPPY\x00"  # begins snappy-java's stream of blocks; its two version numbers follow, eight bytes
 _XERIAL_HEADER = 16
 
@@ -26,8 +29,8 @@ def decompress(codec: int, data: bytes, limit: int) -> bytes:
         raise CannotDecompress(f"unknown codec {codec}")
     try:
         expanded = decode(data, limit)
-    except CannotDecompress:
-        raise
+    except CannotDecompress as error:
+        raise CannotDecompress(f"{CODECS[codec]}: {error}") from error
     except Exception as error:  # each library has errors of its own
         raise CannotDecompress(f"{CODECS[codec]}: {type(error).__name__}: {error}") from error
     if len(expanded) > limit:
@@ -38,9 +41,10 @@ def decompress(codec: int, data: bytes, limit: int) -> bytes:
 def missing_codecs() -> list[str]:
     """Return the names of the codecs that do not decompress what they have compressed, with the reason."""
     missing = []
-    for codec, sample in _SAMPLES.items():
+    for codec, library in _LIBRARIES.items():
         try:
-            works = decompress(codec, sample(), 100) == b"ratchet"
+            sample = bytes(import_module(library).compress(b"ratchet"))
+            works = decompress(codec, sample, 100) == b"ratchet"
             reason = "returns other bytes than it was given"
         except Exception as error:
             works, reason = False, str(error)
@@ -50,14 +54,19 @@ def missing_codecs() -> list[str]:
 
 
 def _gzip(data: bytes, limit: int) -> bytes:
+    return _members(lambda: zlib.decompressobj(wbits=31), data, limit)
+
+
+def _members(decoder: Callable[[], Any], data: bytes, limit: int) -> bytes:
+    """Return the bytes of members after one another, each with a decoder of its own."""
     parts, size = [], 0
     while data and size <= limit:
-        member = zlib.decompressobj(wbits=31)
+        member = decoder()
         parts.append(member.decompress(data, limit + 1 - size))
         size += len(parts[-1])
         if not member.eof and size <= limit:
-            raise CannotDecompress("gzip: the data end early")
-        data = member.unused_data
+            raise CannotDecompress("the data end early")
+        data = member.unused_data or b""
     return b"".join(parts)
 
 
@@ -70,7 +79,7 @@ def _snappy(data: bytes, limit: int) -> bytes:
     while at < len(data) and size <= limit:
         end = at + 4 + int.from_bytes(data[at : at + 4])
         if end > len(data):
-            raise CannotDecompress("snappy: the data end early")
+            raise CannotDecompress("the data end early")
         parts.append(_snappy_block(snappy.decompress, data[at + 4 : end], limit - size))
         size += len(parts[-1])
         at = end
@@ -86,22 +95,14 @@ def _snappy_block(decode: Callable[[bytes], bytes], data: bytes, limit: int) -> 
         if byte < 0x80:
             break
     if claimed > limit:
-        raise CannotDecompress(f"snappy: {claimed} more bytes when decompressed; the limit leaves {limit}")
+        raise CannotDecompress(f"{claimed} more bytes when decompressed; the limit leaves {limit}")
     return decode(data)
 
 
 def _lz4(data: bytes, limit: int) -> bytes:
     import lz4.frame
 
-    parts, size = [], 0
-    while data and size <= limit:
-        frame = lz4.frame.LZ4FrameDecompressor()
-        parts.append(frame.decompress(data, max_length=limit + 1 - size))
-        size += len(parts[-1])
-        if not frame.eof and size <= limit:
-            raise CannotDecompress("lz4: the data end early")
-        data = frame.unused_data or b""
-    return b"".join(parts)
+    return _members(lz4.frame.LZ4FrameDecompressor, data, limit)
 
 
 def _zstd(data: bytes, limit: int) -> bytes:
@@ -111,34 +112,4 @@ def _zstd(data: bytes, limit: int) -> bytes:
         return bytes(reader.read(limit + 1))
 
 
-def _gzip_sample() -> bytes:
-    import gzip
-
-    return gzip.compress(b"ratchet")
-
-
-def _snappy_sample() -> bytes:
-    import snappy
-
-    return bytes(snappy.compress(b"ratchet"))
-
-
-def _lz4_sample() -> bytes:
-    import lz4.frame
-
-    return bytes(lz4.frame.compress(b"ratchet"))
-
-
-def _zstd_sample() -> bytes:
-    import zstandard
-
-    return bytes(zstandard.ZstdCompressor().compress(b"ratchet"))
-
-
 _DECODERS: dict[int, Callable[[bytes, int], bytes]] = {GZIP: _gzip, SNAPPY: _snappy, LZ4: _lz4, ZSTD: _zstd}
-_SAMPLES: dict[int, Callable[[], bytes]] = {
-    GZIP: _gzip_sample,
-    SNAPPY: _snappy_sample,
-    LZ4: _lz4_sample,
-    ZSTD: _zstd_sample,
-}

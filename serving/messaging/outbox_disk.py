@@ -20,6 +20,9 @@ from serving.messaging.publisher import Outgoing
 
 log = logging.getLogger("ratchet.outbox")
 
+AT_ONCE = 500  # events of an orphan that are taken over in one commit
+OLDEST = f"SELECT sequence, {EVENT} FROM events ORDER BY sequence LIMIT {AT_ONCE}"  # noqa: S608
+
 
 class OutboxDisk:
     """The file that this process holds. Hold `guard` while writing events, so that the file is not set aside meanwhile."""
@@ -65,7 +68,7 @@ class OutboxDisk:
         for path in sorted(self._folder.glob("outbox-*.db")):
             lock = None if path == self._path else try_lock(lock_file(path))
             if lock is not None:
-                with lock, self.guard:
+                with lock:
                     total += self._take(path, mine)
         return total
 
@@ -103,23 +106,30 @@ class OutboxDisk:
                 self._lock.flush()
 
     def _take(self, path: Path, mine: "Connection") -> int:
-        """Write to `mine` first, fsynced: a crash in between leaves two copies of an event, never none."""
+        """Write to `mine` first, fsynced: a crash in between leaves two copies of an event, never none.
+
+        A few events at a time: an outbox may hold a gigabyte, and feedback goes on arriving meanwhile.
+        """
+        total = 0
         try:
             with contextlib.closing(open_disk(path, "FULL")) as orphan:
                 make_table(orphan)
-                rows = orphan.execute(f"SELECT {EVENT} FROM events ORDER BY sequence").fetchall()  # noqa: S608
-                if rows:
-                    mine.take_over(rows)
-                    orphan.execute("DELETE FROM events")
+                while rows := orphan.execute(OLDEST).fetchall():
+                    with self.guard:
+                        mine.take_over([row[1:] for row in rows])
+                    orphan.execute("DELETE FROM events WHERE sequence <= ?", (rows[-1][0],))
                     orphan.commit()
-                    log.info("took over %d events of %s", len(rows), path.name)
-                return len(rows)
+                    total += len(rows)
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
-            rows = set_aside(path, error)
-            mine.take_over(rows)
-            return len(rows)
+            with self.guard:
+                rows = set_aside(path, error)
+                mine.take_over(rows)
+            total += len(rows)
+        if total:
+            log.info("took over %d events of %s", total, path.name)
+        return total
 
 
 class Connection:

@@ -7,6 +7,6 @@ unfinished round per model, held by a unique index.
 decisions.py promotes, approves, rejects and rolls back. Each compares the champion with the version that the caller saw, moves
 the pointer, ends the round and appends to the hash-chained audit log in one transaction. ids.py resolves prefixes.
 
-registry.py is the door: it composes the nouns, one module each, over one database object (database.py). Schema changes
-are migrations by Alembic.
+registry.py is the entry point: it combines a module for each kind of record over one database object (database.py). Schema
+changes are migrations by Alembic.
 """

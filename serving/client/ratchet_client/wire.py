@@ -109,7 +109,11 @@ def parts(items: Iterable[str | Item], batch: int) -> Iterator[list[Item]]:
 
 
 def failed(call: Call, error: httpx.TransportError) -> Trouble:
-    """Return why the call failed without a response. Raises Unavailable if it may have been handled and must not repeat."""
+    """Return why the call failed without a response. Raises Unavailable if it may still be in work, so must not repeat.
+
+    A connection that broke is repeated for every call: most often the server had closed it between two requests, and a
+    prediction that was made twice is one event more.
+    """
     reason = f"{call.name}: {type(error).__name__}: {error}"
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout):
         reason = f"{call.name}: no answer in time ({type(error).__name__})"

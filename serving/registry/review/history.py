@@ -6,14 +6,13 @@ as a page of it. The console reads it. Rounds and audit log themselves are writt
 
 import json
 from collections.abc import Collection, Iterable
-from datetime import datetime
 
 import orjson
 import sqlalchemy as sa
 
 from schemas.records import AuditRow, Champion, RoundRecord, VersionRecord
 from serving.registry import tables as t
-from serving.registry.database import Database, iso, values
+from serving.registry.database import Database, values
 
 
 class History:
@@ -91,7 +90,6 @@ class History:
         *,
         actor: str = "",
         action: str = "",
-        since: datetime | None = None,
         before: int | None = None,
         limit: int = 100,
     ) -> list[AuditRow]:
@@ -101,8 +99,6 @@ class History:
             query = query.where(t.audit.c.actor == actor)
         if action:
             query = query.where(t.audit.c.action == action)
-        if since is not None:
-            query = query.where(t.audit.c.at >= iso(since))
         if before is not None:
             query = query.where(t.audit.c.sequence < before)
         with self._database.read() as connection:

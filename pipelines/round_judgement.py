@@ -82,7 +82,8 @@ def _held_back(
     if not rows:
         return None
     task = evaluator_for(inputs.settings.model.task)
-    before, after = (task.evaluate(model, rows, split="validation") for model in (champion, candidate))
+    sample = task.sample(rows)
+    before, after = (task.evaluate(model, sample, split="validation") for model in (champion, candidate))
     return before_looking.not_better(before, after)
 
 

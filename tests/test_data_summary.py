@@ -1,6 +1,7 @@
 """What `ratchet init` says of the files it was given, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,75 @@ def test_init_chooses_the_length_that_the_texts_need_unless_it_is_set(tmp_path: 
     assert made("long", 300) == 320
     assert made("longest", 900) == 512
     assert made("given", 300, max_length=64) == 64
+
+
+def prompts(characters: int, answered: int) -> str:
+    """Rows of prompts and answers of so many characters, each different."""
+    sizes = {"prompt": characters, "completion": answered}
+    rows = [{name: ("word-" * size)[: size - 3] + f"{n:03}" for name, size in sizes.items()} for n in range(40)]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def writing(path: Path, rows: str) -> ProjectData:
+    (path / "seed.jsonl").write_text(rows, encoding="utf-8")
+    return read_data(path / "seed.jsonl", None, "generation", Columns())
+
+
+@pytest.mark.parametrize(
+    ("characters", "answered", "reads", "chosen"),
+    [
+        (900, 2000, None, (256, 512)),  # about four characters a token, where no tokenizer can be read
+        (50_000, 50_000, None, (2048, 2048)),
+        (150, 170, 1024, (160, 192)),  # a token is a character
+        (900, 170, 1024, (832, 192)),  # both fit into what the base model reads
+        (900, 2000, 1024, (512, 512)),
+    ],
+)
+def test_init_chooses_how_long_prompts_and_answers_may_be(
+    tmp_path: Path, tiny_decoder: Path, characters: int, answered: int, reads: int | None, chosen: tuple[int, int]
+) -> None:
+    seed, base_model = tmp_path / "seed.jsonl", None
+    seed.write_text(prompts(characters, answered), encoding="utf-8")
+    if reads:
+        base_model = str(shutil.copytree(tiny_decoder, tmp_path / "base"))
+        for name, key in (("config", "max_position_embeddings"), ("tokenizer_config", "model_max_length")):
+            file = tmp_path / "base" / f"{name}.json"
+            file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {key: reads}), encoding="utf-8")
+
+    def made(name: str, **model: object) -> ModelSettings:
+        values = {"model": model} if model else None
+        folder = tmp_path / name
+        return create_project(
+            folder, seed=seed, reference=None, task="generation", base_model=base_model, overrides=values
+        ).model
+
+    model = made("chosen")
+    assert (model.max_length, model.max_new_tokens) == chosen
+    given = made("given", max_length=64)
+    assert (given.max_length, given.max_new_tokens) == (64, chosen[1])
+
+
+def test_answers_and_prompts_that_are_cut_are_warned_of(tmp_path: Path, tiny_decoder: Path) -> None:
+    def cut(rows: str, **model: object) -> list[str]:
+        settings = Settings(model=ModelSettings.model_validate({"task": "generation", **model}))
+        return [line for line in said(writing(tmp_path, rows), settings) if "have more than" in line]
+
+    long, counted = prompts(900, 2000), "(counted as 4 characters each), and the rest is cut: raise"
+    assert cut(long) == [
+        f"warning: about 100% of the prompts have more than 128 tokens {counted} model.max_length (covering 99 % takes 256)",
+        f"warning: about 100% of the answers have more than 128 tokens {counted} model.max_new_tokens (covering 99 % takes 512)",
+    ]
+    assert cut(long, max_length=256, max_new_tokens=512) == []
+    tiny = str(tiny_decoder)
+    assert cut(prompts(40, 170), base_model=tiny) == [
+        "warning: 100% of the answers have more than 128 tokens, and the rest is cut: raise model.max_new_tokens (covering 99 % "
+        "takes 192)"
+    ]
+    [measured] = cut(prompts(150, 40), base_model=tiny)
+    assert measured.startswith(
+        "warning: 100% of the texts have more than 128 tokens, and the model does not read the rest"
+    )
+    assert cut(prompts(40, 40)) == cut(prompts(40, 40), base_model=tiny) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The dataset of labels in plural and of numbers: files, feedback, votes, sides, quarantine, counts."""
+"""The dataset of labels in plural and of numbers: files, feedback, votes, sides, quarantine, counts, profile."""
 
 import json
 from collections import Counter
@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.dataset.build import Sources, build
 from pipelines.dataset.cleaning.aggregate import aggregate
 from pipelines.dataset.cleaning.quarantine import quarantined
 from pipelines.dataset.counted import Counted
 from pipelines.dataset.examples import Drops, Example
-from pipelines.dataset.files import BadFile, read_rows
+from pipelines.dataset.files import BadFile, FileRow, read_rows
+from pipelines.dataset.report.profile import profile
 from pipelines.dataset.sources.collect import from_feedback
 from pipelines.dataset.split import Policy, cluster_key, decide
+from schemas.setting_groups import DatasetSettings, ModelSettings
+from schemas.settings import Settings
 from schemas.targets import Task, canonical
-from tests.support.dataset_rounds import said
+from tests.support.dataset_rounds import Ledger, no_embedding, said
 from tests.support.fakes import TOPICS, toy_rows
 
 
@@ -184,3 +188,28 @@ def test_what_rows_count_under() -> None:
     assert next(iter(found)).startswith("below") or next(iter(found)) == "0 to 1"
     assert found["10 and more"] == 1
     assert json.loads(canonical("regression", 1e3)) == 1000
+
+
+def test_a_profile_compares_labels_only_where_there_are_some() -> None:
+    rows = [FileRow(text, canonical("multilabel", [label])) for text, label in toy_rows(30, seed=1)]
+    found = build(
+        Sources(seed=rows, feedback=[], cut={}),
+        labels=list(TOPICS),
+        settings=Settings(model=ModelSettings(task="multilabel"), dataset=DatasetSettings(quarantine=False)),
+        embed=no_embedding,
+        ledger=Ledger(),
+    )
+    texts = [text for text, _ in toy_rows(20, seed=2)]
+    described = profile(
+        found,
+        task="multilabel",
+        embed=lambda texts: np.array([[text.count(one) for one in "aeiou"] for text in texts], dtype=np.float32),
+        count_tokens=lambda texts: [len(text.split()) for text in texts],
+        max_length=16,
+        against={"silent": [(text, "[]") for text in texts], "said": [(text, '["money"]') for text in texts]},
+    )
+    silent, said_money = described.drift
+    assert (silent.rows, silent.chi2_p, silent.psi) == (20, None, None)
+    assert silent.two_sample_p is not None
+    assert said_money.chi2_p is not None
+    assert said_money.chi2_p < 0.01

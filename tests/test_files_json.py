@@ -129,6 +129,8 @@ ANSWER = {"role": "assistant", "content": "hello"}
         ([{"instruction": "hi", "input": "", "output": "hello"}], "hi"),
         ([{"instruction": "hi", "input": None, "output": "hello"}], "hi"),
         ([{"instruction": "Translate.", "input": "hallo", "output": "hello"}], "Translate.\n\nhallo"),
+        ([{"instruction": "Say hello.", "input": "", "output": "hello", "text": "Say hello. ### hello"}], "Say hello."),
+        ([{"Instruction": "hi", "Input": "", "Output": "hello", "Text": "hi ### hello"}], "hi"),
         ([{"prompt": "hi", "completion": "hello"}], "hi"),
         ([{"prompt": [USER], "completion": [ANSWER]}], "hi"),
         ([{"prompt": [SYSTEM, USER], "completion": "hello"}], "hi"),

@@ -147,7 +147,7 @@ def test_data_that_stop_a_round_stop_it_before_the_look() -> None:
 def test_what_the_reference_can_show_is_said_in_rows() -> None:
     alpha = POLICY.alpha_at(1)
     line = power.reference_line(57, POLICY, alpha)
-    assert line.startswith("57 rows judge; a gain of 3 points would be found in ")
+    assert line.startswith("57 reference rows; a gain of 3 points would be found in ")
     more = int(line.split("; ")[2].split()[0])
     assert 100 < more < 400
     assert power.chance(57 + more, POLICY, alpha) >= power.WORTHWHILE

@@ -1,5 +1,6 @@
 """Measures against values worked out by hand, published, or computed by other code."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,31 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     expected = float(probabilistic.row_nll(*honest(200_000, 4, seed=99)).mean())
     found = [probabilistic.measure(*honest(300, 4, seed))["nll"] for seed in range(20)]
     assert sum(one.low <= expected <= one.high for one in found) >= 16
+
+
+def test_measures_of_many_labels_are_those_of_one_draw_at_a_time_and_take_no_more_memory() -> None:
+    for n, k, draws in ((150, 4, 1000), (400, 400, 100)):
+        world = np.random.default_rng(2)
+        probabilities = world.random((n, k))
+        truth = world.random((n, k)) < probabilities
+        tracemalloc.start()
+        found = probabilistic.measure_each(probabilities, truth)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 180e6, f"{most:,}: all draws at once take 275 MB"
+
+        draw = np.random.default_rng(0)
+        nulls = []
+        for _ in range(draws):
+            imagined = draw.random((n, k)) < probabilities
+            brier = ((imagined - probabilities) ** 2).sum(axis=1).mean()
+            nulls.append((brier, probabilistic.ece(probabilities.ravel(), imagined.ravel())))
+        for name, null in zip(("brier", "ece"), np.array(nulls).T, strict=True):
+            assert found[name].null == pytest.approx(null.mean()), name
+            assert found[name].null_99 == pytest.approx(np.quantile(null, 0.99)), name
+        counts = draw.multinomial(n, np.full(n, 1 / n), size=400 if k == 4 else 100)
+        resampled = counts @ probabilistic.row_nll_each(probabilities, truth) / n
+        assert [found["nll"].low, found["nll"].high] == pytest.approx(np.quantile(resampled, [0.025, 0.975]).tolist())
 
 
 # --- two models on the same rows ------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.dataset.build import Sources, build
+from pipelines.dataset.cleaning.clean import clean
+from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import FileRow
 from pipelines.models.decoder import Decoder
 from pipelines.models.encoder import Encoder
@@ -44,7 +46,7 @@ def test_a_row_is_trained_on_as_its_text_is_served(plain: Path, tmp_path: Path, 
     runtime = Runtime(copied(plain, tmp_path / "v", normaliser=NORMALISER))
     encoder = Encoder(tiny_base, 32)
     fillers = [FileRow(f"{word} and nothing else here", LABELS[0]) for word in ("one", "two", "three")]
-    for text in MESSY[:-1]:
+    for text in MESSY:
         seed = [FileRow(text, LABELS[1]), *fillers]
         dataset = build(
             Sources(seed=seed, reference=[FileRow("a reference text", LABELS[0])] * 1, feedback=[], cut={}),
@@ -97,3 +99,25 @@ def test_a_prompt_is_trained_on_as_it_is_served(text_version: Path, tiny_decoder
         ids, length = encoded(base, normalise(text), "yes")
         assert served.encode(text) == ids[: len(ids) - length], text
     assert before.encode("two\nlines") != served.encode("two\nlines")
+
+
+def kept(texts: list[str], source: str) -> tuple[list[str], dict[str, int]]:
+    """The texts of rows of a source that are usable, and how many are left out for which reason."""
+    drops, rows = Drops(), [Example(text=text, label="money", source=source) for text in texts]
+    usable = clean(rows, {"money"}, drops, task="classification", min_chars=2)
+    return [row.text for row in usable], dict(drops.counts)
+
+
+@pytest.mark.parametrize("source", ["seed", "domain", "correction"])
+def test_a_wish_that_reads_like_a_mail_footer_trains_if_a_file_has_it(source: str) -> None:
+    wish = "Unsubscribe me from the newsletter"
+    found = kept([wish, f"the market is up\n{wish}"], source)
+    if source == "correction":
+        assert found == (["the market is up"], {"boilerplate": 1})
+    else:
+        assert found == ([wish, "the market is up"], {})
+
+
+def test_a_text_is_long_enough_wherever_its_letters_stand() -> None:
+    texts = ["!" * 16 + " where is my card", "\U0001f600" * 40 + " ok", "_" * 200 + "a1"]
+    assert kept([*texts, "?!" * 20, "a" + "!" * 20], "seed") == (texts, {"too short": 2})

@@ -80,3 +80,15 @@ def test_few_rows_fit_a_calibration_or_none(n: int) -> None:
     fits.append(Calibration(sequence=sequence_confidence.fit([[-0.5, -0.1]] * n, truth == 0)))
     for fitted in fits:
         json.dumps(fitted.model_dump(mode="json"), allow_nan=False)
+
+
+def test_one_row_that_fitted_the_intervals_is_judged_by_those_that_are_claimed() -> None:
+    numbers, truth, rows = np.array([[3.2]]), np.array([3.0]), [FileRow("text", "3.0")]
+    fitted = Calibration(intervals=intervals.fit(numbers[:, 0], None, truth))
+    alone, crossed = (
+        score_number(numbers, [], rows, version="v", split="r", calibration=fitted, fold=fold)
+        for fold in (None, np.array([0]))
+    )
+    assert crossed.losses["nll"] == pytest.approx(alone.losses["nll"])
+    assert crossed.covered(0.5).tolist() == alone.covered(0.5).tolist()
+    assert crossed.report == alone.report

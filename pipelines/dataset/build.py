@@ -23,7 +23,7 @@ from pipelines.dataset.cleaning.names import installed_tier
 from pipelines.dataset.cleaning.quarantine import quarantined_people
 from pipelines.dataset.examples import Drops, Example
 from pipelines.dataset.files import FileRow
-from pipelines.dataset.groups import JUDGING, TRAINED, Groups, untrained
+from pipelines.dataset.groups import JUDGING, TRAINED, Groups, far_from_trained, untrained
 from pipelines.dataset.manifest import Sides, manifest_of
 from pipelines.dataset.sources.collect import from_feedback, from_files
 from pipelines.dataset.sources.queue_labels import QueueRows
@@ -165,7 +165,7 @@ def group_near_duplicates(
     settings: Settings,
     drops: Drops,
 ) -> Groups:
-    """Return the clusters of reference, audit texts and other rows; `drops` counts audited rows that are near a trained one."""
+    """Return the clusters of reference, audit texts and other rows; `drops` counts judging rows near a trained one."""
 
     def stored(texts: Iterable[str]) -> list[str]:
         tidied = [normalise(text) for text in texts]
@@ -175,11 +175,12 @@ def group_near_duplicates(
         given = from_files(rows, "seed")
         return [replace(e, text=text) for e, text in zip(given, stored(e.text for e in given), strict=True)]
 
-    key_of = partial(split.cluster_key, settings.model.name)
-    audited = untrained(normalised(sources.queue.judges), examples, key_of, ledger.sides, drops)
-    curated = [*normalised(sources.reference or ()), *audited]
+    key_of, task = partial(split.cluster_key, settings.model.name), settings.model.task
+    audited = untrained(normalised(sources.queue.judges), examples, key_of, ledger.sides, task, drops)
+    reference = far_from_trained(normalised(sources.reference or ()), examples, key_of, ledger.sides, task, drops)
+    curated = [*reference, *audited]
     waiting = stored(sorted(sources.queue.waiting))
-    return Groups(curated, waiting, examples, key_of, ledger.sides, settings.model.task)
+    return Groups(curated, waiting, examples, key_of, ledger.sides, task)
 
 
 def hold_out_reference(

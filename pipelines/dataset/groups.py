@@ -15,12 +15,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pipelines.dataset.cleaning.aggregate import aggregate
-from pipelines.dataset.cleaning.deduplicate import cluster
+from pipelines.dataset.cleaning.deduplicate import Clusters, cluster
 from pipelines.dataset.examples import FROM_FILES, UNCHALLENGED, Drops, Example
 from schemas.targets import Task
 
 JUDGING, TRAINING = ("calibration", "test"), ("train", "validation")
 TRAINED = "has trained: it cannot judge"
+LONG, MANY, MOST_BEGINNINGS = 100, 10, 8  # characters of a shared beginning, texts that share it, beginnings of a text
 IN_REFERENCE, IN_AUDIT, BRIDGE, DUPLICATE = "in the reference", "waits for an audit label", "bridge", "duplicate"
 
 
@@ -63,7 +64,7 @@ class Groups:
         ]
         self._anchors = len(anchors)
         self._texts = [*anchors, *rest]
-        clusters = cluster(self._texts, self._anchors)
+        clusters = _clusters(self._texts, self._anchors, task)
         self._leads = [leader == n for n, leader in enumerate(clusters.leader)]
         self._near = clusters.near
         self._between: list[tuple[int, list[int]]] = []
@@ -145,6 +146,7 @@ def untrained(
     examples: Sequence[Example],
     key_of: Callable[[str], str],
     sides: Callable[[Iterable[str]], dict[str, str]],
+    task: Task,
     drops: Drops,
 ) -> list[Example]:
     """Return the audited rows that judge already, and the new ones that are near no row that has trained."""
@@ -153,14 +155,70 @@ def untrained(
     texts = {e.text for e in examples}
     known = sides({key_of(text) for text in (*texts, *(e.text for e in audited))})
     trained = sorted(text for text in texts if known.get(key_of(text)) in TRAINING)
-    clusters = cluster([*trained, *(e.text for e in audited)], len(trained))
+    fair = drops.keep(audited, lambda e: known.get(key_of(e.text)) not in TRAINING, TRAINED)
+    if not trained:
+        return fair
+    clusters = _clusters([*trained, *(e.text for e in audited)], len(trained), task)
     near = {
         e.text
         for n, e in enumerate(audited, len(trained))
         if key_of(e.text) not in known and any(other < len(trained) for other in clusters.near.get(n, ()))
     }
-    fair = drops.keep(audited, lambda e: known.get(key_of(e.text)) not in TRAINING, TRAINED)
     return drops.keep(fair, lambda e: e.text not in near, f"near a row that {TRAINED}")
+
+
+def far_from_trained(
+    reference: Sequence[Example],
+    examples: Sequence[Example],
+    key_of: Callable[[str], str],
+    sides: Callable[[Iterable[str]], dict[str, str]],
+    task: Task,
+    drops: Drops,
+) -> list[Example]:
+    """Return the reference rows without those that are new and near a row that has trained: the champion has learnt them."""
+    known = sides({key_of(e.text) for e in reference})
+    fresh = [e for e in reference if key_of(e.text) not in known]
+    far = {e.text for e in untrained(fresh, examples, key_of, sides, task, drops)}
+    new = {e.text for e in fresh}
+    return [e for e in reference if e.text not in new or e.text in far]
+
+
+def without_shared_beginnings(texts: Sequence[str]) -> list[str]:
+    """Return the texts without long beginnings that many of them share, such as the system message of a chat.
+
+    Prompts that differ only behind such a beginning are no near-duplicates, however long it is.
+    """
+    left = dict(zip(texts, texts, strict=True))
+    for _ in range(MOST_BEGINNINGS):
+        alike: dict[str, list[str]] = defaultdict(list)
+        for text, rest in left.items():
+            if len(rest) > LONG:
+                alike[rest[:LONG]].append(text)
+        many = [members for members in alike.values() if len(members) >= MANY]
+        for members in many:
+            rests = [left[text] for text in members]
+            first, last = min(rests), max(rests)  # what these two share, all share
+            shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+            left |= {text: left[text][shared:] or left[text] for text in members}
+        if not many:
+            break
+    return [left[text] for text in texts]
+
+
+def _clusters(texts: Sequence[str], anchors: int, task: Task) -> Clusters:
+    """Return the clusters of texts; a prompt is compared with those behind the same beginning: behind another it is another."""
+    if task != "generation":
+        return cluster(texts, anchors)
+    rests, behind = without_shared_beginnings(texts), defaultdict[str, list[int]](list)
+    for n, (text, rest) in enumerate(zip(texts, rests, strict=True)):
+        behind[text[: len(text) - len(rest)]].append(n)
+    leader, near = list(range(len(texts))), dict[int, list[int]]()
+    for numbers in behind.values():
+        clusters = cluster([rests[n] for n in numbers], sum(n < anchors for n in numbers))
+        for n, first in zip(numbers, clusters.leader, strict=True):
+            leader[n] = numbers[first]
+        near |= {numbers[n]: [numbers[other] for other in others] for n, others in clusters.near.items()}
+    return Clusters(leader, near)
 
 
 def _by_text(rows: Iterable[Example]) -> dict[str, list[Example]]:

@@ -101,11 +101,13 @@ def _pick(
 def _generation(columns: Sequence[str]) -> Layout | None:
     """Return the layout of an Alpaca file (instruction, input, output) or a chat file; None for other columns."""
     by_name = {_folded(column): column for column in columns}
-    if by_name.keys() & {"text", "completion"}:
+    if "completion" in by_name:
         return None
-    if {"instruction", "output"} <= by_name.keys():
+    if {"instruction", "output"} <= by_name.keys():  # a column `text` beside them is the whole prompt with its answer
         used = frozenset(by_name[name] for name in ("instruction", "input", "output") if name in by_name)
         return Layout(by_name["instruction"], by_name["output"], used, "alpaca")
+    if "text" in by_name:
+        return None
     chats = [by_name[name] for name in _CHATS if name in by_name]
     return Layout(chats[0], chats[0], frozenset(chats), "chat") if len(chats) == 1 else None
 

@@ -87,7 +87,9 @@ def _items(text: str) -> Iterator[tuple[str, object, str | None]]:
             raise BadFile(f"line {line}: expected ',' or ']' after a row of the list: is the file cut off?")
     at = _skip(text, at + 1)
     if at < len(text):
-        raise BadFile(f"line {text.count(chr(10), 0, at) + 1}: text follows the list's ']'")
+        raise BadFile(
+            f"line {text.count(chr(10), 0, at) + 1}: text follows the list's ']': put every row into one list, or each on a line"
+        )
 
 
 def _skip(text: str, at: int) -> int:

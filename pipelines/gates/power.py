@@ -53,7 +53,7 @@ def rows_for(share: float, policy: Policy, alpha: float) -> int:
 def reference_line(n: int, policy: Policy, alpha: float) -> str:
     """Return what n judging rows can show at a look with this alpha, and what would make it more."""
     share = chance(n, policy, alpha)
-    line = f"{n} rows judge; a gain of {GAIN * 100:.0f} points would be found in {100 * share:.0f} of 100 rounds"
+    line = f"{n} reference rows; a gain of {GAIN * 100:.0f} points would be found in {100 * share:.0f} of 100 rounds"
     if share >= WORTHWHILE:
         return line
     more = 10 * ceil((rows_for(WORTHWHILE, policy, alpha) - n) / 10)

@@ -9,6 +9,7 @@ fixed bins. The interval of a small calibration error is biased upwards; compare
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,18 +152,28 @@ def measure_each(
     """
     draw = np.random.default_rng(seed)
     n, cells = probabilities.shape[0], 4 * probabilities.size
-    imagined = draw.random((min(NULL_DRAWS, max(100, MAX_CELLS // cells)), *probabilities.shape)) < probabilities
+    draws, at_once = min(NULL_DRAWS, max(100, MAX_CELLS // cells)), max(1, MAX_CELLS // cells)
+    sizes = [min(at_once, draws - start) for start in range(0, draws, at_once)]
+    imagined = np.concatenate([draw.random((size, *probabilities.shape)) < probabilities for size in sizes])
     counts = draw.multinomial(n, np.full(n, 1 / n), size=min(RESAMPLES, max(100, MAX_CELLS // cells))).astype(
         np.float64
     )
     binned, given = _Binned(probabilities.ravel()), probabilities > 0.5 if predicted is None else predicted
 
+    def of_each(value: Callable[[Any], Floats], drawn: Any) -> Floats:
+        """Return a value of each draw; a few draws at a time, because each is as large as the rows."""
+        return np.concatenate([value(drawn[start : start + at_once]) for start in range(0, len(drawn), at_once)])
+
     def of_rows(value: Callable[[NDArray[np.bool_]], Floats]) -> Measure:
         values = value(truth)
-        return _measure(float(values.mean()), counts @ values / n, value(imagined).mean(axis=1))
+        null = of_each(lambda outcomes: value(outcomes).mean(axis=1), imagined)
+        return _measure(float(values.mean()), counts @ values / n, null)
 
     def errors(residuals: Floats) -> Floats:
         return binned.errors(residuals.reshape(len(residuals), -1))
+
+    def null_errors(outcomes: NDArray[np.bool_]) -> Floats:
+        return errors(outcomes - probabilities - (refitted(outcomes) if refitted else 0.0))
 
     def micro_f1(outcomes: NDArray[np.bool_], weights: Floats) -> Floats:
         both, total = (outcomes & given).sum(axis=-1), outcomes.sum(axis=-1) + given.sum(axis=-1)
@@ -171,14 +182,18 @@ def measure_each(
     even = np.ones((1, n))
     residuals = truth - probabilities
     return {
-        "micro_f1": _measure(float(micro_f1(truth, even)[0]), micro_f1(truth, counts), micro_f1(imagined, even)),
+        "micro_f1": _measure(
+            float(micro_f1(truth, even)[0]),
+            micro_f1(truth, counts),
+            of_each(lambda outcomes: micro_f1(outcomes, even), imagined),
+        ),
         "accuracy": of_rows(lambda outcomes: (outcomes == given).all(axis=-1).astype(np.float64)),
         "nll": of_rows(lambda outcomes: row_nll_each(probabilities, outcomes)),
         "brier": of_rows(lambda outcomes: ((outcomes - probabilities) ** 2).sum(axis=-1)),
         "ece": _measure(
             float(errors(residuals[None])[0]),
-            errors(counts[:, :, None] * residuals),
-            errors(imagined - probabilities - (refitted(imagined) if refitted else 0.0)),
+            of_each(lambda weights: errors(weights[:, :, None] * residuals), counts),
+            of_each(null_errors, imagined),
         ),
     }
 

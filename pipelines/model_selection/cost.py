@@ -97,8 +97,7 @@ def _train_bytes(facts: BaseFacts, work: Workload, layers: Layers, trained: int)
     weights = facts.parameters * each
     states = 0.0
     if trained < facts.number("layers"):
-        states = float(work.rows * work.cut_lengths.mean() * facts.number("width") * each)
-        states = states if facts.is_decoder else min(states, MAX_BYTES)
+        states = min(MAX_BYTES, float(work.rows * work.cut_lengths.mean() * facts.number("width") * each))
     step = STEP_SHARE * (layers.kept_layer * trained + layers.kept_rest)
     copies = SAVE_COPIES * weights if facts.is_decoder else EXPORT_BYTES + EXPORT_COPIES * weights
     read = 4 * facts.parameters if facts.path and facts.path.suffix == ".gguf" else 0  # dequantised in float32 at first

@@ -20,6 +20,7 @@ from torch import nn
 from pipelines.models.base_files import installed_base
 from pipelines.models.families import context, encoder_family
 from schemas.configuration.training import TrainingSettings
+from serving.inference.passes import ROWS, passes
 
 GROUPS = {"query-value": 1, "attention": 2, "all": 3}
 # Length of embeddings: with head rows of length 1, a logit is a cosine over a temperature of 0.05 (SimCSE: Gao et al. 2021).
@@ -102,15 +103,18 @@ class Encoder:
         return np.stack([self._embedded[text] for text in texts])
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-    def embed_with(self, model: Any, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
+    def embed_with(self, model: Any, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the embeddings [n, width] by another model of the same architecture, in batches of similar length."""
         model.eval()
         result = np.zeros((len(texts), self.width), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            inputs = self.batch([texts[n] for n in rows])
-            result[rows] = mean_pool(model(**inputs).last_hidden_state, inputs["attention_mask"]).numpy()
+        for first in range(0, len(order), ROWS):
+            together = order[first : first + ROWS]
+            inputs = self.batch([texts[n] for n in together])
+            for start, end in passes([inputs["input_ids"].shape[1]] * len(together)):
+                part = {name: values[start:end] for name, values in inputs.items()}
+                hidden = model(**part).last_hidden_state
+                result[together[start:end]] = mean_pool(hidden, part["attention_mask"]).numpy()
         return result
 
 

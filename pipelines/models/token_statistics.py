@@ -19,6 +19,10 @@ from schemas.setting_groups import ModelSettings
 from serving.inference.normalise import normalise
 
 SAMPLE = 5000  # texts tokenised, evenly spaced
+CHARS_A_TOKEN, ROUGH_LIMIT = (
+    4,
+    2048,
+)  # where no tokenizer can be read, as of a GGUF file; most tokens that are then chosen
 LEAST_LENGTH, STEP = 128, 32  # shortest `max_length` that is chosen, and its unit
 COVERED = 99  # percentile of lengths that the chosen length covers
 MUCH_CUT, MUCH_UNKNOWN, MANY_PIECES = 0.05, 0.02, 3.0  # from which a warning is printed
@@ -41,8 +45,7 @@ class TokenStatistics:
 
         A longer limit costs nothing where texts are short, so it is never below LEAST_LENGTH.
         """
-        covered = float(np.percentile(self.lengths, COVERED))
-        return min(self.limit, max(LEAST_LENGTH, STEP * int(np.ceil(covered / STEP))))
+        return min(self.limit, covering(self.lengths))
 
     def cut_share(self, length: int) -> float:
         """Return the share of texts with more than `length` tokens."""
@@ -83,6 +86,28 @@ class TokenStatistics:
             f"{lost}; no more fit into the base model: set model.base_model to one with a longer context, of "
             f"{STEP * int(np.ceil(np.percentile(self.lengths, COVERED) / STEP))} tokens or more, or shorten the texts"
         )
+
+
+def covering(lengths: NDArray[np.int64]) -> int:
+    """Return the length that covers COVERED % of these, in steps of STEP, LEAST_LENGTH or more."""
+    return max(LEAST_LENGTH, STEP * int(np.ceil(float(np.percentile(lengths, COVERED)) / STEP)))
+
+
+def rough_lengths(texts: Sequence[str]) -> NDArray[np.int64]:
+    """Return about how many tokens each text has."""
+    return np.array([-(-len(text) // CHARS_A_TOKEN) for text in texts], dtype=np.int64)
+
+
+def cut_warning(lengths: NDArray[np.int64], limit: int, what: str, setting: str, *, about: bool) -> list[str]:
+    """Return a line if many of the texts called `what` are longer than `setting` allows."""
+    cut = float((lengths > limit).mean())
+    if cut < MUCH_CUT:
+        return []
+    counted = f" (counted as {CHARS_A_TOKEN} characters each)" if about else ""
+    return [
+        f"{'about ' * about}{cut:.0%} of the {what} have more than {limit} tokens{counted}, and the rest is cut: raise "
+        f"{setting} (covering {COVERED} % takes {covering(lengths)})"
+    ]
 
 
 def token_statistics(texts: Sequence[str], model: ModelSettings) -> TokenStatistics | None:

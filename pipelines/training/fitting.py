@@ -23,6 +23,7 @@ from pipelines.models.encoder import layer_of
 from pipelines.training.errors import check_epoch, check_loss
 from pipelines.training.tasks.task import Forward, Rows, TrainingTask
 from schemas.configuration.training import TrainingSettings
+from serving.inference.passes import passes
 from serving.process.memory import return_free_memory
 
 LEAST_BATCH, SMALL_BATCH = 4, 16
@@ -30,7 +31,6 @@ LEAST_STEPS, MANY_STEPS = 8, 60
 EPOCHS, EPOCHS_OF_MANY, MANY_ROWS, MANY_TOKENS = 8, 4, 4000, 75_000
 MAX_NORM = 1.0
 CHUNK = 16
-PASS_ROWS, PASS_TOKENS = 32, 4096  # at most, without gradients: more tokens leave the caches
 REMEDY = "lower training.learning_rate, or set training.bf16 = false"
 HEAD = "head."
 RATES = {"lora": 1e-3, "full": 1e-4, "head": 1e-3}
@@ -160,13 +160,10 @@ def outputs_of(task: TrainingTask, forward: Forward, rows: Rows, numbers: Sequen
     """Return what the task keeps of a model's outputs [len(numbers), ...] for the rows with these numbers."""
     lengths = rows.inputs.lengths[list(numbers)]
     order = np.argsort(lengths, kind="stable")
-    kept, start = [], 0
-    while start < len(order):
-        longest = int(lengths[order[start : start + PASS_ROWS]][-1])
-        end = start + max(1, min(PASS_ROWS, PASS_TOKENS // longest))
+    kept = []
+    for start, end in passes(lengths[order]):
         batch = [numbers[n] for n in order[start:end]]
         kept.append(task.kept(forward(batch), torch.from_numpy(rows.targets[batch])))
-        start = end
     return np.asarray(np.concatenate(kept)[np.argsort(order)])
 
 

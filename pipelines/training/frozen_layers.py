@@ -15,6 +15,7 @@ from torch import nn
 
 from pipelines.models.encoder import Encoder, TextModel, layer_of, layers_of
 from pipelines.models.families import encoder_family
+from serving.inference.passes import passes
 
 MAX_BYTES = 1 << 30
 
@@ -118,8 +119,8 @@ class LowerStates:
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         fitting = np.flatnonzero(np.cumsum(lengths) <= max_bytes // (4 * encoder.width))
         order = fitting[np.argsort(lengths[fitting], kind="stable")].tolist()
-        for start in range(0, len(order), 32):
-            rows = order[start : start + 32]
+        for start, end in passes(lengths[order]):
+            rows = order[start:end]
             states, _ = self._run(rows)
             self._kept.update({row: states[n, : lengths[row]].clone() for n, row in enumerate(rows)})
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from typing import Any
 
-from pipelines.dataset.examples import Drops, Example
+from pipelines.dataset.examples import FROM_FILES, Drops, Example
 from schemas.targets import Task, labels_of
 from serving.inference.normalise import tidy, without_boilerplate
 
@@ -44,12 +45,14 @@ def clean(
     """
     rows = []
     for example in examples:
-        text = tidy(without_boilerplate(example.text))  # `normalise`, which keeps a text that is boilerplate alone
+        text = tidy(without_boilerplate(example.text))
+        if not text and example.source in FROM_FILES:
+            text = tidy(example.text)  # as `normalise` does: "Unsubscribe me" may be what somebody wants
         if not text:
             drops.add("boilerplate" if tidy(example.text) else "empty", tidy(example.text))
         else:
             rows.append(example if text == example.text else replace(example, text=text))
-    rows = drops.keep(rows, lambda e: len(_WORD.findall(e.text[: 8 * min_chars])) >= min_chars, "too short")
+    rows = drops.keep(rows, lambda e: _has_letters(e.text, min_chars), "too short")
     rows = drops.keep(rows, lambda e: labels.issuperset(labels_of(task, e.label)), "label not in the taxonomy")
     if language is not None:
         rows = drops.keep(rows, lambda e: is_language(e.text, language), "wrong language")
@@ -57,6 +60,11 @@ def clean(
         texts = names([e.text for e in rows])
         rows = [e if e.text == text else replace(e, text=text) for e, text in zip(rows, texts, strict=True)]
     return rows
+
+
+def _has_letters(text: str, count: int) -> bool:
+    """Return whether a text has so many letters and digits; it is read no further than that."""
+    return sum(1 for _ in islice(_WORD.finditer(text), count)) == count
 
 
 def is_language(text: str, language: str) -> bool:

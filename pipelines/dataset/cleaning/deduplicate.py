@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from serving.inference.normalise import folded
 
 THRESHOLD = 0.9
-CHUNK = 8192  # texts shingled at a time, so that they fit the processor's cache
+CHUNK, CHUNK_GRAMS = (
+    8192,
+    2_000_000,
+)  # texts, and characters of theirs, that are shingled at a time: each takes some 90 bytes
 SKETCH_BITS = 256
 MANY = 64  # texts under one key from which numpy is faster than a loop
 MOST_NEAR = 8  # leaders listed for a text; more make no difference, as it lies between clusters anyway
@@ -46,8 +49,8 @@ class Grams:
 
     def __init__(self, texts: Sequence[str]) -> None:
         parts, sizes = [], []
-        for start in range(0, len(texts), CHUNK):
-            values, counts = _shingle(texts[start : start + CHUNK])
+        for start, end in _chunks(np.array([len(text) for text in texts], dtype=np.int64)):
+            values, counts = _shingle(texts[start:end])
             parts.append(values)
             sizes.append(counts)
         self.values = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
@@ -99,6 +102,17 @@ def cluster(texts: Sequence[str], anchors: int = 0, threshold: float = THRESHOLD
     return Clusters(leader, near)
 
 
+def _chunks(sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield ranges of texts: at most CHUNK of them, and CHUNK_GRAMS in all or a single text."""
+    start, ends = 0, np.cumsum(sizes)
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        fitting = int(np.searchsorted(ends, before + CHUNK_GRAMS, side="right"))
+        end = min(max(start + 1, fitting), start + CHUNK, len(sizes))
+        yield start, end
+        start = end
+
+
 def _shingle(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Return the sorted distinct grams of all texts, concatenated, and the number of each text (at least 1)."""
     normal = [folded(text) for text in texts]
@@ -129,8 +143,8 @@ def _shared_keys(grams: Grams, threshold: float) -> Iterator[tuple[int, list[int
     sizes = grams.sizes
     interval = np.floor(np.log(np.maximum(sizes, 1)) / -np.log(threshold) + 1e-9).astype(np.int64)
     owners, keys = [], []
-    for start in range(0, len(sizes), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(sizes)))
+    for start, end in _chunks(sizes):
+        rows = np.arange(start, end)
         row = np.repeat(rows - start, sizes[rows])
         values = grams.values[grams.starts[rows[0]] : grams.starts[rows[-1] + 1]]
         hashes = _mix(values)
@@ -210,8 +224,8 @@ class _Comparison:
 def _sketches(grams: Grams) -> NDArray[np.uint64]:
     """Return the sketches, [n, 4]: 256 bits a text."""
     parts = [np.zeros((0, SKETCH_BITS // 64), dtype=np.uint64)]
-    for start in range(0, len(grams.sizes), CHUNK):
-        sizes = grams.sizes[start : start + CHUNK]
+    for start, end in _chunks(grams.sizes):
+        sizes = grams.sizes[start:end]
         values = grams.values[grams.starts[start] : grams.starts[start + len(sizes)]]
         bit = np.repeat(np.arange(len(sizes)), sizes) * SKETCH_BITS
         bit += (_mix(values) % np.uint64(SKETCH_BITS)).astype(np.int64)

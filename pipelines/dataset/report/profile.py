@@ -114,7 +114,7 @@ def _drift(
         distance = float(1 - x @ y / max(1e-12, float(np.linalg.norm(x) * np.linalg.norm(y))))
         accuracy, p_texts = two_sample(a, b)
     labels = sorted({*mine, *theirs})
-    comparable = len(labels) > 1 and bool(train) and bool(others)
+    comparable = len(labels) > 1 and bool(mine) and bool(theirs)  # rows of no label at all compare with nothing
     table = [[counts.get(label, 0) for label in labels] for counts in (mine, theirs)]
     return Drift(
         against=name,

@@ -4,8 +4,8 @@ Turns generated texts, and the likelihood of the reference answers, into `TextEv
 `score_text`. The gates compare two values of a row: the NLL of the reference answer, and the similarity of the generated text
 to it (chrF, Popović 2015).
 
-NLL is per token. Between two models both are divided by the candidate's number of tokens: a tokenizer that cuts the same answer
-into more tokens does not make it more likely.
+NLL is per token. Where two models are compared, the NLLs of both are divided by the candidate's number of tokens: a tokenizer
+that cuts the same answer into more tokens does not make it more likely.
 """
 
 from collections import Counter

@@ -229,13 +229,14 @@ def _reliability(fitted: IntervalCalibration, numbers: Floats, truth: Floats) ->
 def _fits(
     claimed: IntervalCalibration, numbers: Floats, truth: Floats, fold: NDArray[np.int64] | None
 ) -> Iterator[tuple[NDArray[np.int64], IntervalCalibration]]:
-    """Yield row numbers and the intervals that judge them: fitted on the other folds, or as claimed for all rows."""
+    """Yield row numbers and the intervals that judge them: fitted on the other folds, or as claimed where there are none."""
     if fold is None or not claimed.fitted_rows:
         yield np.arange(len(truth)), claimed
         return
     for number in np.unique(fold):
         others = fold != number
-        yield np.flatnonzero(~others), intervals.fit(numbers[others], None, truth[others])
+        fitted = intervals.fit(numbers[others], None, truth[others]) if others.any() else claimed
+        yield np.flatnonzero(~others), fitted
 
 
 def _row_nll(

@@ -27,7 +27,6 @@ class Classification(EncoderTask):
 
     labels: Sequence[str]
     name: Literal["classification"] = "classification"
-    calibration: Literal["softmax"] = "softmax"
 
     def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
         """Return the label number [n] of each example."""

@@ -45,7 +45,6 @@ class Generation:
     """Outputs are negative log-likelihoods [n, k] of tokens, targets completion lengths [n]."""
 
     name: Literal["generation"] = "generation"
-    calibration: Literal["sequence"] = "sequence"
     learns_rejections = False
 
     def rows(

@@ -25,7 +25,6 @@ class Multilabel(EncoderTask):
 
     labels: Sequence[str]
     name: Literal["multilabel"] = "multilabel"
-    calibration: Literal["sigmoid"] = "sigmoid"
 
     def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
         """Return the targets [n, k], 1 where a label is true."""

@@ -27,7 +27,6 @@ class Regression(EncoderTask):
     shift: float = 0.0
     scale: float = 1.0
     name: Literal["regression"] = "regression"
-    calibration: Literal["interval"] = "interval"
     learns_rejections: bool = False  # "not 7" does not tell whether the number is higher or lower
 
     @classmethod

@@ -7,7 +7,7 @@ what the linear heads on encoders share.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from pipelines.training.warm_start import WarmStart
 from schemas.configuration.training import TrainingSettings
 from schemas.targets import Task
 
-CalibrationKind = Literal["softmax", "sigmoid", "interval", "sequence"]
 Forward = Callable[[Sequence[int]], torch.Tensor]
 
 
@@ -81,10 +80,6 @@ class TrainingTask(Protocol):
     @property
     def name(self) -> Task:
         """Return the task's name in the settings."""
-
-    @property
-    def calibration(self) -> CalibrationKind:
-        """Return the kind of calibration that its outputs take."""
 
     @property
     def learns_rejections(self) -> bool:

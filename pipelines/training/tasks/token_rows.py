@@ -3,7 +3,7 @@
 generation.py makes `TokenRows`; fitting.py reads them.
 
 Where only upper layers carry adapters, the layers below are frozen: they run once per row, and each epoch runs the others alone.
-training/frozen_layers.py does the same for encoders.
+training/frozen_layers.py does the same for encoders. Rows whose states would take more than `max_bytes` run through all layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines.training.frozen_layers import Passthrough, Recorder, Replay, first_changing, replaced
+from pipelines.training.frozen_layers import MAX_BYTES, Passthrough, Recorder, Replay, first_changing, replaced
 from pipelines.training.tasks.task import Forward
 from serving.inference.decoder_runtime import token_logprobs
-
-BATCH = 32
+from serving.inference.passes import passes
 
 
 class TokenRows:
     """Token ids of n rows and, for each, how many of the last tokens are the completion's."""
 
-    def __init__(self, ids: Sequence[list[int]], completions: Sequence[int]) -> None:
-        self._ids, self._completions = list(ids), list(completions)
+    def __init__(self, ids: Sequence[list[int]], completions: Sequence[int], *, max_bytes: int = MAX_BYTES) -> None:
+        self._ids, self._completions, self._max_bytes = list(ids), list(completions), max_bytes
         self.lengths: NDArray[np.int64] = np.array([len(row) for row in ids], dtype=np.int64)
         # First trainable layer -> states [length, width] of each row.
         self._states: dict[int, list[torch.Tensor]] = {}
@@ -35,7 +34,7 @@ class TokenRows:
     def feeding(self, model: Any) -> Iterator[Forward]:
         """Yield the function from row numbers [b] to negative log-likelihoods [b, k]; afterwards the model is whole again."""
         first = first_changing(model)
-        if not first:
+        if not first or self._state_bytes(model) > self._max_bytes:
             yield lambda rows: self._forward(model, rows)
             return
         if first not in self._states:
@@ -49,6 +48,9 @@ class TokenRows:
         with replaced(layers_of(model), {0: replay} | {number: Passthrough() for number in range(1, first)}):
             yield forward
 
+    def _state_bytes(self, model: Any) -> int:
+        return int(self.lengths.sum() * model.config.hidden_size * next(model.parameters()).element_size())
+
     def _forward(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
         return -token_logprobs(model, [self._ids[row] for row in rows], [self._completions[row] for row in rows])
 
@@ -60,8 +62,8 @@ class TokenRows:
         model.eval()
         above = {number: Passthrough() for number in range(first + 1, len(layers))}
         with replaced(layers, {first: recorder} | above):
-            for start in range(0, len(order), BATCH):
-                rows = order[start : start + BATCH]
+            for start, end in passes(self.lengths[order]):
+                rows = order[start:end]
                 token_logprobs(model, [self._ids[row] for row in rows], [1] * len(rows))
                 for row, states in zip(rows, recorder.states, strict=True):
                     result[row] = states[len(states) - len(self._ids[row]) :].clone()

@@ -1,17 +1,19 @@
-"""Reference pages made from the code: docs/cli.md, http.md, events.md and metrics.md.
+"""Reference pages made from the code: docs/cli.md, http.md, events.md, metrics.md and policy.md.
 
-Turns click's commands, the OpenAPI and AsyncAPI documents and the registries of metrics into Markdown. `make docs` writes the
-pages; tests/test_docs.py compares them.
+Turns click's commands, the OpenAPI and AsyncAPI documents, the registries of metrics and the policy's template into Markdown.
+`make docs` writes the pages; tests/test_docs.py compares them.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import click
 from prometheus_client import CollectorRegistry
 
+from pipelines.gates.policy import default_policy
 from schemas.configuration.serving import ServingSettings
+from schemas.targets import Task
 from services.cli.main import cli
 from services.ingestion.metrics import ConsumerMetrics
 from services.scheduling.metrics import SchedulerMetrics
@@ -24,7 +26,13 @@ MADE = "Made by `make docs`; do not edit."
 
 def pages() -> dict[str, str]:
     """Return each page's text by its name in docs/."""
-    return {"cli.md": _cli(), "http.md": _http(), "events.md": _events(), "metrics.md": _metrics()}
+    return {
+        "cli.md": _cli(),
+        "http.md": _http(),
+        "events.md": _events(),
+        "metrics.md": _metrics(),
+        "policy.md": _policy(),
+    }
 
 
 def _table(*columns: str, rows: Iterable[tuple[str, ...]]) -> str:
@@ -75,8 +83,37 @@ def _http() -> str:
         for method, operation in operations.items():
             rows = [(f"`{status}`", _about(answer, document)) for status, answer in operation["responses"].items()]
             described = _paragraphs(str(operation.get("description") or operation.get("summary", "")))
-            parts.append(f"## {method.upper()} {path}\n\n{described}\n\n{_table('status', 'meaning', rows=rows)}")
+            parts += [f"## {method.upper()} {path}", described, *_examples(operation)]
+            if path == "/predict":
+                parts.append(_table("option", "task", "meaning", rows=_options()))
+            parts.append(_table("status", "meaning", rows=rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _examples(operation: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the document's examples of an operation's bodies, and of its answer."""
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    for name, example in body.get("examples", {}).items():
+        yield f"Body, {name}:\n\n{_json(example['value'])}"
+    for status, answer in operation["responses"].items():
+        example = answer.get("content", {}).get("application/json", {}).get("example")
+        if example is not None:
+            yield f"Answer, {status}:\n\n{_json(example)}"
+
+
+def _json(value: object) -> str:
+    return f"```json\n{json.dumps(value, indent=2, ensure_ascii=False)}\n```"
+
+
+def _options() -> Iterator[tuple[str, ...]]:
+    """Yield each field of `options` of POST /predict with the tasks that know it."""
+    tasks: dict[tuple[str, str], list[str]] = {}
+    for task in get_args(Task):
+        schemas = openapi_document(task, ServingSettings())["components"]["schemas"]
+        for name, field in schemas["Options"]["properties"].items():
+            tasks.setdefault((name, str(field.get("description", ""))), []).append(task)
+    for (name, meaning), known in tasks.items():
+        yield f"`options.{name}`", ", ".join(known), _paragraphs(meaning)
 
 
 def _about(answer: Mapping[str, Any], document: Mapping[str, Any]) -> str:
@@ -134,6 +171,24 @@ def _metrics() -> str:
     for title, registry in registries.items():
         rows = [(f"`{family.name}`", family.type, family.documentation) for family in registry.collect()]
         parts.append(f"## {title}\n\n{_table('metric', 'kind', 'meaning', rows=sorted(rows))}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _policy() -> str:
+    head = (
+        "# Policy\n\nThe gates' thresholds, as `ratchet init` writes them into `policy.toml`, each with its reason. "
+        f"[evidence.md](evidence.md) says what they promise. Every report shows the values that it was judged by. {MADE}"
+    )
+    parts = [head, f"Classification:\n\n```toml\n{default_policy('classification').strip()}\n```"]
+    usual = set(default_policy("classification").splitlines())
+    for task in get_args(Task)[1:]:
+        table, values = "", []
+        for line in default_policy(task).splitlines():
+            table = line if line.startswith("[") else table
+            if line not in usual and not line.startswith("#"):
+                values.append(f"`{table[1:-1]}.{line}`")
+        if values:
+            parts.append(f"In {task} these differ: {', '.join(values)}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("services", "pipelines", "serving", "schemas")
-HEAD = """# Rooms
+HEAD = """# Folders of the code
 
-One page a room: the docstring of its `__init__.py`. Imports run one way, `services → pipelines → serving → schemas`,
+A section for each folder: the docstring of its `__init__.py`. Imports run one way, `services → pipelines → serving → schemas`,
 without cycles among files or folders; import-linter checks both. Made by `make docs`; do not edit.
 """
 

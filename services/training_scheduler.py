@@ -198,6 +198,7 @@ class TrainingScheduler:
             return
         record = self._registry.claim_round(reason=decision.reason, cut=self._features.current_cut(), token=token)
         if record is not None:
+            self._cron.use(now)
             self._watched = record.round_id
             log.info("round %s claimed: %s", record.round_id, decision.reason)
             self._start(record.round_id, 1, token)

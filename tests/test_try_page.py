@@ -1,6 +1,8 @@
 """The page /try, open to anybody: who comes back is slowed down, and who comes first costs no look into the event log."""
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
@@ -75,3 +77,27 @@ def test_a_visitor_who_comes_back_too_often_waits(client: TestClient, project: W
     assert project.looks == A_MINUTE
     clock.advance(60)
     assert client.get("/try").status_code == 200
+
+
+def test_a_renewed_api_key_is_used_at_once(client: TestClient, project: Watched) -> None:
+    given: list[str | None] = []
+
+    class Serving(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            given.append(self.headers["authorization"])
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output empty."""
+
+    with HTTPServer(("127.0.0.1", 0), Serving) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serving = project.settings.serving.model_copy(update={"host": "127.0.0.1", "port": server.server_port})
+        project.settings = project.settings.model_copy(update={"serving": serving})
+        first = project.keys.api_key
+        client.post("/try", data={"text": "an oven"})
+        keys = project.settings.path("keys.env")
+        keys.write_text(keys.read_text(encoding="utf-8").replace(first, "renewed" * 6), encoding="utf-8")
+        client.post("/try", data={"text": "an oven"})
+        server.shutdown()
+    assert given == [f"Bearer {first}", f"Bearer {'renewed' * 6}"]

@@ -7,7 +7,7 @@ rows.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -148,6 +148,8 @@ def warnings(data: ProjectData, settings: Settings, policy: Policy) -> list[str]
     if data.reference:
         notes += [f"reference: {note}" for note in data.reference.notes] + _compared(data)
     measured = data.tokens(settings.model)
+    if measured and data.task == "generation":  # the answer needs its part of what the base model reads
+        measured = replace(measured, limit=max(1, measured.limit - settings.model.max_new_tokens))
     notes += measured.warnings(settings.model.max_length) if measured else []
     if data.task == "generation":
         texts, answers, about = data.lengths(settings.model)

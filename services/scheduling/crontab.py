@@ -22,17 +22,22 @@ class Crontab:
     def __init__(self, text: str | None, now: datetime) -> None:
         self._trigger = crontab(text) if text else None
         self._since = now
+        self._seen: datetime | None = None
 
     def due(self, now: datetime, newest_round: datetime | None) -> bool:
         """Return whether a time has come. A round that anybody claimed after it has used it up."""
         if self._trigger is None:
             return False
-        if newest_round is not None and newest_round <= now:
-            self._since = max(self._since, newest_round)
+        if newest_round is not None and newest_round != self._seen:
+            self._seen, self._since = newest_round, max(self._since, newest_round)
         if now < self._since - SLACK:  # the clock was set back: its times come again
             self._since = now
         due = self._trigger.get_next_fire_time(None, self._since)
         return due is not None and due <= now
+
+    def use(self, now: datetime) -> None:
+        """Count every time up to now as used: this scheduler has claimed a round."""
+        self._since = now
 
 
 def crontab(text: str) -> CronTrigger:

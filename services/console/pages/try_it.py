@@ -21,7 +21,7 @@ from services.console.pages.sign_in import address
 from services.console.people import Forbidden, Right
 from services.console.sign_in import TooManyTries
 from services.console.visit import Visit, check_csrf
-from serving.http.access import keyed_hash, pseudonym
+from serving.http.access import keyed_hash, pseudonym, read_keys
 
 VISITOR = "ratchet_visitor"
 TIMEOUT_S = 15.0
@@ -49,7 +49,8 @@ def ask(visit: Visit) -> Response:
         return _shown(visit, visitor, answer=None, text="")
     _slow_down(visit)
     body = {"items": [{"text": text, "metadata": {"channel": "try"}}], "user": visitor}
-    headers = {"authorization": f"Bearer {visit.project.keys.api_key}"}
+    settings = visit.project.settings  # the key may have been renewed since the console began
+    headers = {"authorization": f"Bearer {read_keys(settings.path(settings.access.keys)).api_key}"}
     answered = _call(visit, "/predict", body, headers)
     return _shown(visit, visitor, answer=answered[0], text=text)
 

@@ -6,6 +6,8 @@ import pytest
 
 from pipelines.dataset.examples import Example
 from pipelines.models.encoder import Encoder
+from pipelines.training.history import Log
+from pipelines.training.hyperparameter_search import Search
 from pipelines.training.tasks.classification import Classification
 from pipelines.training.trainer import Trained, train
 from schemas.configuration.training import TrainingSettings
@@ -66,6 +68,21 @@ def test_the_study_ends_with_its_time_and_the_recipe_stays(encoder: Encoder) -> 
     assert [(line["trial"], line["state"]) for line in trials] == [(0, "fail")]
     [end] = [line for line in stopped.history if line["phase"] == "hyperparameters" and "chosen" in line]
     assert (end["chosen"], "did not end" in str(end["why"])) == ("recipe", True)
+
+
+def test_a_study_with_time_for_the_recipe_alone_says_so(encoder: Encoder) -> None:
+    rows = [*examples(60, 1), *examples(60, 2)]
+    tokenised, log = TASK.rows(encoder, rows, BAD), Log(lambda *_: None)
+    split = (list(range(60)), list(range(60, 120)))
+
+    def clock() -> float:
+        """Return a time after the budget as soon as the recipe's trial has ended."""
+        return 1e9 if any("trial" in line for line in log.history) else 0.0
+
+    assert Search(TASK, encoder, rows, tokenised, split, BAD, log, clock).run() == BAD
+    assert [line["state"] for line in log.history if "trial" in line] == ["complete"]
+    [end] = [line for line in log.history if "chosen" in line]
+    assert (end["chosen"], "more minutes" in str(end["why"])) == ("recipe", True)
 
 
 def test_few_validation_rows_choose_nothing_and_none_is_the_default(encoder: Encoder) -> None:

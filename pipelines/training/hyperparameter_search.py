@@ -94,6 +94,11 @@ class Search:
         if 0 not in complete:
             self._log.line(chosen="recipe", why="the recipe's own trial did not end within training.search_minutes")
             return self._settings
+        if sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials) == 1:
+            self._log.line(
+                chosen="recipe", why="no other trial ended within training.search_minutes: more minutes compare more"
+            )
+            return self._settings
         best = min(complete, key=lambda number: float(self._losses[number].mean()))
         gain = self._losses[0] - self._losses[best]
         needed = float(gain.std() / np.sqrt(len(gain)))

@@ -5,8 +5,7 @@
 
 `predict` copies every row of a CSV file whose column `text` is not empty, and adds `label`, `confidence` and `prediction_id`.
 Reviewers write the right label into a column `correct`; an empty cell says nothing. `correct` sends these. Both may be run again
-after a crash:
-`predict` goes on behind the last complete row, and `correct` stores a correction once until the file is edited.
+after a crash: `predict` goes on behind the last complete row, and `correct` stores a correction once until the file is edited.
 """
 
 import argparse
@@ -76,9 +75,8 @@ def correct(ratchet: Client, reviewed: Path, user: str) -> int:
             label = (row.get("correct") or "").strip()
             if not label:
                 continue
-            same = str(
-                uuid.uuid5(uuid.UUID(row["prediction_id"]), f"{user}\0{label}\0{edition}")
-            )  # until the file is edited
+            # The same in every run, until the file is edited.
+            same = str(uuid.uuid5(uuid.UUID(row["prediction_id"]), f"{user}\0{label}\0{edition}"))
             try:
                 ratchet.correct(row["prediction_id"], label, user=user, feedback_id=same)
             except RequestRefused as refused:

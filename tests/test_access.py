@@ -17,9 +17,7 @@ from starlette.testclient import TestClient
 
 from schemas.records import NamedKey, Role
 from schemas.setting_groups import AccessSettings
-from schemas.settings import Settings
 from serving.api import Api
-from serving.artifacts import ArtifactStore
 from serving.http.access import Keys, issue_token, keyed_hash, read_keys, store_keys, write_keys
 from serving.http.asgi import Message, Refused, Request
 from serving.http.counters import Counters
@@ -27,17 +25,9 @@ from serving.http.guard import LOOKUP_EVERY_S, Guard
 from serving.http.keyring import MACHINE, Keyring
 from serving.http.metrics import Metrics
 from serving.http.prediction_ids import is_ours, new_prediction_id
-from serving.inference.batching import MicroBatcher
-from serving.inference.generation_queue import GenerationQueue
-from serving.live import LiveModel
-from serving.messaging.connection import Broker
-from serving.messaging.outbox import Outbox
-from serving.messaging.outbox_sender import Keep
-from serving.messaging.publisher import Topics
 from serving.named_keys import key_hash, make_key
-from serving.registry.registry import Registry
-from tests.support.fakes import TOPICS, free_port
-from tests.support.versions import promote
+from tests.support.fakes import free_port
+from tests.support.workers import WorkerParts
 
 PREDICT = {"items": [{"text": "the oven"}]}
 LATER = 4_000_000_000
@@ -62,26 +52,11 @@ ALLOWED = {
 }
 
 
-class Site:
+class Site(WorkerParts):
     """A served project with named keys, whose clock and settings of access a test may set."""
 
     def __init__(self, root: Path, version: Path) -> None:
-        self.settings = Settings.model_validate({"model": {"name": "m"}}).model_copy(update={"root": root})
-        self.own = write_keys(root / "keys.env")
-        self.registry = Registry(self.settings.registry_url, "m")
-        self.registry.migrate()
-        self.registry.set_labels(TOPICS)
-        store = ArtifactStore(self.settings.location(self.settings.artifacts.url))
-        promote(self.registry, store, version)
-        cache = self.settings.path("state/cache")
-        self.live = LiveModel(self.registry, store, cache, threads=1, poll_seconds=60)
-        self.live.start()
-        self.batcher = MicroBatcher(self.live.current, max_batch=8, max_queue=100)
-        self.generation = GenerationQueue(self.live.current, max_queue=1)
-        self.outbox = Outbox(
-            root / "outbox", broker=Broker(f"127.0.0.1:{free_port()}"), topics=Topics.of("m"), keep=Keep.UNTIL_STORED,
-            stored_positions=self.registry.positions, max_bytes=10_000_000, timeout_s=1,
-        )  # fmt: skip
+        super().__init__(root, version)
         self.outbox.start()
         self.keys = {
             roles: self.registry.people.add(roles.replace(" ", "-"), roles.split())
@@ -106,8 +81,7 @@ class Site:
         counters.close()
 
     def close(self) -> None:
-        for part in (self.live, self.batcher, self.generation, self.registry):
-            part.close()
+        super().close()
         self.outbox.close(5)
 
 

@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from serving.inference.normalise import folded
 
 THRESHOLD = 0.9
-CHUNK, CHUNK_GRAMS = (
-    8192,
-    2_000_000,
-)  # texts, and characters of theirs, that are shingled at a time: each takes some 90 bytes
+CHUNK = 8192  # texts shingled at a time, so that they fit the processor's cache
+CHUNK_GRAMS = 2_000_000  # and characters of theirs, each of which takes some 90 bytes
 SKETCH_BITS = 256
 MANY = 64  # texts under one key from which numpy is faster than a loop
 MOST_NEAR = 8  # leaders listed for a text; more make no difference, as it lies between clusters anyway
